@@ -1,0 +1,102 @@
+"""Models of a config, opened: checkpoint, facts, tokenizer, and packed weights in the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlx_ray.artifact import BlobRef, WeightsManifest
+from rlx_ray.checkpoint.safetensors import to_f32
+from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
+from rlx_ray.checkpoint.tokenizer import Tokenizer
+from rlx_ray.digest import sha256_hex
+from rlx_ray.errors import CheckpointError, StoreError
+from rlx_ray.models.family import Family, ModelFacts, family
+from rlx_ray.models.packing import pack
+from rlx_ray.runtime.weights import Weights
+from rlx_ray.spec import ModelSpec
+from rlx_ray.store import Miss, Store, TieredStore
+from rlx_ray.target import PACK_VERSION, Target
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model of the config with what its checkpoint says. Tensors are read when packed."""
+
+    spec: ModelSpec
+    family: Family
+    facts: ModelFacts
+    checkpoint: Checkpoint
+    source_digest: str
+
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer, truncating at the model's limit.
+
+        Raises:
+            CheckpointError: the checkpoint has none.
+        """
+        text = self.checkpoint.text("tokenizer.json")
+        if text is None:
+            raise CheckpointError(
+                f"{self.checkpoint.url} has no tokenizer.json.",
+                "Save the model with its fast tokenizer.",
+            )
+        return Tokenizer(text, self.facts.limits.max_tokens)
+
+
+def open_model(spec: ModelSpec) -> OpenModel:
+    """Open a model's checkpoint and read its facts.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or lacks a tensor.
+        ConfigError: the family is not known.
+    """
+    kind = family(spec.family)
+    checkpoint = open_checkpoint(spec.source)
+    facts = kind.facts(checkpoint.text, checkpoint.tensors)
+    return OpenModel(spec, kind, facts, checkpoint, checkpoint.source_digest())
+
+
+def ensure_weights(store: Store, model: OpenModel, target: Target) -> WeightsManifest:
+    """The model's packed weights for a target's family, packed and published if not there.
+
+    Raises:
+        StoreError: the store cannot be reached or written.
+        CheckpointError: a tensor cannot be read.
+    """
+    found = store.find_weights(model.spec.name, model.source_digest, PACK_VERSION, target.family)
+    if not isinstance(found, Miss):
+        return found
+    if found.kind == "unreachable":
+        raise StoreError(found.reason)
+    tensors = model.checkpoint.tensors
+    data, bindings = pack(
+        model.facts.params,
+        lambda name: to_f32(tensors[name].read(), tensors[name].dtype),
+        target.panel,
+    )
+    view = memoryview(data)
+    manifest = WeightsManifest(
+        model.spec.name,
+        model.source_digest,
+        PACK_VERSION,
+        target.family,
+        BlobRef("weights", sha256_hex(view), len(view)),
+        bindings,
+    )
+    store.put_weights(manifest, view)
+    return manifest
+
+
+def load_weights(store: TieredStore, model: OpenModel, target: Target) -> Weights:
+    """The model's packed weights, mapped from this host's cache.
+
+    Raises:
+        StoreError: the store cannot be reached, or does not have them after packing.
+    """
+    manifest = ensure_weights(store.store, model, target)
+    found = store.fetch_weights(
+        manifest.model, manifest.source, manifest.pack_version, manifest.target_family
+    )
+    if isinstance(found, Miss):
+        raise StoreError(f"packed weights of {model.spec.name!r}: {found.reason}")
+    return Weights(found.manifest, found.path)

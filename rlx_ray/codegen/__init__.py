@@ -1,0 +1,1 @@
+"""Backends: LIR to source text, source text to bytes."""

@@ -1,0 +1,91 @@
+"""compile(BuildSpec) -> Artifact: the one place where the stages meet."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+
+from rlx_ray.artifact import Artifact, Binding, BindingManifest, BuildRecord
+from rlx_ray.codegen.backend import ENTRY, backend_for
+from rlx_ray.digest import build_id
+from rlx_ray.dtype import DType
+from rlx_ray.errors import CompileError
+from rlx_ray.graphs import builder
+from rlx_ray.ir.lir import Lir, Tensor
+from rlx_ray.passes import pipeline
+from rlx_ray.spec import BuildSpec
+from rlx_ray.target import ABI
+
+ALIGNMENT = 64
+TAIL = 256
+"""Bytes behind every part of the arena: kernels may read one register past a buffer's end."""
+
+
+def stages(spec: BuildSpec) -> pipeline.Stages:
+    """The program after each stage, without building it."""
+    backend = backend_for(spec.target)
+    hir = builder(spec.family)(spec.config_json)
+    return pipeline.run(
+        hir,
+        dict(spec.component.dim_binding),
+        spec.profile,
+        spec.component.dispatch,
+        backend.supported,
+        spec.target,
+    )
+
+
+def source(spec: BuildSpec, lir: Lir) -> str:
+    """The source text of a variant."""
+    return backend_for(spec.target).emit(lir, spec.target)
+
+
+def compile(spec: BuildSpec) -> Artifact:
+    """Compile one variant: the same spec gives the same blobs, byte for byte, anywhere.
+
+    Args:
+        spec: all that the result depends on.
+
+    Raises:
+        CompileError: the spec is for another compiler, the family is unknown here, the toolchain
+            is not the pinned one, or the variant does not compile.
+    """
+    started = time.monotonic()
+    if spec.build_id != build_id() or spec.abi != ABI:
+        raise CompileError(
+            f"the spec was made by build {spec.build_id} (abi {spec.abi}), this is "
+            f"{build_id()} (abi {ABI}).",
+            "Install the same version of rlx_ray on the node that plans and the node that builds.",
+        )
+    backend = backend_for(spec.target)
+    lir = stages(spec).lir
+    text = backend.emit(lir, spec.target)
+    blobs = {"code": backend.build(text, spec.target, spec.toolchain)}
+    if backend.build_pool is not None:
+        blobs["pool"] = backend.build_pool(spec.target, spec.toolchain)
+    blobs["text"] = text.encode()
+    record = BuildRecord(
+        round(time.monotonic() - started, 3),
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        f"{platform.machine()} {platform.system()}",
+    )
+    return Artifact.make(spec, binding(lir), blobs, record)
+
+
+def binding(lir: Lir) -> BindingManifest:
+    """The binding manifest of a program."""
+    return BindingManifest(
+        tuple(_bind(t) for t in lir.inputs),
+        tuple(_bind(t) for t in lir.params),
+        tuple(_bind(t) for t in lir.outputs),
+        lir.arena.size + TAIL,
+        (lir.scratch.size + TAIL + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT,
+        ALIGNMENT,
+        ENTRY,
+    )
+
+
+def _bind(tensor: Tensor) -> Binding:
+    dtype = DType.I32 if tensor.ctype == "int" else DType.F32
+    return Binding(tensor.name, dtype, tensor.shape, tensor.offset, tensor.layout)

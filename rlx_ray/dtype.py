@@ -1,0 +1,45 @@
+"""Element types of tensors, and their names in NumPy, safetensors and the v2 protocol."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from rlx_ray.errors import ConfigError, nearest
+
+
+class DType(Enum):
+    """An element type: (name, bytes per element, Open Inference Protocol v2 name)."""
+
+    F32 = ("f32", 4, "FP32")
+    F16 = ("f16", 2, "FP16")
+    BF16 = ("bf16", 2, "BF16")
+    F64 = ("f64", 8, "FP64")
+    I8 = ("i8", 1, "INT8")
+    U8 = ("u8", 1, "UINT8")
+    I16 = ("i16", 2, "INT16")
+    I32 = ("i32", 4, "INT32")
+    I64 = ("i64", 8, "INT64")
+    BOOL = ("bool", 1, "BOOL")
+
+    def __init__(self, text: str, size: int, oip: str) -> None:
+        self.text = text
+        self.size = size
+        self.oip = oip
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def parse(cls, text: str) -> DType:
+        """The type with a name such as `f32`.
+
+        Raises:
+            ConfigError: no such type.
+        """
+        for one in cls:
+            if one.text == text:
+                return one
+        names = [one.text for one in cls]
+        raise ConfigError(
+            f"dtype {text!r} is not known.", nearest(text, names) or f"Use one of {names}."
+        )

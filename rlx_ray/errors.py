@@ -1,0 +1,104 @@
+"""Every exception that rlx_ray raises on purpose.
+
+::
+
+    RlxError                      the root; carries what to do about it
+    +-- ConfigError               a config, option or spec that cannot be meant (CLI exit 2)
+    |   +-- UnknownModelError     a model name that the config does not have (HTTP 404)
+    |   +-- InputError            a request that cannot be answered as it stands (HTTP 400)
+    +-- CheckpointError           a source that is missing, damaged or lacks a tensor
+    +-- CompileError              a variant that does not compile
+    |   +-- ToolchainMissing      no toolchain for the target on this machine
+    |   +-- ToolchainMismatch     the toolchain here is not the pinned one
+    |   +-- BuildLimitError       the capped child ran out of time or memory
+    +-- StoreError                the store cannot be reached, read or written
+    +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
+    +-- VariantMissing            aot mode and the store has no artifact (HTTP 503)
+    +-- VerifyError               an IR that breaks its level's rules: a bug in a pass
+
+Messages name the field, the value and the remedy. `RlxError.remedy` holds the last part alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlxError(Exception):
+    """Root of all errors of this package.
+
+    Args:
+        message: what is wrong, naming the field and the value.
+        remedy: what to do about it, as one sentence.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+    def __reduce__(self) -> tuple[type[RlxError], tuple[str, str]]:
+        return type(self), (self.message, self.remedy)
+
+
+class ConfigError(RlxError):
+    """A config, option or spec that cannot be meant."""
+
+
+class UnknownModelError(ConfigError):
+    """A model name that is not in the config."""
+
+
+class InputError(ConfigError):
+    """A request that cannot be answered as it stands."""
+
+
+class CheckpointError(RlxError):
+    """A checkpoint that is missing, damaged or lacks a tensor."""
+
+
+class CompileError(RlxError):
+    """A variant that does not compile."""
+
+
+class ToolchainMissing(CompileError):
+    """No toolchain for the target on this machine."""
+
+
+class ToolchainMismatch(CompileError):
+    """The toolchain on this machine is not the one that the BuildSpec pins."""
+
+
+class BuildLimitError(CompileError):
+    """The capped child process ran out of time or memory."""
+
+
+class StoreError(RlxError):
+    """The store cannot be reached, read or written."""
+
+
+class ArtifactError(RlxError):
+    """An artifact that must not be used: torn, altered, or made for something else."""
+
+
+class VariantMissing(RlxError):
+    """The store has no artifact for a variant and the mode forbids compiling it."""
+
+
+class VerifyError(RlxError):
+    """An IR that breaks the rules of its level: a bug in the pass that made it."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """A hint such as `did you mean 'batch'?`, or the empty string.
+
+    Args:
+        word: what the user wrote.
+        allowed: what would have been accepted.
+    """
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,135 @@
+"""LIR: kernel instances, regions of tiles with a barrier behind each, and where buffers lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from rlx_ray.ir.expr import Expr
+from rlx_ray.ir.mir import Note, Shape
+
+
+class Space(Enum):
+    """Where a buffer lies."""
+
+    PARAM = "param"  # offset is the index into the parameter table
+    ARENA = "arena"  # shared by all threads, offset in bytes
+    SCRATCH = "scratch"  # one tile's, in the thread's own part, offset in bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An argument: a buffer and how far one tile moves in it (bytes). `ctype` is `float` or `int`.
+
+    `shift` is added once, in elements: a column of the first row, say.
+    """
+
+    space: Space
+    offset: int
+    stride: int = 0
+    ctype: str = "float"
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """How an expression reads an operand at (row, column) of its output.
+
+    The element index is sum((row // div) % mod * step) + column * column_step, where mod 0 means
+    no modulo; `column_step` is 0 (one value a row) or 1.
+    """
+
+    terms: tuple[tuple[int, int, int], ...]
+    column_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An instance of a kernel template: its compile-time constants and, if any, its expression.
+
+    Kernels that are equal are one function in the unit, whatever the number of their calls.
+    """
+
+    template: str
+    constants: tuple[tuple[str, int | float], ...]
+    expr: Expr | None = None
+    operands: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A kernel on one tile: the output, the inputs in the template's order, the operands."""
+
+    kernel: Kernel
+    output: Slot
+    inputs: tuple[Slot | None, ...]
+    operands: tuple[Slot, ...] = ()
+    scratch: Slot | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Tiles that threads share out, and the calls that run on each, depth-first.
+
+    Attributes:
+        axis: what a tile is a piece of: `sequences`, `rows`, `whole`.
+        tiles: how many.
+        calls: what runs on one tile, in order.
+        reason: why this axis and this tile size.
+    """
+
+    axis: str
+    tiles: int
+    calls: tuple[Call, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A planned piece of memory: first and last step of its life (inclusive), bytes, offset."""
+
+    name: str
+    size: int
+    first: int
+    last: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Memory of one space: its buffers, its size, and the least that liveness allows (bytes)."""
+
+    buffers: tuple[Buffer, ...]
+    size: int
+    bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input, output or parameter of the program, with its offset in the arena (bytes)."""
+
+    name: str
+    ctype: str
+    shape: Shape
+    offset: int
+    layout: str = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Lir:
+    """A program ready to be printed as C or as a launch plan."""
+
+    inputs: tuple[Tensor, ...]
+    params: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    regions: tuple[Region, ...]
+    arena: Plan
+    scratch: Plan
+    flops: int
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The distinct kernels, in the order of their first call."""
+        return tuple(dict.fromkeys(c.kernel for r in self.regions for c in r.calls))

@@ -1,0 +1,271 @@
+"""MIR: a DAG of operations over bound shapes, and the one table that defines each operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from rlx_ray.component.dispatch import OpKind
+from rlx_ray.dtype import DType
+from rlx_ray.ir.expr import Expr, size
+from rlx_ray.shape import elements
+
+Shape = tuple[int, ...]
+Attr = int | float | str | None | tuple[int, ...] | Expr
+
+
+class Op(Enum):
+    """Operations of the MIR. Logical kernels come first, then primitives."""
+
+    MATMUL = "matmul"
+    LAYER_NORM = "layer_norm"
+    ATTENTION = "attention"
+    SOFTMAX = "softmax"
+    ACTIVATION = "activation"
+    GATHER = "gather"
+    POOL = "pool"
+
+    INPUT = "input"
+    PARAM = "param"
+    ELEMENTWISE = "elementwise"
+    DOT = "dot"
+    TAKE = "take"
+    IOTA = "iota"
+    LENGTH_MASK = "length_mask"
+    STRIDED = "strided"
+    REDUCE = "reduce"
+    RESHAPE = "reshape"
+
+
+class Split(Enum):
+    """How far an operation can be cut along the leading axis of its output."""
+
+    ROWS = "rows"  # row i of the output needs row i of its batched inputs
+    QUERIES = "queries"  # as ROWS for the output, but inputs are read whole
+    SEQUENCES = "sequences"  # only between sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value: its operation, the nodes it reads, its shape and attributes.
+
+    `dispatch` says why a logical kernel is native or how a primitive came to be; `origin` is the
+    HIR node it stems from.
+    """
+
+    op: Op
+    inputs: tuple[int, ...]
+    shape: Shape
+    dtype: DType
+    attrs: tuple[tuple[str, Attr], ...] = ()
+    origin: str = ""
+    dispatch: str = ""
+
+    def attr(self, name: str) -> Attr:
+        """The value of an attribute; None if the node has none of that name."""
+        return dict(self.attrs).get(name)
+
+    def number(self, name: str) -> int:
+        """The value of a whole-number attribute."""
+        value = self.attr(name)
+        assert isinstance(value, int), (self, name)
+        return value
+
+    @property
+    def expr(self) -> Expr | None:
+        """The expression of an elementwise region, or the epilogue of a kernel."""
+        value = self.attr("expr")
+        return value if not isinstance(value, int | float | str | tuple) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why a pass did something, or did not: for `explain`."""
+
+    stage: str
+    subject: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mir:
+    """A program: nodes in topological order (an input's index is below its user's)."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[int, ...]
+    notes: tuple[Note, ...] = field(default=())
+
+    def users(self) -> tuple[tuple[int, ...], ...]:
+        """For each node, the nodes that read it (a node that reads it twice stands twice)."""
+        users: list[list[int]] = [[] for _ in self.nodes]
+        for index, node in enumerate(self.nodes):
+            for source in node.inputs:
+                users[source].append(index)
+        return tuple(tuple(u) for u in users)
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarFunction:
+    """A function of expressions: its arity, its oracle, and the C that computes it on a vector."""
+
+    arity: int
+    oracle: Callable[..., float]
+    c: str
+
+
+SCALAR_FUNCTIONS: dict[str, ScalarFunction] = {
+    "add": ScalarFunction(2, lambda a, b: a + b, "({} + {})"),
+    "sub": ScalarFunction(2, lambda a, b: a - b, "({} - {})"),
+    "mul": ScalarFunction(2, lambda a, b: a * b, "({} * {})"),
+    "div": ScalarFunction(2, lambda a, b: a / b, "({} / {})"),
+    "max": ScalarFunction(2, max, "vmax({}, {})"),
+    "exp": ScalarFunction(1, math.exp, "vexp({})"),
+    "erf": ScalarFunction(1, math.erf, "verf({})"),
+    "tanh": ScalarFunction(1, math.tanh, "vtanh({})"),
+    "sqrt": ScalarFunction(1, math.sqrt, "vsqrt({})"),
+    "rsqrt": ScalarFunction(1, lambda a: 1 / math.sqrt(a), "vrsqrt({})"),
+    "gelu": ScalarFunction(1, lambda a: 0.5 * a * (1 + math.erf(a / math.sqrt(2))), "vgelu({})"),
+    "gelu_tanh": ScalarFunction(
+        1,
+        lambda a: 0.5 * a * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),
+        "vgelu_tanh({})",
+    ),
+    "relu": ScalarFunction(1, lambda a: max(a, 0.0), "vmax({}, (vf){{0}})"),
+}
+"""Functions of one output element. The last three are native activations; their common form is
+made of the ones above."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpDef:
+    """What an operation is.
+
+    Attributes:
+        arity: fewest and most inputs.
+        infer: the output's shape from the inputs' shapes and the attributes; None where the
+            operation is told (tensors, iota, strided, reshape: checked by the verifier).
+        split: how far it can be cut along the leading axis.
+        kind: the RLX kind of a logical kernel; None for a primitive.
+        flops: floating-point operations, for the cost model.
+    """
+
+    arity: tuple[int, int]
+    infer: Callable[[Node, tuple[Shape, ...]], Shape | None]
+    split: Split
+    kind: OpKind | None = None
+    flops: Callable[[Node, tuple[Shape, ...]], int] = lambda node, shapes: 0
+
+
+def broadcast(shapes: tuple[Shape, ...]) -> Shape:
+    """The shape of an elementwise result, aligned at the last axis.
+
+    Raises:
+        ValueError: two extents differ and neither is 1.
+    """
+    rank = max((len(s) for s in shapes), default=0)
+    out = []
+    for axis in range(-rank, 0):
+        extents = {s[axis] for s in shapes if len(s) >= -axis} - {1}
+        if len(extents) > 1:
+            raise ValueError(f"shapes {shapes} do not broadcast")
+        out.append(extents.pop() if extents else 1)
+    return tuple(out)
+
+
+def _told(node: Node, shapes: tuple[Shape, ...]) -> None:
+    return None
+
+
+def _matmul(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    (m, k), (k2, n) = shapes[0], shapes[1]
+    if k != k2:
+        raise ValueError(f"inner extents {k} and {k2} differ")
+    return (m, n)
+
+
+def _dot(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    a, b = shapes
+    if a[-1] != b[-2] or (len(b) > 2 and a[:-2] != b[:-2]):
+        raise ValueError(f"{a} and {b} do not multiply")
+    return (*a[:-1], b[-1])
+
+
+def _attention(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    width = node.number("heads") * node.number("dim")
+    if shapes[0][1] != 3 * width or shapes[0][0] != shapes[1][0] * node.number("keys"):
+        raise ValueError(f"qkv {shapes[0]} is not [sequences * keys, 3 * heads * dim]")
+    return (shapes[0][0], width)
+
+
+def _pool(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    if shapes[0][0] != shapes[1][0] * node.number("tokens"):
+        raise ValueError(f"rows {shapes[0]} are not sequences * tokens")
+    return (shapes[1][0], shapes[0][1])
+
+
+def _reduce(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    axis = node.number("axis")
+    return (*shapes[0][:axis], 1, *shapes[0][axis + 1 :])
+
+
+def _mask(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    return (*shapes[0], node.number("tokens"))
+
+
+def _same(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    return shapes[0]
+
+
+def _elementwise_flops(node: Node, shapes: tuple[Shape, ...]) -> int:
+    return elements(node.shape) * (size(node.expr) if node.expr else 0)
+
+
+def _matmul_flops(node: Node, shapes: tuple[Shape, ...]) -> int:
+    return 2 * elements(node.shape) * shapes[0][-1] + _elementwise_flops(node, shapes)
+
+
+def _attention_flops(node: Node, shapes: tuple[Shape, ...]) -> int:
+    return 4 * elements(node.shape) * node.number("keys")
+
+
+def _several(factor: int) -> Callable[[Node, tuple[Shape, ...]], int]:
+    return lambda node, shapes: factor * elements(shapes[0] if shapes else node.shape)
+
+
+_EW = (0, 16)
+OPS: dict[Op, OpDef] = {
+    Op.MATMUL: OpDef((2, 16), _matmul, Split.ROWS, OpKind.parse("MatMul"), _matmul_flops),
+    Op.LAYER_NORM: OpDef((3, 3), _same, Split.ROWS, OpKind.parse("LayerNorm"), _several(8)),
+    Op.ATTENTION: OpDef(
+        (2, 2), _attention, Split.QUERIES, OpKind.parse("Attention"), _attention_flops
+    ),
+    Op.SOFTMAX: OpDef((1, 1), _same, Split.ROWS, OpKind.parse("Softmax"), _several(16)),
+    Op.ACTIVATION: OpDef((1, 1), _same, Split.ROWS, OpKind.parse("Activation"), _several(16)),
+    Op.GATHER: OpDef((1, 3), _told, Split.ROWS, OpKind.parse("Gather"), _several(0)),
+    Op.POOL: OpDef((2, 2), _pool, Split.SEQUENCES, OpKind.parse("Pool"), _several(1)),
+    Op.INPUT: OpDef((0, 0), _told, Split.ROWS),
+    Op.PARAM: OpDef((0, 0), _told, Split.ROWS),
+    Op.ELEMENTWISE: OpDef(
+        _EW, lambda node, shapes: broadcast(shapes), Split.ROWS, None, _elementwise_flops
+    ),
+    Op.DOT: OpDef((2, 2), _dot, Split.SEQUENCES, None, _matmul_flops),
+    Op.TAKE: OpDef((2, 2), _told, Split.ROWS),
+    Op.IOTA: OpDef((0, 0), _told, Split.SEQUENCES),
+    Op.LENGTH_MASK: OpDef((1, 1), _mask, Split.SEQUENCES),
+    Op.STRIDED: OpDef((1, 1), _told, Split.SEQUENCES),
+    Op.REDUCE: OpDef((1, 1), _reduce, Split.SEQUENCES, None, _several(1)),
+    Op.RESHAPE: OpDef((1, 1), _told, Split.SEQUENCES),
+}
+"""Every operation, its rules side by side. A new one is a row here, a lowering in
+`passes/kernels.py` and, where it is a logical kernel, a rule in `passes/common.py`."""
+
+LOGICAL: dict[Op, OpKind] = {op: d.kind for op, d in OPS.items() if d.kind is not None}
+"""The logical kernels and their RLX kinds: the registry of the dispatch decision."""
+
+
+def node_flops(mir: Mir, index: int) -> int:
+    """Floating-point operations of one node."""
+    node = mir.nodes[index]
+    return OPS[node.op].flops(node, tuple(mir.nodes[i].shape for i in node.inputs))

@@ -1,0 +1,76 @@
+"""A stable text of each level, for `explain`, golden tests and reports."""
+
+from __future__ import annotations
+
+from rlx_ray.ir import expr
+from rlx_ray.ir.hir import Hir
+from rlx_ray.ir.lir import Call, Lir, Slot
+from rlx_ray.ir.mir import Mir
+
+
+def hir_text(hir: Hir) -> str:
+    """One line per tensor and node, blocks as headings."""
+    lines = [
+        f"{what} {t.name}: {t.dtype}[{', '.join(map(str, t.shape))}]"
+        for what, tensors in (("input", hir.inputs), ("param", hir.params))
+        for t in tensors
+    ]
+    block = ""
+    for node in hir.nodes:
+        if node.block != block:
+            block = node.block
+            lines.append(f"{block}:")
+        attrs = "".join(f" {k}={v}" for k, v in node.attrs)
+        inputs = ", ".join(i or "-" for i in node.inputs)
+        shape = ", ".join(map(str, node.shape))
+        lines.append(f"  {node.name} = {node.op.value}({inputs}){attrs} -> [{shape}]")
+    return "\n".join([*lines, f"output {', '.join(hir.outputs)}"]) + "\n"
+
+
+def mir_text(mir: Mir) -> str:
+    """One line per node: index, operation, inputs, attributes, shape, origin."""
+    lines = []
+    for index, node in enumerate(mir.nodes):
+        attrs = "".join(
+            f" {k}={expr.text(v) if isinstance(v, expr.Fn | expr.In | expr.Acc | expr.Lit) else v}"
+            for k, v in node.attrs
+        )
+        inputs = ", ".join(f"%{i}" for i in node.inputs)
+        lines.append(
+            f"%{index} = {node.op.value}({inputs}){attrs} -> {node.dtype}{list(node.shape)}"
+            f"  ; {node.origin}"
+        )
+    return "\n".join([*lines, "output " + ", ".join(f"%{i}" for i in mir.outputs)]) + "\n"
+
+
+def lir_text(lir: Lir) -> str:
+    """Tensors, then each region with its calls, then the memory plan."""
+    names = {kernel: f"k{i}" for i, kernel in enumerate(lir.kernels)}
+    lines = []
+    for what, tensors in (("input", lir.inputs), ("output", lir.outputs)):
+        lines += [f"{what} {t.name}: {t.ctype}{list(t.shape)} at {t.offset}" for t in tensors]
+    for kernel, name in names.items():
+        constants = " ".join(f"{k}={v}" for k, v in kernel.constants)
+        tail = f" epilogue={expr.text(kernel.expr)}" if kernel.expr is not None else ""
+        lines.append(f"kernel {name} = {kernel.template} {constants}{tail}")
+    for i, region in enumerate(lir.regions):
+        lines.append(f"region {i}: {region.tiles} tiles of {region.axis}; {region.reason}")
+        lines += [f"  {_call_text(call, names[call.kernel])}" for call in region.calls]
+    for what, plan in (("arena", lir.arena), ("scratch per thread", lir.scratch)):
+        share = plan.size / plan.bound if plan.bound else 1.0
+        lines.append(
+            f"{what}: {plan.size} bytes, liveness bound {plan.bound} bytes ({share:.3f} x)"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _call_text(call: Call, name: str) -> str:
+    inputs = ", ".join(_slot_text(s) for s in (*call.inputs, *call.operands))
+    return f"{_slot_text(call.output)} = {name}({inputs})  ; {call.origin}"
+
+
+def _slot_text(slot: Slot | None) -> str:
+    if slot is None:
+        return "-"
+    moves = f"+{slot.stride}*tile" if slot.stride else ""
+    return f"{slot.space.value}[{slot.offset}{moves}]"

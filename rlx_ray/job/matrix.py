@@ -1,0 +1,179 @@
+"""From a model and its facts to BuildSpecs: the matrix, expanded. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from rlx_ray.component import (
+    CompileProfile,
+    ModelComponent,
+    ModelPhase,
+    ModelVariant,
+    QuantScheme,
+    composition_key,
+    preset_for_phase,
+)
+from rlx_ray.component.variant import ROWS
+from rlx_ray.digest import build_id
+from rlx_ray.errors import ConfigError
+from rlx_ray.models.family import Family, ModelFacts
+from rlx_ray.spec import BuildSpec, MatrixRow, ModelSpec
+from rlx_ray.target import ABI, PACK_VERSION, Target, target, toolchain_for
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One variant of one model for one target.
+
+    Attributes:
+        spec: all that a builder needs.
+        path: the matrix row that asked for it.
+        unsupported: why this version cannot build it; empty if it can.
+    """
+
+    spec: BuildSpec
+    path: str
+    unsupported: str = ""
+
+
+def expand(
+    model: ModelSpec, family: Family, facts: ModelFacts, toolchain: Mapping[str, object]
+) -> tuple[Cell, ...]:
+    """Every cell of a model's matrix, in the config's order: row, target, then sizes.
+
+    A cell that several rows ask for with equal specs stands once.
+
+    Args:
+        model: the model as the config says it.
+        family: its family.
+        facts: what its checkpoint says.
+        toolchain: the config's `toolchain` section.
+
+    Raises:
+        ConfigError: a phase that the family lacks, a size past the model's positions, or two
+            components of equal cache key and different specs.
+    """
+    cells: dict[tuple[str, str], Cell] = {}
+    for row in model.matrix:
+        _check_row(model, family, facts, row)
+        targets = model.targets if row.targets is None else tuple(map(target, row.targets))
+        for wanted in targets:
+            for variant in variants(row):
+                cell = _cell(model, facts, row, variant, wanted, toolchain)
+                key = (wanted.name, cell.spec.component.cache_key_hex)
+                known = cells.setdefault(key, cell)
+                if known.spec.digest != cell.spec.digest:
+                    raise ConfigError(
+                        f"{row.path}: {variant} of {model.name!r} has the cache key {key[1]} of "
+                        f"{known.spec.component.variant} in {known.path}, but is another build.",
+                        "RLX's key does not tell them apart: take one of the two rows out.",
+                    )
+    return tuple(cells.values())
+
+
+def variants(row: MatrixRow) -> Iterator[ModelVariant]:
+    """The variants of one row: the product of its lists, less `exclude`, plus `include`."""
+    names = ("batch", "seq", "past_seq", "rows")
+    axes: list[Sequence[int | None]] = [
+        row.batch,
+        row.seq,
+        row.past_seq or (None,),
+        row.rows or (None,),
+    ]
+    points = [dict(zip(names, values, strict=True)) for values in product(*axes)]
+    excluded = [dict(point) for point in row.exclude]
+    for point in points:
+        if not any(all(point[k] == v for k, v in e.items()) for e in excluded):
+            yield _variant(row.phase, point)
+    for included in row.include:
+        yield _variant(row.phase, dict(included))
+
+
+def _variant(phase: ModelPhase, point: Mapping[str, int | None]) -> ModelVariant:
+    batch, seq = point["batch"], point["seq"]
+    assert batch is not None
+    assert seq is not None
+    variant = ModelVariant(phase, batch, seq, point.get("past_seq"))
+    rows = point.get("rows")
+    return variant if rows is None else variant.with_extra(ROWS, rows)
+
+
+def _check_row(model: ModelSpec, family: Family, facts: ModelFacts, row: MatrixRow) -> None:
+    if row.phase not in family.phases:
+        known = [p.spelling for p in family.phases]
+        raise ConfigError(
+            f"{row.path}.phase is {row.phase.spelling!r}, which family {family.name!r} does not "
+            "have.",
+            f"Use one of {known}.",
+        )
+    limit = facts.limits.max_positions
+    for variant in variants(row):
+        if variant.seq > limit:
+            raise ConfigError(
+                f"{row.path}.seq has {variant.seq}, but {model.name!r} has {limit} positions.",
+                f"Use at most {limit}.",
+            )
+
+
+def _cell(
+    model: ModelSpec,
+    facts: ModelFacts,
+    row: MatrixRow,
+    variant: ModelVariant,
+    wanted: Target,
+    toolchain: Mapping[str, object],
+) -> Cell:
+    profile = row.profile or model.profile
+    if profile is None:
+        profile = CompileProfile.preset(preset_for_phase(variant.phase))
+    dispatch = row.dispatch or model.dispatch
+    scheme = _scheme(model, row)
+    component = ModelComponent(
+        variant,
+        dispatch,
+        row.mode or model.mode,
+        profile.key,
+        scheme,
+        composition_key(facts.composition),
+    )
+    spec = BuildSpec(
+        model=model.name,
+        family=facts.family,
+        family_source=facts.family_source,
+        config=facts.config,
+        fingerprint=facts.fingerprint,
+        component=component,
+        profile=profile,
+        tensors=facts.tensors,
+        target=wanted,
+        toolchain=toolchain_for(wanted, toolchain),
+        build_id=build_id(),
+        abi=ABI,
+        pack_version=PACK_VERSION,
+    )
+    return Cell(spec, row.path, _unsupported(variant, profile, scheme))
+
+
+def _scheme(model: ModelSpec, row: MatrixRow) -> QuantScheme | None:
+    quant = row.quant if row.quant is not None else model.quant
+    if quant is None or isinstance(quant, QuantScheme):
+        return quant
+    return None if quant == "file" else QuantScheme.parse(quant)
+
+
+def _unsupported(
+    variant: ModelVariant,
+    profile: CompileProfile,
+    scheme: QuantScheme | None,
+) -> str:
+    if variant.extra:
+        return "ragged variants (rows) are not built by this version"
+    if profile.precision.compute != "f32":
+        return f"precision.compute {profile.precision.compute} is not built by this version"
+    if scheme is not None:
+        return f"quantised weights ({scheme}) are not built by this version"
+    if profile.backend:
+        return f"profile.backend option {profile.backend[0][0]!r} is not known to any backend"
+    return ""

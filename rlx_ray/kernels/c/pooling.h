@@ -1,0 +1,29 @@
+/* From token rows to one row a sequence, over the first `length` of `tokens` tokens.
+ *
+ *   mean: sum / length      max: the largest of each column      cls: the first token's row
+ *
+ * A sequence of length 0 gives zeros. */
+#ifndef RLX_POOLING_H
+#define RLX_POOLING_H
+
+#include "rt.h"
+
+enum { POOL_MEAN, POOL_MAX, POOL_CLS };
+
+RLX_INLINE void pool_rows(const long sequences, const long tokens, const long n, const int kind,
+                          const float *x, const int *lengths, float *y) {
+    for (long s = 0; s < sequences; s++, x += tokens * n, y += n) {
+        long length = lengths[s] < tokens ? lengths[s] : tokens;
+        for (long i = 0; i < n; i++) y[i] = length > 0 ? x[i] : 0;
+        if (kind == POOL_CLS) continue;
+        for (long t = 1; t < length; t++)
+            for (long i = 0; i < n; i++) {
+                float v = x[t * n + i];
+                y[i] = kind == POOL_MAX ? (v > y[i] ? v : y[i]) : y[i] + v;
+            }
+        if (kind == POOL_MEAN && length > 0)
+            for (long i = 0; i < n; i++) y[i] /= (float)length;
+    }
+}
+
+#endif

@@ -1,0 +1,29 @@
+/* The contract between a compiled variant, the thread pool and the runtime (version RLX_ABI).
+ *
+ * A variant exports one function,   int rlx_run(const rlx_frame *, rlx_runner, void *pool)
+ * and its regions are run in order by the pool, with a barrier between two of them. A region is
+ * cut into `tiles` independent pieces; thread t of T takes a contiguous share of them.
+ */
+#ifndef RLX_ABI_H
+#define RLX_ABI_H
+
+#define RLX_ABI 1
+
+typedef struct {
+    const float *const *params; /* packed weights, in the order of the binding manifest */
+    char *arena;                /* shared by all threads, 64-byte aligned */
+    char *scratch;              /* `scratch_stride` bytes for each thread, 64-byte aligned */
+    long scratch_stride;
+} rlx_frame;
+
+typedef void (*rlx_tile)(const rlx_frame *frame, char *scratch, long tile);
+
+typedef struct {
+    rlx_tile run;
+    long tiles;
+} rlx_region;
+
+typedef int (*rlx_runner)(void *pool, const rlx_region *regions, long count,
+                            const rlx_frame *frame);
+
+#endif

@@ -1,0 +1,205 @@
+"""What a model family tells about a checkpoint, and where families are found.
+
+A family from another distribution registers in the entry-point group `rlx_ray.models`, under its
+name, a `Family` value.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from rlx_ray.component import LayerComposition, ModelPhase
+from rlx_ray.digest import sha256_hex
+from rlx_ray.dtype import DType
+from rlx_ray.errors import ConfigError, nearest
+from rlx_ray.spec import FamilySource, TensorSpec
+
+GROUP = "rlx_ray.models"
+
+_BUILT_IN = {"bert": "rlx_ray.models.bert:FAMILY"}
+
+
+class TensorInfo(Protocol):
+    """What a family may know of a stored tensor."""
+
+    @property
+    def dtype(self) -> DType:
+        """The stored type."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stored shape."""
+        ...
+
+
+Texts = Callable[[str], str | None]
+"""A checkpoint's small text files by name relative to it; None for one that is not there."""
+
+Tensors = Mapping[str, TensorInfo]
+"""A checkpoint's tensors by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """A parameter of the graph, and the checkpoint tensors that it is made of.
+
+    Attributes:
+        name: as the graph names it.
+        shape: of a matrix (K, N) as in y = x W; otherwise the row-major shape.
+        layout: `plain`: one source as it is. `matrix`: sources of shape [N_i, K], stacked along
+            N and transposed. `vector`: one-dimensional sources one after the other.
+        sources: names of checkpoint tensors.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a text may be, in tokens with the special ones.
+
+    Attributes:
+        max_tokens: what the checkpoint says that it is meant for; longer texts are truncated.
+        max_positions: rows of the position table: more is impossible.
+    """
+
+    max_tokens: int
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """All that the compiler and the server need to know of a checkpoint, but its bytes.
+
+    Attributes:
+        family: name of the family.
+        family_source: where a family from outside this package comes from.
+        config: canonical JSON text of the normalised model config.
+        fingerprint: 64 hex digits over the needed tensors' names, dtypes and shapes.
+        composition: the layers, as the cache key counts them.
+        limits: on the length of texts.
+        tensors: the checkpoint tensors that the model needs, sorted by name.
+        params: the graph's parameters, in packing order.
+    """
+
+    family: str
+    family_source: FamilySource | None
+    config: str
+    fingerprint: str
+    composition: LayerComposition
+    limits: Limits
+    tensors: tuple[TensorSpec, ...]
+    params: tuple[ParamSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        name: as a config spells it.
+        read: makes facts from a checkpoint's text files and tensors.
+        phases: what its models can be compiled for.
+        inputs: names of the graph's inputs, in call order.
+        source: where it comes from, if not from this package; set by `family`.
+    """
+
+    name: str
+    read: Callable[[Texts, Tensors], ModelFacts]
+    phases: tuple[ModelPhase, ...]
+    inputs: tuple[str, ...]
+    source: FamilySource | None = None
+
+    def facts(self, texts: Texts, tensors: Tensors) -> ModelFacts:
+        """The facts of a checkpoint.
+
+        Args:
+            texts: such as the method `Checkpoint.text`.
+            tensors: such as `Checkpoint.tensors`.
+
+        Raises:
+            CheckpointError: a file or tensor is missing or malformed.
+            ConfigError: the model is a kind that the family does not know.
+        """
+        return replace(self.read(texts, tensors), family_source=self.source)
+
+
+def family_names() -> tuple[str, ...]:
+    """Names of all families that are installed, sorted; none is imported."""
+    return tuple(sorted(_BUILT_IN.keys() | {point.name for point in _foreign()}))
+
+
+def family(name: str) -> Family:
+    """The family with a name. A built-in one cannot be replaced by another distribution.
+
+    Raises:
+        ConfigError: no such family, or it cannot be loaded.
+    """
+    if name in _BUILT_IN:
+        return _load(name, _BUILT_IN[name], f"{__package__}.{name}")
+    points = [point for point in _foreign() if point.name == name]
+    if not points:
+        names = family_names()
+        raise ConfigError(
+            f"family {name!r} is not known.", nearest(name, names) or f"Use one of {list(names)}."
+        )
+    owners = sorted({_owner(point) for point in points})
+    if len(owners) > 1:
+        raise ConfigError(
+            f"family {name!r} is offered by several distributions: {owners}.",
+            "Uninstall all but one of them.",
+        )
+    loaded = _load(name, points[0].value, f"distribution {owners[0]}")
+    return replace(loaded, source=_source(points[0]))
+
+
+def _foreign() -> tuple[metadata.EntryPoint, ...]:
+    points = metadata.entry_points(group=GROUP)
+    return tuple(p for p in points if p.name not in _BUILT_IN and _owner(p) != "rlx-ray")
+
+
+def _owner(point: metadata.EntryPoint) -> str:
+    name = point.dist.name if point.dist else ""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _load(name: str, value: str, origin: str) -> Family:
+    module, _, attribute = value.partition(":")
+    try:
+        loaded: object = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # foreign code may raise anything while it is imported
+        raise ConfigError(
+            f"family {name!r} of {origin} cannot be loaded from {value!r}: "
+            f"{type(error).__name__}: {error}.",
+            "Reinstall or uninstall that distribution.",
+        ) from error
+    if not isinstance(loaded, Family) or loaded.name != name:
+        raise ConfigError(
+            f"family {name!r} of {origin}: {value!r} is no Family of that name.",
+            "Correct its entry point.",
+        )
+    return loaded
+
+
+def _source(point: metadata.EntryPoint) -> FamilySource:
+    assert point.dist is not None
+    spec = importlib.util.find_spec(point.value.partition(":")[0])
+    assert spec is not None
+    if not spec.origin or not Path(spec.origin).is_file():
+        raise ConfigError(
+            f"family {point.name!r} of {point.dist.name} has no source file to take a digest of.",
+            "Install it as plain Python files.",
+        )
+    digest = sha256_hex(Path(spec.origin).read_bytes())
+    return FamilySource(point.dist.name, point.dist.version, digest)

@@ -1,0 +1,175 @@
+"""Common lowerings: each logical kernel as the same maths in primitives.
+
+These are the definitions that native kernels are held against; they favour plainness over speed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from rlx_ray.dtype import DType
+from rlx_ray.ir.expr import Acc, Expr, Fn, In, Lit, rewrite
+from rlx_ray.ir.mir import Node, Op
+from rlx_ray.passes.lower import MirBuilder
+from rlx_ray.shape import elements
+
+_FAR = 1e30
+"""Subtracted from masked scores: exp of it is 0, and it stays finite."""
+
+
+def _matmul(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
+    x, weight, *operands = inputs
+    dot = b.add(Op.DOT, (x, weight), node.shape)
+    if node.expr is None:
+        return dot
+
+    def leaf(expr: Expr) -> Expr:
+        match expr:
+            case Acc():
+                return In(0)
+            case In(index):
+                return In(index + 1)
+            case _:
+                return expr
+
+    return b.elementwise(rewrite(node.expr, leaf), (dot, *operands), node.shape)
+
+
+def _layer_norm(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
+    x, gain, bias = inputs
+    n = node.shape[-1]
+    axis = len(node.shape) - 1
+    column = (*node.shape[:-1], 1)
+    total = b.add(Op.REDUCE, (x,), column, axis=axis, kind="sum")
+    mean = b.elementwise(Fn("mul", (In(0), Lit(1 / n))), (total,), column)
+    centred = b.binary("sub", x, mean)
+    squares = b.add(Op.REDUCE, (b.binary("mul", centred, centred),), column, axis=axis, kind="sum")
+    eps = node.attr("eps")
+    assert isinstance(eps, float)
+    variance = Fn("add", (Fn("mul", (In(0), Lit(1 / n))), Lit(eps)))
+    scale = b.elementwise(Fn("rsqrt", (variance,)), (squares,), column)
+    scaled = Fn("mul", (Fn("mul", (In(0), In(1))), In(2)))
+    return b.elementwise(Fn("add", (scaled, In(3))), (centred, scale, gain, bias), node.shape)
+
+
+def _softmax(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
+    axis = len(node.shape) - 1
+    column = (*node.shape[:-1], 1)
+    most = b.add(Op.REDUCE, inputs, column, axis=axis, kind="max")
+    powers = b.unary("exp", b.binary("sub", inputs[0], most))
+    total = b.add(Op.REDUCE, (powers,), column, axis=axis, kind="sum")
+    return b.binary("div", powers, total)
+
+
+def _attention(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
+    qkv, lengths = inputs
+    heads, dim, keys = node.number("heads"), node.number("dim"), node.number("keys")
+    batch, width = b.shape(lengths)[0], heads * dim
+    row = 3 * width
+
+    def head_view(shift: int, transposed: bool) -> int:
+        extents = (batch, heads, dim, keys) if transposed else (batch, heads, keys, dim)
+        steps = (keys * row, dim, 1, row) if transposed else (keys * row, dim, row, 1)
+        shape = (batch * heads, *extents[2:])
+        return b.add(Op.STRIDED, (qkv,), shape, extents=extents, steps=steps, shift=shift)
+
+    scores = b.add(
+        Op.DOT, (head_view(0, False), head_view(width, True)), (batch * heads, keys, keys)
+    )
+    grid = (batch, heads, keys, keys)
+    mask = b.add(Op.LENGTH_MASK, (lengths,), (batch, keys), tokens=keys)
+    mask = b.add(Op.RESHAPE, (mask,), (batch, 1, 1, keys))
+    scaled = Fn("mul", (In(0), Lit(1 / math.sqrt(dim))))
+    hidden = Fn("mul", (Fn("sub", (In(1), Lit(1.0))), Lit(_FAR)))
+    masked = b.elementwise(
+        Fn("add", (scaled, hidden)), (b.add(Op.RESHAPE, (scores,), grid), mask), grid
+    )
+    weights = b.add(Op.RESHAPE, (b.add(Op.SOFTMAX, (masked,), grid),), (batch * heads, keys, keys))
+    mixed = b.add(Op.DOT, (weights, head_view(2 * width, False)), (batch * heads, keys, dim))
+    return b.add(
+        Op.STRIDED,
+        (mixed,),
+        node.shape,
+        extents=(batch, keys, heads, dim),
+        steps=(heads * keys * dim, dim, keys * dim, 1),
+        shift=0,
+    )
+
+
+def activation_expr(function: str) -> Expr:
+    """An activation in primitive functions of operand 0.
+
+    Raises:
+        KeyError: no such activation.
+    """
+    x = In(0)
+    half = Fn("mul", (x, Lit(0.5)))
+    erf = Fn("erf", (Fn("mul", (x, Lit(1 / math.sqrt(2)))),))
+    cube = Fn("mul", (Fn("mul", (Fn("mul", (x, x)), x)), Lit(0.044715)))
+    inner = Fn("mul", (Fn("add", (x, cube)), Lit(math.sqrt(2 / math.pi))))
+    table: dict[str, Expr] = {
+        "gelu": Fn("mul", (half, Fn("add", (erf, Lit(1.0))))),
+        "gelu_tanh": Fn("mul", (half, Fn("add", (Fn("tanh", (inner,)), Lit(1.0))))),
+        "relu": Fn("max", (x, Lit(0.0))),
+    }
+    return table[function]
+
+
+def _activation(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
+    return b.elementwise(activation_expr(str(node.attr("function"))), inputs, node.shape)
+
+
+def _gather(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
+    rest = list(inputs[1:])
+    if node.number("ids"):
+        ids = b.add(Op.RESHAPE, (rest.pop(0),), (node.shape[0],), DType.I32)
+    else:
+        period, first = node.number("period"), node.number("first")
+        ids = b.add(Op.IOTA, (), (node.shape[0],), DType.I32, period=period, first=first)
+    rows = b.add(Op.TAKE, (inputs[0], ids), node.shape)
+    return b.binary("add", rows, rest[0]) if rest else rows
+
+
+def _pool(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
+    x, lengths = inputs
+    (batch, n), tokens = node.shape, node.number("tokens")
+    if node.attr("kind") == "cls":
+        first = b.add(
+            Op.STRIDED,
+            (x,),
+            (batch, n),
+            extents=(batch, 1, 1, n),
+            steps=(tokens * n, 0, 0, 1),
+            shift=0,
+        )
+        return first
+    grid = (batch, tokens, n)
+    x = b.add(Op.RESHAPE, (x,), grid)
+    mask = b.add(Op.LENGTH_MASK, (lengths,), (batch, tokens), tokens=tokens)
+    mask = b.add(Op.RESHAPE, (mask,), (batch, tokens, 1))
+    if node.attr("kind") == "mean":
+        total = b.add(Op.REDUCE, (b.binary("mul", x, mask),), (batch, 1, n), axis=1, kind="sum")
+        count = b.add(Op.REDUCE, (mask,), (batch, 1, 1), axis=1, kind="sum")
+        mean = Fn("div", (In(0), Fn("max", (In(1), Lit(1.0)))))
+        out = b.elementwise(mean, (total, count), (batch, 1, n))
+    else:
+        far = Fn("mul", (Fn("sub", (In(1), Lit(1.0))), Lit(_FAR)))
+        seen = b.elementwise(Fn("add", (In(0), far)), (x, mask), grid)
+        most = b.add(Op.REDUCE, (seen,), (batch, 1, n), axis=1, kind="max")
+        some = b.add(Op.REDUCE, (mask,), (batch, 1, 1), axis=1, kind="max")
+        out = b.binary("mul", most, some)
+    assert elements(b.shape(out)) == batch * n
+    return b.add(Op.RESHAPE, (out,), (batch, n))
+
+
+COMMON: dict[Op, Callable[[MirBuilder, Node, tuple[int, ...]], int]] = {
+    Op.MATMUL: _matmul,
+    Op.LAYER_NORM: _layer_norm,
+    Op.SOFTMAX: _softmax,
+    Op.ATTENTION: _attention,
+    Op.ACTIVATION: _activation,
+    Op.GATHER: _gather,
+    Op.POOL: _pool,
+}
+"""For each logical kernel, what to put in its place."""

@@ -1,0 +1,77 @@
+"""The pipeline: one straight list of named passes, each followed by its level's verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from rlx_ray.component.dispatch import KernelDispatchConfig, OpKind
+from rlx_ray.component.profile import CompileProfile
+from rlx_ray.ir.hir import Hir
+from rlx_ray.ir.lir import Lir
+from rlx_ray.ir.mir import Mir
+from rlx_ray.ir.verify import verify_hir, verify_lir, verify_mir
+from rlx_ray.passes.dispatch import dispatch
+from rlx_ray.passes.fuse import fuse
+from rlx_ray.passes.lower import lower
+from rlx_ray.passes.schedule import schedule
+from rlx_ray.passes.simplify import drop_dead, fold_constants, share_equal
+from rlx_ray.target import Target
+
+MirPass = Callable[[Mir], Mir]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The program after each stage: what `explain` prints."""
+
+    hir: Hir
+    lowered: Mir
+    mir: Mir
+    lir: Lir
+
+
+def mir_passes(
+    profile: CompileProfile, config: KernelDispatchConfig, supported: Collection[OpKind]
+) -> tuple[tuple[str, MirPass], ...]:
+    """The passes over the MIR that a profile asks for, in order."""
+    passes: list[tuple[str, MirPass]] = [("dispatch", lambda m: dispatch(m, config, supported))]
+    if profile.passes.constant_folding:
+        passes.append(("fold_constants", fold_constants))
+    passes.append(("share_equal", share_equal))
+    if profile.passes.dce:
+        passes.append(("drop_dead", drop_dead))
+    if not profile.fusion.skip:
+        passes.append(("fuse", fuse))
+    return tuple(passes)
+
+
+def run(
+    hir: Hir,
+    binding: dict[int, int],
+    profile: CompileProfile,
+    config: KernelDispatchConfig,
+    supported: Collection[OpKind],
+    target: Target,
+) -> Stages:
+    """From a model's template to the LIR of one variant.
+
+    Args:
+        hir: the template, with symbolic dims.
+        binding: the variant's dim binding.
+        profile: which passes run.
+        config: native or common kernels.
+        supported: kinds that the backend has native kernels for.
+        target: decides tile shapes and the packed layout.
+
+    Raises:
+        VerifyError: a pass made something that its level forbids (a bug in that pass).
+    """
+    verify_hir(hir, bound=False)
+    bound = verify_hir(hir.specialise(binding), bound=True)
+    direct = profile.fusion.policy == "direct"
+    lowered = verify_mir(lower(bound, direct=direct))
+    mir = lowered
+    for _, one in mir_passes(profile, config, supported):
+        mir = verify_mir(one(mir))
+    return Stages(bound, lowered, mir, verify_lir(schedule(mir, target)))

@@ -1,0 +1,1 @@
+"""Running artifacts: no compiler here, only bytes, bindings and memory."""

@@ -1,0 +1,61 @@
+"""Packed weights of a model: one memory map for all variants of a process."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlx_ray.artifact import Binding, WeightsManifest
+from rlx_ray.errors import ArtifactError
+
+
+class Weights:
+    """A weights blob, mapped read-only, so that processes of one host share its pages.
+
+    Args:
+        manifest: where each parameter lies.
+        path: a local copy of the blob whose hash has been checked.
+
+    Raises:
+        ArtifactError: the file is shorter than the manifest says.
+    """
+
+    def __init__(self, manifest: WeightsManifest, path: Path) -> None:
+        self.manifest = manifest
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        if len(self._map) != manifest.blob.size:
+            raise ArtifactError(
+                f"weights blob of {manifest.model!r} has {len(self._map)} bytes, its manifest says "
+                f"{manifest.blob.size}."
+            )
+        self._base = np.frombuffer(self._map, np.uint8).ctypes.data
+        self._by_name = {t.name: t for t in manifest.tensors}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the blob."""
+        return len(self._map)
+
+    def addresses(self, params: Sequence[Binding]) -> tuple[int, ...]:
+        """The address of each parameter, in the order of a binding manifest.
+
+        Raises:
+            ArtifactError: a parameter is missing, or has another shape or layout than the code
+                was compiled for.
+        """
+        found = []
+        for wanted in params:
+            have = self._by_name.get(wanted.name)
+            if have is None:
+                raise ArtifactError(f"the packed weights lack parameter {wanted.name!r}.")
+            if (have.shape, have.layout, have.dtype) != (wanted.shape, wanted.layout, wanted.dtype):
+                raise ArtifactError(
+                    f"parameter {wanted.name!r} is packed as {have.layout}{list(have.shape)}, the "
+                    f"code wants {wanted.layout}{list(wanted.shape)}."
+                )
+            found.append(self._base + have.offset)
+        return tuple(found)

@@ -1,0 +1,221 @@
+"""Targets: what an artifact is compiled for, what a host can run, and the pinned toolchains."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlx_ray.errors import ConfigError, nearest
+
+ABI = 1
+"""Version of the contract between artifacts and the runtime: entry point, pool, binding manifest.
+
+Bump it when kernels/c/rlx_abi.h changes in a way that an older runtime would misread.
+"""
+
+PACK_VERSION = 1
+"""Version of the packed layouts of weights. Bump it when models/packing.py writes other bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One thing to compile for.
+
+    Attributes:
+        name: the contract's spelling, such as `cpu-x86_64-v3`.
+        kind: `cpu` or `cuda`.
+        triple: what the C compiler calls the machine (empty for cuda).
+        cpu: what the C compiler calls the processor.
+        features: feature flags of the host (as in /proc/cpuinfo) that the code needs, sorted.
+        lanes: float32 lanes of one vector register.
+        tile_rows: rows of the GEMM micro-kernel.
+        tile_vectors: vector registers across the columns of the GEMM micro-kernel.
+    """
+
+    name: str
+    kind: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    lanes: int
+    tile_rows: int
+    tile_vectors: int
+
+    @property
+    def panel(self) -> int:
+        """Columns of one packed weight panel."""
+        return self.lanes * self.tile_vectors
+
+    @property
+    def family(self) -> str:
+        """Targets of one family share packed weights."""
+        return f"{self.kind}-p{self.panel}"
+
+    def to_json(self) -> dict[str, object]:
+        """All fields as a JSON object."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "triple": self.triple,
+            "cpu": self.cpu,
+            "features": list(self.features),
+            "lanes": self.lanes,
+            "tile_rows": self.tile_rows,
+            "tile_vectors": self.tile_vectors,
+        }
+
+
+_V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+_V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+_ZNVER5 = (*_V4, "avx512_bf16", "avx512_vnni", "avx512_vp2intersect", "avx_vnni", "vaes")
+_X86 = "x86_64-linux-none"
+_ARM = "aarch64-linux-none"
+
+TARGETS: tuple[Target, ...] = (
+    Target("cpu-x86_64-v3", "cpu", _X86, "x86_64_v3", tuple(sorted(_V3)), 8, 6, 2),
+    Target("cpu-x86_64-v4", "cpu", _X86, "x86_64_v4", tuple(sorted(_V4)), 16, 8, 2),
+    Target("cpu-znver5", "cpu", _X86, "znver5", tuple(sorted(_ZNVER5)), 16, 8, 2),
+    Target("cpu-aarch64", "cpu", _ARM, "generic", ("asimd",), 4, 6, 4),
+    Target(
+        "cpu-aarch64-neoverse_v1",
+        "cpu",
+        _ARM,
+        "neoverse_v1",
+        ("asimd", "asimddp", "bf16", "i8mm", "sve"),
+        4,
+        6,
+        4,
+    ),
+)
+"""The CPU targets. x86-64 ones are ordered from the most general to the most special."""
+
+
+def target(name: str) -> Target:
+    """The target with a name.
+
+    Raises:
+        ConfigError: no such target.
+    """
+    for one in TARGETS:
+        if one.name == name:
+            return one
+    names = [one.name for one in TARGETS]
+    raise ConfigError(
+        f"target {name!r} is not known.", nearest(name, names) or f"Use 'host' or one of {names}."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The processor of one machine.
+
+    Attributes:
+        arch: `x86_64` or `aarch64`, as `platform.machine()` says.
+        features: all its feature flags.
+        model: its name, for reports.
+    """
+
+    arch: str
+    features: frozenset[str]
+    model: str
+
+    def refusal(self, wanted: Target) -> str:
+        """Why this host cannot run a target; empty if it can."""
+        if wanted.kind != "cpu":
+            return "no device of that kind is visible"
+        if not wanted.triple.startswith(self.arch):
+            return f"the host is {self.arch}"
+        missing = sorted(set(wanted.features) - self.features)
+        return f"the host lacks {', '.join(missing)}" if missing else ""
+
+    def ladder(self) -> tuple[Target, ...]:
+        """The targets that this host can run, the best first."""
+        return tuple(t for t in reversed(TARGETS) if not self.refusal(t))
+
+    def best(self) -> Target:
+        """What `host` means in a config.
+
+        Raises:
+            ConfigError: the host is older than every target.
+        """
+        ladder = self.ladder()
+        if not ladder:
+            raise ConfigError(
+                f"target 'host' names no known target on this {self.arch} machine ({self.model}).",
+                f"Name one of {[t.name for t in TARGETS]}.",
+            )
+        return ladder[0]
+
+
+def this_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
+    """The host that this process runs on, read from the kernel's processor table."""
+    features: frozenset[str] = frozenset()
+    model = platform.processor() or platform.machine()
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        match name.strip():
+            case "flags" | "Features":
+                features = frozenset(value.split())
+            case "model name":
+                model = value.strip()
+            case "":
+                break
+            case _:
+                pass
+    return Host(platform.machine(), features, model)
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """The exact compiler that builds for a target, with its flags."""
+
+    name: str
+    version: str
+    flags: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """All fields as a JSON object."""
+        return {"name": self.name, "version": self.version, "flags": list(self.flags)}
+
+
+ZIG_VERSION = "0.17.1"
+"""Version of the `ziglang` wheel that the extra `build` pins: it decides the artifacts' bytes."""
+
+_FREESTANDING = (
+    "-std=gnu11",
+    "-O3",
+    "-nostdlib",
+    "-ffreestanding",
+    "-fPIC",
+    "-shared",
+    "-g0",
+    "-Wl,-z,defs",
+    "-Wl,--build-id=none",
+    "-fno-stack-protector",
+    "-fno-sanitize=all",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
+
+
+def toolchain_for(wanted: Target, choice: Mapping[str, object]) -> Toolchain:
+    """The pinned toolchain of a target; needs no toolchain on this machine.
+
+    Args:
+        wanted: the target.
+        choice: the config's `toolchain` section, which selects among majors (`{cuda: 13}`).
+
+    Raises:
+        ConfigError: the section has a key that no toolchain knows.
+    """
+    for key in choice:
+        if key != "cuda":
+            raise ConfigError(f"$.toolchain.{key} is not known.", "The only key is 'cuda'.")
+    wide = ("-mprefer-vector-width=512",) if wanted.lanes == 16 else ()
+    flags = ("-target", wanted.triple, f"-mcpu={wanted.cpu}", *_FREESTANDING, *wide)
+    return Toolchain("zig", ZIG_VERSION, flags)

