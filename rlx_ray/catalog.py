@@ -74,7 +74,7 @@ def ensure_weights(store: Store, model: OpenModel, target: Target) -> WeightsMan
         lambda name: to_f32(tensors[name].read(), tensors[name].dtype),
         target.panel,
     )
-    view = memoryview(data)
+    view = data.data
     manifest = WeightsManifest(
         model.spec.name,
         model.source_digest,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import siphash24
 
+U32 = (1 << 32) - 1
 U64 = (1 << 64) - 1
+"""The largest values of their types."""
 
 
 class RustHasher:

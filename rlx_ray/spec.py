@@ -100,11 +100,9 @@ class BuildSpec:
         return value
 
     def to_json(self) -> dict[str, object]:
-        """The whole spec as JSON; dispatch sets and dim binding are sorted."""
+        """The whole spec as JSON; dispatch lists keep their order, which counts in the RLX key."""
         component = self.component.to_json()
         component["dim_binding"] = [list(pair) for pair in self.component.dim_binding]
-        component["force_common"] = sorted(k.rust for k in self.component.dispatch.force_common)
-        component["force_native"] = sorted(k.rust for k in self.component.dispatch.force_native)
         return {
             "model": self.model,
             "family": self.family,
@@ -123,12 +121,17 @@ class BuildSpec:
 
     @property
     def digest(self) -> str:
-        """The artifact digest: sha256 over everything that decides the bytes, as 64 hex digits."""
+        """The artifact digest: sha256 over everything that decides the bytes, as 64 hex digits.
+
+        The order of a force list decides nothing, so the lists are sorted here.
+        """
         value = self.to_json()
         del value["model"]
         component = value["component"]
         assert isinstance(component, dict)
         del component["mode"]
+        for name in ("force_common", "force_native"):
+            component[name] = sorted(component[name])
         return json_digest(value)
 
     @property

@@ -10,12 +10,12 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from rlx_ray.digest import files_digest, json_digest
 from rlx_ray.errors import CompileError, ToolchainMismatch, ToolchainMissing
 from rlx_ray.target import Target, Toolchain
 
@@ -51,6 +51,18 @@ def check(toolchain: Toolchain) -> None:
         )
 
 
+def _zig() -> str:
+    """The compiler's program inside the `ziglang` wheel."""
+    spec = importlib.util.find_spec("ziglang")
+    folders = spec.submodule_search_locations if spec else None
+    if not folders:
+        raise ToolchainMissing(
+            "toolchain 'zig' has no program in the ziglang package.",
+            "Install it again: pip install --force-reinstall 'rlx_ray[build]'",
+        )
+    return str(Path(folders[0]) / "zig")
+
+
 @cache
 def _cache_dir() -> str:
     """A folder for zig's own cache that this user owns, kept between builds of a machine."""
@@ -79,9 +91,8 @@ def compile_c(source: str, toolchain: Toolchain, *, defines: tuple[str, ...] = (
         (folder / "unit.c").write_text(source, encoding="utf-8")
         for header in sorted(KERNELS.glob("*.h")):
             shutil.copyfile(header, folder / header.name)
-        command = [sys.executable, "-m", "ziglang", "cc", *toolchain.flags, *defines]
         done = subprocess.run(
-            [*command, "-I.", "unit.c", "-o", "unit.so"],
+            [_zig(), "cc", *toolchain.flags, *defines, "-I.", "unit.c", "-o", "unit.so"],
             cwd=folder,
             env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": _cache_dir(), "ZIG_LOCAL_CACHE_DIR": name},
             capture_output=True,
@@ -100,5 +111,18 @@ def build(source: str, target: Target, toolchain: Toolchain) -> bytes:
 
 
 def build_pool(target: Target, toolchain: Toolchain) -> bytes:
-    """The thread pool for a target."""
-    return compile_c((KERNELS / "pool.c").read_text(encoding="utf-8"), toolchain)
+    """The thread pool for a target; built once per machine, since every artifact carries it.
+
+    The copy kept in this user's private folder is named by all that decides its bytes.
+    """
+    check(toolchain)
+    names = ("pool.c", "rlx_abi.h")
+    key = json_digest([toolchain.to_json(), files_digest(KERNELS, names)])
+    kept = Path(_cache_dir()) / f"pool-{key}.so"
+    if kept.exists():
+        return kept.read_bytes()
+    data = compile_c((KERNELS / "pool.c").read_text(encoding="utf-8"), toolchain)
+    staged = kept.with_suffix(f".{os.getpid()}")
+    staged.write_bytes(data)
+    staged.replace(kept)
+    return data

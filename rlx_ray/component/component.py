@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from rlx_ray.component import reader
 from rlx_ray.component.dispatch import KernelDispatchConfig, KernelDispatchPolicy, OpKind
 from rlx_ray.component.quant import QuantScheme
 from rlx_ray.component.variant import ModelPhase, ModelVariant
 from rlx_ray.errors import ConfigError, nearest
-from rlx_ray.rust_hash import U64, RustHasher
+from rlx_ray.rust_hash import U32, RustHasher
 
 
 class CompilationMode(Enum):
@@ -67,6 +68,10 @@ class ModelComponent:
     profile_key: int
     quant: QuantScheme | None
     layer_composition_key: int
+
+    def __post_init__(self) -> None:
+        reader.whole(self.profile_key, "profile_key")
+        reader.whole(self.layer_composition_key, "layer_composition_key")
 
     @property
     def cache_key(self) -> int:
@@ -131,27 +136,19 @@ class ModelComponent:
         Raises:
             ConfigError: a field is missing, unknown or has a value of the wrong kind.
         """
-        known = (*_REQUIRED, *_OPTIONAL)
-        for name in value:
-            if name not in known:
-                raise ConfigError(
-                    f"$.{name} is not known.", nearest(str(name), known) or f"Known: {list(known)}."
-                )
-        for name in _REQUIRED:
-            if name not in value:
-                raise ConfigError(f"$.{name} is missing.", f"Required: {list(_REQUIRED)}.")
-        quant = value.get("quant")
+        given = reader.section(value, "$", (*_REQUIRED, *_OPTIONAL), _REQUIRED)
+        quant = given.get("quant")
         return cls(
-            _variant(value["variant"]),
+            _variant(given["variant"]),
             KernelDispatchConfig(
-                KernelDispatchPolicy.parse(_text(value, "policy")),
-                _kinds(value, "force_common"),
-                _kinds(value, "force_native"),
+                reader.named(KernelDispatchPolicy.parse, given["policy"], "$.policy"),
+                _kinds(given.get("force_common", []), "$.force_common"),
+                _kinds(given.get("force_native", []), "$.force_native"),
             ),
-            CompilationMode.parse(_text(value, "mode")),
-            _key(value, "profile_key"),
-            None if quant is None else QuantScheme.parse(_text(value, "quant")),
-            _key(value, "layer_composition_key"),
+            reader.named(CompilationMode.parse, given["mode"], "$.mode"),
+            reader.key(given["profile_key"], "$.profile_key"),
+            None if quant is None else reader.named(QuantScheme.parse, quant, "$.quant"),
+            reader.key(given["layer_composition_key"], "$.layer_composition_key"),
         )
 
 
@@ -159,57 +156,35 @@ _REQUIRED = ("variant", "policy", "mode", "profile_key", "layer_composition_key"
 _OPTIONAL = ("force_common", "force_native", "quant")
 
 
-def _text(value: Mapping[str, Any], name: str) -> str:
-    found = value[name]
-    if not isinstance(found, str):
-        raise ConfigError(f"$.{name} is {found!r}.", "It is a text.")
-    return found
-
-
-def _key(value: Mapping[str, Any], name: str) -> int:
-    text = _text(value, name)
-    if len(text) != 16 or any(c not in "0123456789abcdef" for c in text):
-        raise ConfigError(f"$.{name} is {text!r}.", "It is 16 lower-case hex digits.")
-    return int(text, 16)
-
-
-def _kinds(value: Mapping[str, Any], name: str) -> tuple[OpKind, ...]:
-    found = value.get(name, [])
-    if not isinstance(found, list) or not all(isinstance(k, str) for k in found):
-        raise ConfigError(f"$.{name} is {found!r}.", "It is a list of op kind names.")
-    return tuple(OpKind.parse(k) for k in found)
-
-
-def _whole(value: object, path: str, most: int = U64, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ConfigError(f"{path} is {value!r}.", f"It is a whole number of {least} to {most}.")
-    return value
+def _kinds(value: object, path: str) -> tuple[OpKind, ...]:
+    return tuple(
+        reader.named(OpKind.parse, item, where)
+        for item, where in reader.items(value, path, "op kind names")
+    )
 
 
 def _variant(value: object) -> ModelVariant:
     if isinstance(value, str):
-        return ModelVariant.parse(value)
+        return reader.named(ModelVariant.parse, value, "$.variant")
     names = ("batch", "seq", "past_seq", "phase", "extra")
-    if not isinstance(value, Mapping) or not set(value) <= set(names):
-        raise ConfigError(
-            f"$.variant is {value!r}.", f"It is a variant text or an object of {list(names)}."
-        )
-    for name in ("batch", "seq", "phase"):
-        if name not in value:
-            raise ConfigError(f"$.variant.{name} is missing.", "Every variant has one.")
-    past = value.get("past_seq")
-    extra = value.get("extra", [])
-    if not isinstance(extra, list) or not all(isinstance(p, list) and len(p) == 2 for p in extra):
-        raise ConfigError(f"$.variant.extra is {extra!r}.", "It is a list of [symbol, size].")
+    given = reader.section(value, "$.variant", names, ("batch", "seq", "phase"))
+    past = given.get("past_seq")
+    extra = reader.items(given.get("extra", []), "$.variant.extra", "[symbol, size]")
     return ModelVariant(
-        ModelPhase.parse(str(value["phase"])),
-        _whole(value["batch"], "$.variant.batch", least=1),
-        _whole(value["seq"], "$.variant.seq", least=1),
-        None if past is None else _whole(past, "$.variant.past_seq"),
-        tuple(
-            (_whole(s, "$.variant.extra", (1 << 32) - 1), _whole(n, "$.variant.extra"))
-            for s, n in extra
-        ),
+        reader.named(ModelPhase.parse, given["phase"], "$.variant.phase"),
+        reader.whole(given["batch"], "$.variant.batch", least=1),
+        reader.whole(given["seq"], "$.variant.seq", least=1),
+        None if past is None else reader.whole(past, "$.variant.past_seq"),
+        tuple(_extra(item, where) for item, where in extra),
+    )
+
+
+def _extra(value: object, path: str) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ConfigError(f"{path} is {value!r}.", "It is [symbol, size].")
+    return (
+        reader.whole(value[0], f"{path}[0]", most=U32),
+        reader.whole(value[1], f"{path}[1]"),
     )
 
 
@@ -224,14 +199,7 @@ def key_line(line: str, number: int) -> dict[str, object]:
         ConfigError: the line is no JSON or no component; the message begins with its number.
     """
     try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"line {number} is not JSON: {error}.", "One object a line.") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"line {number} is not an object.", "One component a line.")
-    given = {k: v for k, v in value.items() if k not in _ANSWERS}
-    try:
-        component = ModelComponent.from_json(given)
+        component = ModelComponent.from_json(_object(line))
     except ConfigError as error:
         raise ConfigError(f"line {number}: {error.message}", error.remedy) from error
     return {
@@ -240,6 +208,27 @@ def key_line(line: str, number: int) -> dict[str, object]:
         "aot_disk_base": component.aot_disk_base,
         "dim_binding": [list(pair) for pair in component.dim_binding],
     }
+
+
+def _object(line: str) -> dict[str, object]:
+    """The line's object without the answers that it may carry along."""
+    try:
+        value = json.loads(line, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON: {error}.", "Write one object a line.") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"$ is {value!r}.", "Write one component a line, as an object.")
+    return {name: inner for name, inner in value.items() if name not in _ANSWERS}
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Of a name that stands twice json keeps the last: the key would be of half of what was written.
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ConfigError(f"the field {name!r} stands twice.", "Write it once.")
+        found[name] = value
+    return found
 
 
 _ANSWERS = ("variant_key", "cache_key", "aot_disk_base", "dim_binding")

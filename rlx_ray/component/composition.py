@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from rlx_ray.component import reader
 from rlx_ray.errors import ConfigError
 from rlx_ray.rust_hash import RustHasher
 
@@ -16,6 +17,9 @@ class Single:
 
     name: str
 
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Homogeneous:
@@ -23,6 +27,17 @@ class Homogeneous:
 
     name: str
     count: int
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        reader.whole(self.count, "layer count")
+
+
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"layer name {name!r} is no UTF-8.", "Use another name.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +91,11 @@ def composition_from_json(value: Mapping[str, Any]) -> LayerComposition:
         ConfigError: it is no such object.
     """
     match value:
-        case {"single": str(name)}:
+        case {"single": str(name), **rest} if not rest:
             return Single(name)
-        case {"homogeneous": [str(name), int(count)]}:
+        case {"homogeneous": [str(name), int(count)], **rest} if not rest:
             return Homogeneous(name, count)
-        case {"pair": [head, tail]}:
+        case {"pair": [head, tail], **rest} if not rest:
             return Pair(composition_from_json(head), composition_from_json(tail))
         case _:
             raise ConfigError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from rlx_ray.component import reader
 from rlx_ray.component.variant import ModelPhase
 from rlx_ray.digest import canonical_json
 from rlx_ray.errors import ConfigError, nearest
@@ -154,16 +156,23 @@ class CompileProfile:
         """The inverse of `to_json`.
 
         Raises:
-            ConfigError: the object has an unknown field or value.
+            ConfigError: the object lacks a field, or has an unknown field or value.
         """
-        rest = {k: v for k, v in value.items() if k != "base"}
-        return cls.preset(parse_preset(str(value["base"]))).override(rest)
+        known = ("base", *_SECTIONS, "backend")
+        given = reader.section(value, "$", known, known)
+        base = reader.named(parse_preset, given.pop("base"), "$.base")
+        for name, options in _SECTIONS.items():
+            reader.section(given[name], f"$.{name}", options, options)
+        return cls.preset(base).override(given, "$")
 
 
 def _scalars(section: Mapping[str, Any], where: str) -> dict[str, Scalar]:
     for option, value in section.items():
-        if not isinstance(value, str | int | float | bool):
-            raise ConfigError(f"{where}.{option} is {value!r}.", "It is a text or a number.")
+        if not isinstance(option, str):
+            raise ConfigError(f"{where} has the option {option!r}.", "Its names are texts.")
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not isinstance(value, str | int | float | bool) or not finite:
+            raise ConfigError(f"{where}.{option} is {value!r}.", "It is a text or a finite number.")
     return dict(section)
 
 

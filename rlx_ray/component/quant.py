@@ -35,6 +35,11 @@ class QuantScheme:
     def __str__(self) -> str:
         return self.display
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of one weight, to a tenth."""
+        return self.bits_x10 / 10
+
     @classmethod
     def int8_block(cls, block: int) -> QuantScheme:
         """Symmetric int8 with one scale a block."""
@@ -61,9 +66,8 @@ class QuantScheme:
             return _FIXED[text]
         for pattern, make in _BLOCKS:
             found = pattern.match(text)
-            block = int(found[1] or found[2]) if found else 0
-            if block:
-                return make(block)
+            if found:
+                return make(int(found[1] or found[2]))
         names = [s.display for s in SCHEMES]
         raise ConfigError(
             f"quant scheme {text!r} is not known.", nearest(text, names) or f"Use one of {names}."
@@ -107,7 +111,12 @@ SCHEMES: tuple[QuantScheme, ...] = (
 
 _FIXED = {text: s for s in (*_PLAIN, *EXTENSIONS) for text in (s.display, s.debug)}
 _BLOCKS = tuple(
-    (re.compile(rf"(?:{display}/(\d{{1,6}})|{rust} \{{ block_size: (\d{{1,6}}) \}})\Z"), make)
+    (
+        re.compile(
+            rf"(?:{display}/([1-9][0-9]{{0,5}})|{rust} \{{ block_size: ([1-9][0-9]{{0,5}}) \}})\Z"
+        ),
+        make,
+    )
     for display, rust, make in (
         ("int8", "Int8Block", QuantScheme.int8_block),
         ("int8a", "Int8BlockAsym", QuantScheme.int8_block_asym),

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from rlx_ray.component import reader
 from rlx_ray.errors import ConfigError, nearest
-from rlx_ray.rust_hash import U64, RustHasher
+from rlx_ray.rust_hash import U32, U64, RustHasher
 
 BATCH, SEQ, ROWS, PAST_SEQ = 0, 1, 2, 3
 """Symbols of a dim binding that RLX defines."""
@@ -50,7 +51,9 @@ class ModelPhase(Enum):
         )
 
 
-_PART = re.compile(r"(?:([bsp])(\d+)|x(\d+)=(\d+))\Z")
+_SIZES = {"b": "batch", "s": "seq", "p": "past_seq"}
+_NUMBER = r"[1-9][0-9]{0,19}"
+_PART = re.compile(rf"([bsp])({_NUMBER})|x(0|[1-9][0-9]{{0,9}})=({_NUMBER})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,17 @@ class ModelVariant:
     seq: int
     past_seq: int | None = None
     extra: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        reader.whole(self.batch, "variant.batch")
+        reader.whole(self.seq, "variant.seq")
+        if self.past_seq is not None:
+            reader.whole(self.past_seq, "variant.past_seq")
+        for i, pair in enumerate(self.extra):
+            if len(pair) != 2:
+                raise ConfigError(f"variant.extra[{i}] is {pair!r}.", "It is (symbol, size).")
+            reader.whole(pair[0], f"variant.extra[{i}][0]", most=U32)
+            reader.whole(pair[1], f"variant.extra[{i}][1]")
 
     @classmethod
     def prefill(cls, batch: int, seq: int) -> ModelVariant:
@@ -135,30 +149,53 @@ class ModelVariant:
     def parse(cls, text: str) -> ModelVariant:
         """The variant that a text such as `encoder:b8:s128` or `decode:b1:s1:p512` names.
 
+        Exactly the texts that `str` gives are taken: fields in the order b, s, p, x, numbers of
+        at least 1 without leading zeros.
+
         Raises:
             ConfigError: the text names no variant.
         """
-        phase, *parts = text.split(":")
+        spelling, *parts = text.split(":")
+        phase = reader.named(ModelPhase.parse, spelling, f"variant {text!r}")
+        if spelling != phase.spelling:
+            raise _bad_text(text, f"phase {spelling!r} is spelt {phase.spelling!r}")
         sizes: dict[str, int] = {}
         extra: list[tuple[int, int]] = []
         for part in parts:
-            found = _PART.match(part)
-            letter = found[1] if found else None
-            if found is None or (letter and (letter in sizes or extra)):
-                raise _bad_text(text, f"part {part!r} is not understood")
-            if letter:
-                sizes[letter] = int(found[2])
+            found = _PART.fullmatch(part)
+            if found is None or (found[1] and (extra or found[1] != "bsp"[len(sizes) :][:1])):
+                raise _bad_text(text, f"{part[:30]!r} {_hint(part)}")
+            if found[1]:
+                sizes[found[1]] = int(found[2])
             else:
                 extra.append((int(found[3]), int(found[4])))
-        if "b" not in sizes or "s" not in sizes:
-            raise _bad_text(text, "it lacks the batch or the seq")
-        if any(not 1 <= size <= U64 for size in (*sizes.values(), *(s for _, s in extra))):
-            raise _bad_text(text, "every size is at least 1")
-        return cls(ModelPhase.parse(phase), sizes["b"], sizes["s"], sizes.get("p"), tuple(extra))
+        _check_sizes(text, phase, sizes)
+        return cls(phase, sizes["b"], sizes["s"], sizes.get("p"), tuple(extra))
+
+
+def _hint(part: str) -> str:
+    name = _SIZES.get(part[:1])
+    if name and re.fullmatch(_NUMBER, part[1:]):
+        return f"({name}) is not in its place"
+    if name:
+        return f"is no {name}, a whole number of at least 1"
+    return "is not understood"
+
+
+def _check_sizes(text: str, phase: ModelPhase, sizes: dict[str, int]) -> None:
+    for letter in ("b", "s"):
+        if letter not in sizes:
+            raise _bad_text(text, f"it lacks the {_SIZES[letter]}")
+    if phase is ModelPhase.DECODE and "p" not in sizes:
+        raise _bad_text(text, "decode needs a past_seq")
+    # RLX binds no past_seq in these phases: the text would promise what is not compiled.
+    if phase in (ModelPhase.PREFILL, ModelPhase.ENCODER) and "p" in sizes:
+        raise _bad_text(text, f"{phase.spelling} has no past_seq; a chunk's bound is :x3=")
 
 
 def _bad_text(text: str, why: str) -> ConfigError:
+    shown = text if len(text) <= 100 else f"{text[:100]}..."
     return ConfigError(
-        f"variant {text!r} cannot be read: {why}.",
+        f"variant {shown!r} cannot be read: {why}.",
         "Write it as encoder:b8:s128, decode:b1:s1:p512, or with extras :x2=1024.",
     )

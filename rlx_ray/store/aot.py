@@ -126,7 +126,7 @@ class AotStore:
         folder = "manifests" if model is None else model_folder("manifests", model)
         return list_entries(self._files, folder, self._map)
 
-    def put_weights(self, manifest: WeightsManifest, data: bytes) -> bool:
+    def put_weights(self, manifest: WeightsManifest, data: bytes | memoryview) -> bool:
         """See `Store.put_weights`."""
         key = (manifest.model, manifest.source, manifest.pack_version, manifest.target_family)
 
@@ -134,7 +134,12 @@ class AotStore:
             found = self.find_weights(*key)
             return found if isinstance(found, Miss) else (found.blob,)
 
-        return self._publish(weights_path(*key), manifest.dumps(), ((manifest.blob, data),), look)
+        return self._publish(
+            weights_path(*key),
+            manifest.dumps(),
+            ((manifest.blob, memoryview(data).cast("B")),),
+            look,
+        )
 
     def find_weights(
         self, model: str, source: str, pack_version: int, target_family: str
@@ -163,7 +168,7 @@ class AotStore:
         self,
         path: str,
         manifest: bytes,
-        blobs: Sequence[tuple[BlobRef, bytes]],
+        blobs: Sequence[tuple[BlobRef, bytes | memoryview]],
         look: Callable[[], tuple[BlobRef, ...] | Miss],
     ) -> bool:
         _check_bytes(blobs)
@@ -253,7 +258,7 @@ class AotStore:
             return list(pool.map(work, items))
 
 
-def _check_bytes(blobs: Sequence[tuple[BlobRef, bytes]]) -> None:
+def _check_bytes(blobs: Sequence[tuple[BlobRef, bytes | memoryview]]) -> None:
     for ref, data in blobs:
         if len(data) != ref.size or sha256_hex(data) != ref.sha256:
             raise ArtifactError(f"the bytes of blob {ref.role!r} are not those it names.")

@@ -135,7 +135,7 @@ class Store(Protocol):
         """One row for each manifest of a model, or of all. Changes nothing."""
         ...
 
-    def put_weights(self, manifest: WeightsManifest, data: bytes) -> bool:
+    def put_weights(self, manifest: WeightsManifest, data: bytes | memoryview) -> bool:
         """Publish packed weights, with the meaning and the errors of `put`."""
         ...
 

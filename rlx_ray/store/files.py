@@ -42,7 +42,7 @@ class Files(Protocol):
         """Write a file that is not there yet; False, and nothing done, if it is."""
         ...
 
-    def replace(self, path: str, data: bytes) -> None:
+    def replace(self, path: str, data: bytes | memoryview) -> None:
         """Write a file, over another if there is one."""
         ...
 
@@ -107,7 +107,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def replace_file(final: Path, data: bytes, mode: int = 0o666) -> None:
+def replace_file(final: Path, data: bytes | memoryview, mode: int = 0o666) -> None:
     """Stage a file and rename it into place, over another if there is one."""
     temp = stage(final, data, mode)
     try:
@@ -192,7 +192,7 @@ class LocalFiles:
         with local_errors("write", where):
             return create_file(where, data)
 
-    def replace(self, path: str, data: bytes) -> None:
+    def replace(self, path: str, data: bytes | memoryview) -> None:
         """Write a file, over another if there is one."""
         where = self.root / path
         with local_errors("write", where):

@@ -108,11 +108,11 @@ class FsspecFiles:
             self.replace(path, data)
         return True
 
-    def replace(self, path: str, data: bytes) -> None:
+    def replace(self, path: str, data: bytes | memoryview) -> None:
         """Write a file, over another if there is one."""
         try:
             with self._guard("write", path):
-                self._fs.pipe_file(self._full(path), data)
+                self._fs.pipe_file(self._full(path), bytes(data))
         except FileNotFoundError as error:
             raise store_error("write", self._where(path), error) from error
 

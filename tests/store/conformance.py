@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rlx_ray.artifact import Artifact
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import ArtifactError, ConfigError
+from rlx_ray.spec import BuildSpec
 from rlx_ray.store import AotStore, Hit, Lookup, Miss
 from tests.support.specs import make_artifact, make_spec, make_weights
 
@@ -293,7 +294,7 @@ class StoreConformance:
         manifest, data = make_weights()
         key = (manifest.model, manifest.source, manifest.pack_version, manifest.target_family)
         assert _kind(store.find_weights(*key)) == "absent"
-        assert store.put_weights(manifest, data) is True
+        assert store.put_weights(manifest, memoryview(data)) is True
         assert store.put_weights(manifest, data) is False
         assert place.store().find_weights(*key) == manifest
         assert store.read_blob(manifest.blob) == data
@@ -366,8 +367,8 @@ def _damaged(store: AotStore, deep: bool = False) -> list[str]:
     return sorted(row.path for row in store.verify(deep) if row.status == "damaged")
 
 
-def _digests(specs: list[object]) -> list[str]:
-    return [spec.digest for spec in specs]  # type: ignore[attr-defined]
+def _digests(specs: list[BuildSpec]) -> list[str]:
+    return [spec.digest for spec in specs]
 
 
 def _kind(found: object) -> str:

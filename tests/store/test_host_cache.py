@@ -119,6 +119,8 @@ def test_a_stamp_that_does_not_fit_discards_the_file(
         case "link":
             path.rename(tmp_path / "was")
             path.symlink_to(tmp_path / "was")
+        case _:
+            raise AssertionError(change)
     assert cache.cached(ref) is None
     assert cache.path(ref, store).read_bytes() == good
     assert not path.is_symlink()

@@ -60,11 +60,13 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     identities.write_text(json.dumps({"identities": [identity]}))
-    free = iter(_free_ports(8))
-    command = [program, "server", "-s3", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    for name in ("master", "volume", "filer", "s3"):
-        port = next(free)
-        command += [f"-{name}.port={port}", f"-{name}.port.grpc={next(free)}"]
+    ports = _free_ports(8)
+    command = [program, f"-logdir={folder}", "server", "-s3", f"-dir={folder}"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    for name, port, grpc in zip(
+        ("master", "volume", "filer", "s3"), ports, ports[4:], strict=False
+    ):
+        command += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc}"]
     command += ["-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false"]
     command += ["-volume.max=30", "-volume.preStopSeconds=0"]
     command += ["-s3.autoCreateBucket=false", f"-s3.config={identities}"]
@@ -72,12 +74,15 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=folder)
     try:
-        server = S3Server(f"http://127.0.0.1:{port}")
+        server = S3Server(f"http://127.0.0.1:{ports[3]}")
         _wait_for(server, process, log)
         yield server
     finally:
         process.kill()
         process.wait(10)
+        for port in ports:
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink()
 
 
 def _wait_for(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

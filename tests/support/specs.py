@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlx_ray.artifact import (
@@ -13,11 +14,27 @@ from rlx_ray.artifact import (
     BuildRecord,
     WeightsManifest,
 )
-from rlx_ray.component import CompilationMode, CompileProfile, ModelComponent, ModelVariant
+from rlx_ray.component import (
+    CompilationMode,
+    CompileProfile,
+    Homogeneous,
+    KernelDispatchConfig,
+    KernelDispatchPolicy,
+    ModelComponent,
+    ModelVariant,
+    OpKind,
+    Pair,
+    Preset,
+    QuantScheme,
+    Single,
+    composition_key,
+)
 from rlx_ray.digest import canonical_json, sha256_hex
 from rlx_ray.dtype import DType
-from rlx_ray.spec import BuildSpec, TensorSpec
+from rlx_ray.spec import BuildSpec, FamilySource, TensorSpec
 from rlx_ray.target import ABI, PACK_VERSION, target, toolchain_for
+
+COMPOSITION = Pair(Pair(Single("embed"), Homogeneous("bert_layer", 2)), Single("mean_pool"))
 
 BLOBS: Mapping[str, bytes] = {
     "code": b"\x7fELF" + bytes(range(256)) * 8,
@@ -33,19 +50,27 @@ def make_spec(**overrides: Any) -> BuildSpec:
         overrides: fields of BuildSpec, and the short forms `batch`, `seq` and `mode` (a text).
     """
     batch, seq = overrides.pop("batch", 1), overrides.pop("seq", 16)
-    mode = CompilationMode(overrides.pop("mode", "lazy"))
+    mode = CompilationMode.parse(overrides.pop("mode", "lazy"))
     machine = target("cpu-x86_64-v3")
+    profile = overrides.get("profile", CompileProfile.preset(Preset.ENCODER))
     fields: dict[str, Any] = {
         "model": "m",
         "family": "bert",
         "family_source": None,
         "config": canonical_json({"hidden": 8, "layers": 2}).decode(),
         "fingerprint": "f" * 64,
-        "component": ModelComponent(ModelVariant(batch, seq), mode),
-        "profile": CompileProfile(),
+        "component": ModelComponent(
+            variant=ModelVariant.encoder(batch, seq),
+            dispatch=KernelDispatchConfig(),
+            mode=mode,
+            profile_key=profile.key,
+            quant=None,
+            layer_composition_key=composition_key(COMPOSITION),
+        ),
+        "profile": profile,
         "tensors": (
             TensorSpec("embeddings.word", "f32", (30, 8)),
-            TensorSpec("layer.0.query", "f32", (8, 8), "gguf_q4_1"),
+            TensorSpec("layer.0.query", "f32", (8, 8)),
         ),
         "target": machine,
         "toolchain": toolchain_for(machine, {}),
@@ -54,6 +79,30 @@ def make_spec(**overrides: Any) -> BuildSpec:
         "pack_version": PACK_VERSION,
     }
     return BuildSpec(**{**fields, **overrides})
+
+
+def rich_spec() -> BuildSpec:
+    """A BuildSpec that leaves no field empty."""
+    profile = replace(CompileProfile.preset(Preset.LLAMA32_DECODE), backend=(("unroll", 8),))
+    dispatch = KernelDispatchConfig(
+        KernelDispatchPolicy.FORCE_NATIVE,
+        (OpKind.parse("Softmax"), OpKind.parse("Attention")),
+        (OpKind.parse("Rope"),),
+    )
+    component = ModelComponent(
+        variant=ModelVariant.decode(8, 1024).with_extra(2, 64).with_extra(16, 3),
+        dispatch=dispatch,
+        mode=CompilationMode.AOT,
+        profile_key=profile.key,
+        quant=QuantScheme.int8_block(32),
+        layer_composition_key=composition_key(COMPOSITION),
+    )
+    return make_spec(
+        family_source=FamilySource("other-models", "1.2", "d" * 64),
+        component=component,
+        profile=profile,
+        tensors=(TensorSpec("layer.0.query", "u8", (8, 8), "gguf_q4_1"),),
+    )
 
 
 def make_binding(seq: int = 16) -> BindingManifest:

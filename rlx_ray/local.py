@@ -1,0 +1,230 @@
+"""A model in this process, no Ray: what `rlx-ray embed` and `rlx_ray.load` run on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlx_ray.catalog import OpenModel, load_weights, open_model
+from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
+from rlx_ray.config import load as load_config
+from rlx_ray.errors import ConfigError, InputError, UnknownModelError, nearest
+from rlx_ray.job.build import Limits, build
+from rlx_ray.job.matrix import Cell, expand
+from rlx_ray.resolve import Resolver, refuse
+from rlx_ray.routing.ladder import bucket, pad_waste
+from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
+from rlx_ray.runtime.executable import pad_tokens
+from rlx_ray.runtime.weights import Weights
+from rlx_ray.spec import BuildSpec, Config, ModelSpec
+from rlx_ray.store import HostCache, TieredStore, open_store
+from rlx_ray.target import this_host
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of some texts, and how they came to be.
+
+    Attributes:
+        vectors: float32 [texts, hidden].
+        tokens: tokens of each text, special ones included.
+        truncated: how many texts were cut to the model's limit.
+        calls: the variants that ran, in order of use.
+        tiers: for each call where its artifact came from: memory, disk, store or compiled.
+        pad_waste: padded rows over all rows.
+    """
+
+    vectors: np.ndarray
+    tokens: tuple[int, ...]
+    truncated: int
+    calls: tuple[ModelVariant, ...]
+    tiers: tuple[str, ...]
+    pad_waste: float
+
+
+class LocalModel:
+    """One model of a config, in this process; thread-safe.
+
+    In lazy and eager mode a missing variant is compiled in a child process and published; in aot
+    mode it is an error that names the prebuild command.
+
+    Args:
+        config: the config.
+        name: the model's name.
+        threads: threads of the pool; 0 means the processors of this process.
+
+    Raises:
+        UnknownModelError: the config has no such model.
+        ConfigError: the model has no target that this host can run.
+        CheckpointError, StoreError: the checkpoint or the store cannot be used.
+    """
+
+    def __init__(self, config: Config, name: str, threads: int = 0) -> None:
+        self.config = config
+        self.model: OpenModel = open_model(find_model(config, name))
+        self.cells = runnable_cells(config, self.model)
+        store = open_store(config.store.url, config.store.storage_options)
+        self.store = TieredStore(store, HostCache(Path(config.store.cache_dir)))
+        self.tokenizer = self.model.tokenizer()
+        self._threads = threads
+        self._pool: ThreadPool | None = None
+        self._weights: Weights | None = None
+        self._arenas = ArenaPool()
+        self._loaded: dict[str, CpuExecutable] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def variants(self) -> tuple[ModelVariant, ...]:
+        """The encoder variants that texts can be routed to."""
+        return tuple(
+            v for c in self.cells if (v := c.spec.component.variant).phase is ModelPhase.ENCODER
+        )
+
+    def executable(self, variant: ModelVariant) -> tuple[CpuExecutable, str]:
+        """A loaded variant and its tier; loads or compiles it at first use.
+
+        Raises:
+            VariantMissing: aot mode and the store has none.
+            CompileError: it had to be compiled and that failed.
+        """
+        spec = self.spec(variant)
+        with self._lock:
+            if spec.digest in self._loaded:
+                return self._loaded[spec.digest], "memory"
+            aot = spec.component.mode is CompilationMode.AOT
+            resolver = Resolver(self.store, refuse if aot else self._compile)
+            resolved = resolver.resolve(spec)
+            paths = resolved.fetched.paths
+            if self._pool is None:
+                self._pool = ThreadPool(paths["pool"], self._threads)
+            if self._weights is None:
+                self._weights = load_weights(self.store, self.model, spec.target)
+            executable = CpuExecutable(
+                paths["code"],
+                resolved.fetched.manifest.binding,
+                self._weights,
+                self._pool,
+                self._arenas,
+            )
+            self._loaded[spec.digest] = executable
+            return executable, resolved.tier
+
+    def spec(self, variant: ModelVariant) -> BuildSpec:
+        """The BuildSpec of a variant for this host.
+
+        Raises:
+            InputError: the model's matrix has no such variant.
+        """
+        for cell in self.cells:
+            if cell.spec.component.variant == variant:
+                return cell.spec
+        names = [str(c.spec.component.variant) for c in self.cells]
+        raise InputError(
+            f"variant {str(variant)!r} is not in the matrix of {self.model.spec.name!r}.",
+            nearest(str(variant), names) or f"It has {', '.join(names[:8])} ...",
+        )
+
+    def embed(self, texts: Sequence[str]) -> Embedded:
+        """Embed texts, on the variants that pad least.
+
+        Raises:
+            InputError: no texts, or one longer than the largest variant.
+            VariantMissing, CompileError: see `executable`.
+        """
+        if not texts:
+            raise InputError("input is an empty list.", "Send at least one text.")
+        encoded = self.tokenizer.encode_batch(texts)
+        lengths = [len(e.ids) for e in encoded]
+        name = self.model.spec.name
+        index = [m.name for m in self.config.models].index(name)
+        batches = bucket(lengths, self.variants, name, f"$.models[{index}]")
+        vectors: np.ndarray | None = None
+        tiers = []
+        for batch in batches:
+            executable, tier = self.executable(batch.variant)
+            tiers.append(tier)
+            tokens = [(encoded[i].ids, encoded[i].type_ids) for i in batch.items]
+            rows = executable.run(pad_tokens(batch.variant, tokens))["embedding"]
+            if vectors is None:
+                vectors = np.empty((len(texts), rows.shape[1]), np.float32)
+            vectors[list(batch.items)] = rows[: len(batch.items)]
+        assert vectors is not None
+        return Embedded(
+            vectors,
+            tuple(lengths),
+            sum(e.truncated for e in encoded),
+            tuple(b.variant for b in batches),
+            tuple(tiers),
+            pad_waste(batches, lengths),
+        )
+
+    def close(self) -> None:
+        """Stop the threads; the model cannot be used after it."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _compile(self, spec: BuildSpec, reason: str) -> None:
+        serve = self.config.serve
+        limits = Limits(serve.build_timeout_s, serve.build_memory_bytes)
+        self.store.store.put(build(spec, limits))
+
+
+def find_model(config: Config, name: str) -> ModelSpec:
+    """The model of a config with a name.
+
+    Raises:
+        UnknownModelError: it has none.
+    """
+    for model in config.models:
+        if model.name == name:
+            return model
+    names = [m.name for m in config.models]
+    raise UnknownModelError(
+        f"model {name!r} is not in {config.path}.", nearest(name, names) or f"It has {names}."
+    )
+
+
+def runnable_cells(config: Config, model: OpenModel) -> tuple[Cell, ...]:
+    """The model's cells for the best target of this host among those that it is built for.
+
+    Raises:
+        ConfigError: this host can run none of the model's targets.
+    """
+    cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
+    host = this_host()
+    names = {c.spec.target.name for c in cells}
+    for rung in host.ladder():
+        if rung.name in names:
+            return tuple(c for c in cells if c.spec.target == rung and not c.unsupported)
+    reasons = _refusals(cells)
+    raise ConfigError(
+        f"model {model.spec.name!r} has no target that this host can run: {reasons}.",
+        "Add 'host' to its targets.",
+    )
+
+
+def _refusals(cells: Iterable[Cell]) -> str:
+    host = this_host()
+    targets = {c.spec.target.name: c.spec.target for c in cells}
+    return "; ".join(f"{name}: {host.refusal(t)}" for name, t in targets.items())
+
+
+def load(config: str | Path | Config, model: str, threads: int = 0) -> LocalModel:
+    """Open a model of a config in this process.
+
+    Args:
+        config: a path, or a config already read.
+        model: the model's name.
+        threads: threads of the pool; 0 means the processors of this process.
+
+    Raises:
+        RlxError: as `rlx_ray.config.load` and `LocalModel` do.
+    """
+    found = config if isinstance(config, Config) else load_config(config)
+    return LocalModel(found, model, threads)
+
+
