@@ -59,3 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(error: RlxError) -> None:
     sys.stderr.write(f"rlx-ray: {error}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -119,14 +119,7 @@ class LocalModel:
         Raises:
             InputError: the model's matrix has no such variant.
         """
-        for cell in self.cells:
-            if cell.spec.component.variant == variant:
-                return cell.spec
-        names = [str(c.spec.component.variant) for c in self.cells]
-        raise InputError(
-            f"variant {str(variant)!r} is not in the matrix of {self.model.spec.name!r}.",
-            nearest(str(variant), names) or f"It has {', '.join(names[:8])} ...",
-        )
+        return pick(self.cells, self.model.spec.name, variant)
 
     def embed(self, texts: Sequence[str]) -> Embedded:
         """Embed texts, on the variants that pad least.
@@ -171,6 +164,23 @@ class LocalModel:
         serve = self.config.serve
         limits = Limits(serve.build_timeout_s, serve.build_memory_bytes)
         self.store.store.put(build(spec, limits))
+
+
+def pick(cells: Iterable[Cell], model: str, variant: ModelVariant | None) -> BuildSpec:
+    """The spec of a variant among a model's cells; of the first one if None.
+
+    Raises:
+        InputError: the matrix has no such variant.
+    """
+    known = list(cells)
+    for cell in known:
+        if variant in (None, cell.spec.component.variant):
+            return cell.spec
+    names = [str(c.spec.component.variant) for c in known]
+    raise InputError(
+        f"variant {str(variant)!r} is not in the matrix of {model!r}.",
+        nearest(str(variant), names) or f"It has {', '.join(names[:8])} ...",
+    )
 
 
 def find_model(config: Config, name: str) -> ModelSpec:
@@ -226,5 +236,3 @@ def load(config: str | Path | Config, model: str, threads: int = 0) -> LocalMode
     """
     found = config if isinstance(config, Config) else load_config(config)
     return LocalModel(found, model, threads)
-
-

@@ -8,7 +8,7 @@ from rlx_ray.dtype import DType
 from rlx_ray.ir.lir import Buffer, Call, Lir, Plan, Region, Slot, Space, Tensor
 from rlx_ray.ir.mir import Mir, Node, Note, Op, Shape, node_flops
 from rlx_ray.passes.arena import plan
-from rlx_ray.passes.cost import group_cost, program_cost
+from rlx_ray.passes.cost import THREADS, group_cost, latency, program_cost
 from rlx_ray.passes.kernels import Lowered, Tiled, lower_node, scratch_bytes
 from rlx_ray.passes.regions import (
     Facts,
@@ -26,6 +26,10 @@ _SCRATCH_LIMIT = 256 << 20
 """Bytes of scratch per thread beyond which a tile size is not considered if a smaller one is."""
 
 
+_NEAR = 1.02
+"""Ways whose cost and latency are within this factor of the best are equal: memory decides."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where every value of a cut program lies."""
@@ -39,18 +43,30 @@ class Layout:
 def schedule(mir: Mir, target: Target) -> Lir:
     """The cheapest way to run a program by the cost model, as LIR."""
     known = facts(mir)
-    tried: list[tuple[float, Tiling, Layout]] = []
+    tried: list[tuple[tuple[float, float], Tiling, Layout]] = []
     for tiling in candidates(known):
         layout = lay_out(mir, group(mir, tiling, known), known, target)
-        costs = [group_cost(mir, g, known, layout.scratch.size, target) for g in layout.groups]
-        over = layout.scratch.size > _SCRATCH_LIMIT
-        tried.append((program_cost(costs) * (1e3 if over else 1), tiling, layout))
-    cost, tiling, layout = min(tried, key=lambda t: t[0])
+        arena, scratch = layout.arena.size, layout.scratch.size
+        costs = [group_cost(mir, g, known, arena, scratch, target) for g in layout.groups]
+        over = 1e3 if scratch > _SCRATCH_LIMIT else 1.0
+        price = (program_cost(costs) * over, latency(costs) * over)
+        tried.append((price, tiling, layout))
+    least = min(t[0][0] for t in tried)
+    quick = min(t[0][1] for t in tried if t[0][0] <= least * _NEAR)
+    near = [t for t in tried if t[0][0] <= least * _NEAR and t[0][1] <= quick * _NEAR]
+    (cost, _), tiling, layout = min(near, key=lambda t: t[2].arena.size + t[2].scratch.size)
     notes = tuple(
-        Note("schedule", f"{t.tiles} tiles of {t.axis}", f"cost {c:.0f}, chosen has {cost:.0f}")
-        for c, t, _ in sorted(tried, key=lambda t: t[0])
+        Note(
+            "schedule",
+            f"{t.tiles} tiles of {t.axis}" + (" (chosen)" if t == tiling else ""),
+            f"cost {c:.0f} core microseconds, {wall:.0f} on {THREADS[-1]} threads",
+        )
+        for (c, wall), t, _ in sorted(tried, key=lambda t: t[0])
     )
-    reason = f"cheapest of {len(tried)} ways by the cost model ({cost:.0f} core microseconds)"
+    reason = (
+        f"least memory of the {len(near)} cheapest of {len(tried)} ways (cost {cost:.0f}, "
+        f"cheapest {least:.0f} core microseconds)"
+    )
     return _emit(mir, layout, known, reason, (*mir.notes, *notes), target)
 
 

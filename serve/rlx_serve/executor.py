@@ -1,0 +1,243 @@
+"""The executor: one Serve deployment per target, a thin shell around slots and a host.
+
+Ray's multiplexing is used for routing alone. Its own loads run one at a time under a lock, so the
+multiplexed function only makes a marker; the slot is loaded by a task that all waiters share and
+that no cancelled client ends. Native code runs in threads, with the GIL released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from ray import serve
+from ray.exceptions import RayError
+
+from rlx_ray.component import CompilationMode
+from rlx_ray.errors import ArtifactError, ConfigError, InputError, RlxError, StoreError
+from rlx_ray.spec import BuildSpec, Config
+from rlx_ray.target import Target
+from rlx_serve.builds import Record, build_patience
+from rlx_serve.dispatch import CallResult, Route
+from rlx_serve.host import Host, Loaded
+from rlx_serve.lanes import Handle
+from rlx_serve.problems import Failure
+from rlx_serve.slots import SlotKey, Slots, Step
+from rlx_serve.table import Row, Table, check_budget, open_table
+
+_LOADERS = 32
+"""Loads at once: most of them wait for a build elsewhere."""
+
+_RUNNERS = 2
+"""Forward passes at once: the thread pool runs one, the other copies its inputs meanwhile."""
+
+_REPORT_S = 10.0
+
+_log = logging.getLogger("ray.serve")
+_Result = TypeVar("_Result")
+
+
+class Executor:
+    """Runs variants for one target.
+
+    Args:
+        config: the whole config.
+        target: what this executor's replicas run.
+        builds: handle of the cluster's `Builds`.
+
+    Raises:
+        ConfigError: this host cannot run the target, or the eager variants do not fit.
+        CheckpointError, StoreError: a model or the store cannot be opened.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: Config, target: Target, builds: Handle
+    ) -> None:
+        self._config = config
+        self._target = target
+        self._builds = builds
+        self._loop = asyncio.get_running_loop()
+        self._loaders = ThreadPoolExecutor(_LOADERS, "rlx-load")
+        self._runners = ThreadPoolExecutor(_RUNNERS, "rlx-run")
+        self._loads: dict[SlotKey, asyncio.Task[None]] = {}
+        self._tiers: dict[SlotKey, str] = {}
+        self._changed = asyncio.Event()
+        limits = config.serve
+        self._slots: Slots[Loaded] = Slots(limits.max_slots, limits.max_slot_bytes, time.monotonic)
+        self._advertise = serve.multiplexed(max_num_models_per_replica=limits.max_slots)(_marker)
+        self._host, table = await self._in(self._loaders, lambda: self._open(config, target))
+        self._rows = {row.route.route_id: row for row in table.select(target)}
+        for name in {row.route.model for row in self._rows.values()}:
+            model = table.models[name]
+            size = await self._in(self._loaders, lambda: self._host.add_weights(model))  # noqa: B023
+            self._slots.weigh(name, size)
+        await self._warm_up()
+        self._reporter = self._loop.create_task(self._report())
+
+    async def run(self, route: Route, inputs: Mapping[str, np.ndarray]) -> CallResult | Failure:
+        """Run a variant, loading it first if need be; an error comes back as a value.
+
+        Args:
+            route: names the variant; its digest must be this executor's own.
+            inputs: as the variant's binding says.
+        """
+        try:
+            row = self._row(route)
+            await self._advertise(route.route_id)
+            return await self._answer(row, inputs)
+        except RlxError as error:
+            return Failure.of(error)
+
+    async def ready(self, model: str) -> bool:
+        """Whether this replica serves a model; its being asked means that it has started."""
+        return any(row.route.model == model for row in self._rows.values())
+
+    def _row(self, route: Route) -> Row:
+        row = self._rows.get(route.route_id)
+        if row is None:
+            raise InputError(
+                f"variant {route.variant} of {route.model!r} is not served for "
+                f"{self._target.name}.",
+                "See /variants.",
+            )
+        if row.route.digest != route.digest:
+            raise ArtifactError(
+                f"variant {route.variant} of {route.model!r} is {row.route.digest[:16]} here, the "
+                f"request wants {route.digest[:16]}.",
+                "A new version is being rolled out: try again.",
+            )
+        return row
+
+    async def _answer(self, row: Row, inputs: Mapping[str, np.ndarray]) -> CallResult:
+        key = SlotKey(row.route.model, row.route.digest)
+        async with contextlib.AsyncExitStack() as stack:
+            loaded, tier = await self._hold(key, row.spec, stack)
+            if loaded.digest != row.route.digest:
+                raise ArtifactError(f"slot of {row.route.digest} holds {loaded.digest}.")
+            keep = stack.pop_all()
+            run = asyncio.ensure_future(
+                self._in(self._runners, lambda: loaded.executable.run(inputs))
+            )
+            run.add_done_callback(lambda _: self._loop.create_task(keep.aclose()))
+            return CallResult(await asyncio.shield(run), tier)
+
+    async def _hold(
+        self, key: SlotKey, spec: BuildSpec, stack: contextlib.AsyncExitStack
+    ) -> tuple[Loaded, str]:
+        """A loaded slot, held until the stack is closed, and its tier for this request."""
+        step = self._slots.hold(key)
+        stack.callback(self._slots.release, key)
+        tier = "memory"
+        if step is Step.LOAD:
+            self._start_load(key, spec)
+        if step in (Step.LOAD, Step.WAIT):
+            await asyncio.shield(self._loads[key])
+            tier = self._tiers.get(key, tier)
+        error = self._slots.error(key)
+        if error is not None:
+            raise error
+        return self._slots.value(key), tier
+
+    def _start_load(self, key: SlotKey, spec: BuildSpec) -> None:
+        task = self._loop.create_task(self._load(key, spec))
+        self._loads[key] = task
+        task.add_done_callback(lambda _: self._loads.pop(key, None))
+
+    async def _load(self, key: SlotKey, spec: BuildSpec) -> None:
+        """Load a slot; never raises: a failure is kept in the slot for all who wait for it."""
+        try:
+            loaded = await self._in(self._loaders, lambda: self._host.load(spec))
+        except RlxError as error:
+            _log.warning("%s of %s did not load: %s", spec.component.variant, spec.model, error)
+            self._slots.failed(key, error)
+        except Exception as error:
+            _log.exception("%s of %s did not load", spec.component.variant, spec.model)
+            self._slots.failed(key, RlxError(f"{type(error).__name__}: {error}"))
+        else:
+            self._tiers[key] = loaded.tier
+            self._slots.loaded(key, loaded, loaded.nbytes)
+        self._changed.set()
+
+    def _open(self, config: Config, target: Target) -> tuple[Host, Table]:
+        return Host(config, target, self._on_miss), open_table(config)
+
+    def _on_miss(self, spec: BuildSpec, reason: str) -> None:
+        """Have a variant built; runs in a loader thread."""
+        _log.info("%s of %s is built: %s", spec.component.variant, spec.model, reason)
+        patience = build_patience(self._config.serve.build_timeout_s) + 30
+        asked = asyncio.run_coroutine_threadsafe(self._ask(spec), self._loop)
+        try:
+            record = asked.result(patience)
+        except TimeoutError:
+            asked.cancel()
+            raise StoreError(
+                f"the builder did not answer for {spec.component.variant} of {spec.model!r} "
+                f"within {patience:g} s.",
+                "See that the cluster has a free CPU.",
+            ) from None
+        except RayError as error:
+            raise StoreError(f"the builder cannot be reached: {error}") from error
+        if record.failure is not None:
+            raise record.failure.error()
+
+    async def _ask(self, spec: BuildSpec) -> Record:
+        record: Record = await self._builds.ensure.remote(spec.dumps())
+        return record
+
+    async def _warm_up(self) -> None:
+        """Load the eager variants, which must fit, and the hot set, as well as it goes."""
+        rows = tuple(self._rows.values())
+        if not rows:
+            return
+        check_budget(self._config, rows)
+        eager = [row for row in rows if row.mode is CompilationMode.EAGER]
+        await asyncio.gather(*(self._preload(row) for row in eager))
+        if self._slots.evictions:
+            raise ConfigError(
+                f"$.serve.max_slot_bytes is {self._config.serve.max_slot_bytes}, too few for the "
+                f"{len(eager)} eager variants for {self._target.name}.",
+                "Raise it, or give some rows mode lazy.",
+            )
+        hot = [row for row in rows if is_warm(row.route, self._config.serve.warm)]
+        for row, result in zip(
+            hot,
+            await asyncio.gather(*(self._preload(row) for row in hot), return_exceptions=True),
+            strict=True,
+        ):
+            if isinstance(result, BaseException):
+                _log.warning("%s is not warm: %s", row.route.route_id, result)
+
+    async def _preload(self, row: Row) -> None:
+        await self._advertise(row.route.route_id)
+        async with contextlib.AsyncExitStack() as stack:
+            await self._hold(SlotKey(row.route.model, row.route.digest), row.spec, stack)
+
+    async def _report(self) -> None:
+        """Tell the notice board what this replica holds, at each change and now and then."""
+        name = serve.get_replica_context().replica_id.unique_id
+        while True:
+            states = {key.digest: state.value for key, state in self._slots.states().items()}
+            with contextlib.suppress(Exception):  # the board is for people; it may be away
+                await self._builds.report.remote(f"{self._target.name}/{name}", states)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _REPORT_S)
+            self._changed.clear()
+
+    async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], _Result]) -> _Result:
+        return await self._loop.run_in_executor(threads, work)
+
+
+async def _marker(route_id: str) -> str:
+    """What Ray caches and advertises for a route; awaits nothing, so that its lock is free."""
+    return route_id
+
+
+def is_warm(route: Route, warm: tuple[str, ...]) -> bool:
+    """Whether a hot set names a variant: by `MODEL`, or by `MODEL/VARIANT`."""
+    return route.model in warm or f"{route.model}/{route.variant}" in warm

@@ -1,0 +1,115 @@
+"""What one replica process holds: store, weights, threads and arenas; and how a variant is loaded.
+
+No Ray here: a miss is handed to whoever was given for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlx_ray.catalog import OpenModel, load_weights
+from rlx_ray.component import CompilationMode
+from rlx_ray.errors import ArtifactError, ConfigError
+from rlx_ray.resolve import OnMiss, Resolver, refuse
+from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
+from rlx_ray.runtime.executable import Executable
+from rlx_ray.runtime.weights import Weights
+from rlx_ray.spec import BuildSpec, Config
+from rlx_ray.store import HostCache, TieredStore, open_store
+from rlx_ray.target import Target, this_host
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A variant that is ready to run.
+
+    Attributes:
+        executable: runs it.
+        digest: of the artifact that was loaded.
+        tier: `disk`, `store` or `compiled`.
+        nbytes: bytes of its blobs and of one arena.
+    """
+
+    executable: Executable
+    digest: str
+    tier: str
+    nbytes: int
+
+
+class Host:
+    """One process that runs variants for one target; its methods block and are thread-safe.
+
+    Args:
+        config: the whole config.
+        wanted: the target.
+        on_miss: called for a variant that the store lacks, unless its mode is aot.
+
+    Raises:
+        ConfigError: this host cannot run the target.
+        StoreError: the cache folder cannot be used.
+    """
+
+    def __init__(self, config: Config, wanted: Target, on_miss: OnMiss) -> None:
+        refusal = this_host().refusal(wanted)
+        if refusal:
+            raise ConfigError(
+                f"target {wanted.name!r} cannot run here: {refusal}.",
+                "Place its executor on other nodes, or take it out of the config's targets.",
+            )
+        store = open_store(config.store.url, config.store.storage_options)
+        self.store = TieredStore(store, HostCache(Path(config.store.cache_dir)))
+        self.target = wanted
+        self._threads = config.serve.threads
+        self._build = Resolver(self.store, on_miss)
+        self._refuse = Resolver(self.store, refuse)
+        self._arenas = ArenaPool()
+        self._pool: ThreadPool | None = None
+        self._weights: dict[str, Weights] = {}
+        self._lock = threading.Lock()
+
+    def add_weights(self, model: OpenModel) -> int:
+        """Map a model's packed weights, packing them first if nobody has; their bytes.
+
+        Raises:
+            StoreError: the store cannot be reached or written.
+            CheckpointError: a tensor cannot be read.
+        """
+        weights = load_weights(self.store, model, self.target)
+        self._weights[model.spec.name] = weights
+        return weights.nbytes
+
+    def load(self, spec: BuildSpec) -> Loaded:
+        """Load a variant from disk or store; what a miss does depends on the variant's mode.
+
+        Raises:
+            VariantMissing: aot mode and the store has none.
+            CompileError: it had to be compiled and that failed.
+            StoreError, ArtifactError: what was found cannot be used.
+        """
+        aot = spec.component.mode is CompilationMode.AOT
+        resolved = (self._refuse if aot else self._build).resolve(spec)
+        manifest, paths = resolved.fetched.manifest, resolved.fetched.paths
+        if manifest.spec.digest != spec.digest:
+            raise ArtifactError(f"artifact {manifest.spec.digest} was loaded for {spec.digest}.")
+        executable = CpuExecutable(
+            paths["code"],
+            manifest.binding,
+            self._weights[spec.model],
+            self._threads_from(paths["pool"]),
+            self._arenas,
+        )
+        size = manifest.blob("code").size + executable.arena_bytes
+        return Loaded(executable, manifest.spec.digest, resolved.tier, size)
+
+    def close(self) -> None:
+        """Stop the threads; nothing can run after it."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _threads_from(self, library: Path) -> ThreadPool:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPool(library, self._threads)
+            return self._pool

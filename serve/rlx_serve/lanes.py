@@ -1,0 +1,59 @@
+"""From a Serve handle to the callable that `dispatch` wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from rlx_ray.target import Target
+from rlx_serve.dispatch import Call, CallResult, Lane, Route
+from rlx_serve.problems import Busy, Failure
+from rlx_serve.table import Table
+
+Handle: TypeAlias = DeploymentHandle[Any]
+"""A Serve handle; it is generic over the deployment's class, which Serve wraps."""
+
+
+def lanes(table: Table, model: str, handles: Mapping[str, Handle]) -> tuple[Lane, ...]:
+    """The executors of a model in serving order; handles are found by target name."""
+    return tuple(
+        Lane(target.name, handle_call(handles[target.name], target), routes)
+        for target in table.targets(model)
+        if target.name in handles and (routes := table.routes(model, target))
+    )
+
+
+def handle_call(handle: Handle, target: Target) -> Call:
+    """A callable that runs a variant on some replica, preferably one that holds it.
+
+    A forward pass changes nothing, so one that a replica's death cut short is tried once more.
+    """
+
+    async def call(route: Route, inputs: Mapping[str, np.ndarray]) -> CallResult:
+        for last in (False, True):
+            try:
+                chosen = handle.options(multiplexed_model_id=route.route_id)
+                reply: CallResult | Failure = await chosen.run.remote(route, inputs)
+            except (BackPressureError, DeploymentUnavailableError) as error:
+                raise Busy(
+                    f"the executor for {target.name} takes no more requests: {error}",
+                    "Try again in a second.",
+                ) from error
+            except RayActorError as error:
+                if last:
+                    raise Busy(
+                        f"replicas of the executor for {target.name} died: {error}",
+                        "Try again in a second.",
+                    ) from error
+            else:
+                if isinstance(reply, Failure):
+                    raise reply.error()
+                return reply
+        raise AssertionError("unreachable")
+
+    return call

@@ -1,0 +1,128 @@
+"""What went wrong, as plain data between processes and as an HTTP answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from rlx_ray import errors
+from rlx_ray.errors import (
+    ArtifactError,
+    CheckpointError,
+    CompileError,
+    InputError,
+    RlxError,
+    StoreError,
+    UnknownModelError,
+    VariantMissing,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as an executor returns it: its class in `rlx_ray.errors`, message and remedy."""
+
+    kind: str
+    message: str
+    remedy: str
+
+    @classmethod
+    def of(cls, error: RlxError) -> Failure:
+        """The failure that an error is."""
+        return cls(type(error).__name__, error.message, error.remedy)
+
+    def error(self) -> RlxError:
+        """The error that a failure is; one of an unknown class is an RlxError."""
+        kind = getattr(errors, self.kind, RlxError)
+        known = isinstance(kind, type) and issubclass(kind, RlxError)
+        return kind(self.message, self.remedy) if known else RlxError(self.message, self.remedy)
+
+
+class Busy(RlxError):
+    """No executor takes more work now."""
+
+
+class RequestError(InputError):
+    """A client's mistake.
+
+    Args:
+        message: what is wrong, naming the field and the value.
+        remedy: what to do about it.
+        param: the field.
+        status: the HTTP status.
+        code: a short word for programs.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        remedy: str = "",
+        *,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, remedy)
+        self.param = param
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An HTTP answer that is no success; `retry_after` in seconds, 0 for none."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    retry_after: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer."""
+        return {"retry-after": str(self.retry_after)} if self.retry_after else {}
+
+    def openai(self) -> dict[str, object]:
+        """The body in OpenAI's shape."""
+        client = self.status < 500
+        return {
+            "error": {
+                "message": self.message,
+                "type": "invalid_request_error" if client else "server_error",
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def oip(self) -> dict[str, object]:
+        """The body in the Open Inference Protocol's shape."""
+        return {"error": self.message}
+
+
+_RETRY_LATER: tuple[tuple[type[RlxError], str, int], ...] = (
+    (Busy, "overloaded", 1),
+    (VariantMissing, "variant_missing", 0),
+    (CompileError, "compile_error", 5),
+    (StoreError, "store_error", 5),
+    (ArtifactError, "artifact_error", 1),
+    (CheckpointError, "checkpoint_error", 0),
+)
+"""Errors that are the server's, with their code and when to try again: all are 503."""
+
+
+def problem(error: BaseException) -> Problem:
+    """The HTTP answer for an error."""
+    if isinstance(error, RequestError):
+        return Problem(error.status, str(error), error.code, error.param)
+    if isinstance(error, UnknownModelError):
+        return Problem(404, str(error), "model_not_found", "model")
+    if isinstance(error, InputError):
+        return Problem(400, str(error), "invalid_input", "input")
+    for kind, code, retry_after in _RETRY_LATER:
+        if isinstance(error, kind):
+            text = f"{type(error).__name__}: {error}"
+            return Problem(503, text, code, retry_after=retry_after)
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return Problem(504, str(error) or "The request ran out of time.", "timeout", retry_after=1)
+    return Problem(500, "Internal error; the server's log has its cause.", "internal_error")

@@ -1,0 +1,262 @@
+"""What the HTTP routes call: models by name, texts and tokens to vectors, rows of variants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlx_ray.checkpoint.tokenizer import Encoded, Tokenizer
+from rlx_ray.errors import UnknownModelError, nearest
+from rlx_ray.spec import Config
+from rlx_ray.store import Hit, Lookup, Store
+from rlx_serve.dispatch import Answer, Lane, embed
+from rlx_serve.problems import RequestError
+from rlx_serve.table import Row, Table
+
+_STATUS_KEPT_S = 5.0
+_ASK_S = 2.0
+_TOKENISE_HERE = 8192
+"""Characters of a request that are tokenised in the event loop; more go to a thread."""
+
+_STATUS = {
+    "absent": "missing",
+    "damaged": "quarantined",
+    "foreign": "quarantined",
+    "unreachable": "unknown",
+}
+
+Board = Callable[[], Awaitable[Mapping[str, Mapping[str, str]]]]
+"""What each replica holds: the state of each digest, by replica."""
+
+Ready = Callable[[str, str], Awaitable[bool]]
+"""Whether the executor of a target serves a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model as the routes see it.
+
+    Attributes:
+        name: its name.
+        hidden: length of a vector.
+        vocab: number of token ids.
+        token_types: number of token types.
+        limit: most tokens of a text.
+        path: where it stands in the config.
+        tokenizer: text to tokens.
+        lanes: its executors in serving order.
+    """
+
+    name: str
+    hidden: int
+    vocab: int
+    token_types: int
+    limit: int
+    path: str
+    tokenizer: Tokenizer
+    lanes: tuple[Lane, ...]
+
+
+def served(table: Table, name: str, lanes: tuple[Lane, ...]) -> Served:
+    """A model of a table, with its lanes."""
+    model = table.models[name]
+    config = json.loads(model.facts.config)
+    return Served(
+        name,
+        int(config["hidden"]),
+        int(config["vocab"]),
+        int(config["token_types"]),
+        model.facts.limits.max_tokens,
+        f"$.models[{list(table.models).index(name)}]",
+        model.tokenizer(),
+        lanes,
+    )
+
+
+class Service:
+    """All that the routes need.
+
+    Args:
+        config: the whole config.
+        table: its models and variants.
+        models: the models that are served, by name.
+        store: where artifacts are looked for.
+        board: what the replicas hold.
+        ready: whether an executor answers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        table: Table,
+        models: Mapping[str, Served],
+        store: Store,
+        board: Board,
+        ready: Ready,
+    ) -> None:
+        self.limits = config.serve
+        self.models = models
+        self._table = table
+        self._store = store
+        self._board = board
+        self._ready = ready
+        self._found: tuple[float, Mapping[str, Lookup]] = (float("-inf"), {})
+        self._looking = asyncio.Lock()
+
+    def model(self, name: str) -> Served:
+        """A model by name.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+        """
+        if name in self.models:
+            return self.models[name]
+        names = list(self.models)
+        raise UnknownModelError(
+            f"model {name!r} is not served here; the models are {names}.", nearest(name, names)
+        )
+
+    async def embed_texts(self, model: Served, texts: Sequence[str]) -> Answer:
+        """Vectors of texts; longer ones are truncated to the model's limit.
+
+        Raises:
+            InputError: no texts, too many, or one longer than the largest variant.
+            TimeoutError: it took longer than `serve.request_timeout_s`.
+            RlxError: as `dispatch.embed` does.
+        """
+        self._check_count(len(texts))
+        if sum(map(len, texts)) > _TOKENISE_HERE:
+            encoded = await asyncio.to_thread(model.tokenizer.encode_batch, texts)
+        else:
+            encoded = model.tokenizer.encode_batch(texts)
+        return await self.embed_tokens(model, encoded)
+
+    async def embed_tokens(self, model: Served, items: Sequence[Encoded]) -> Answer:
+        """Vectors of token lists, which are taken as they are, special tokens included.
+
+        Raises:
+            InputError: see `embed_texts`; also a list that is empty, longer than the model's
+                limit, or has an id that the model does not have.
+            TimeoutError, RlxError: see `embed_texts`.
+        """
+        self._check_count(len(items))
+        for number, item in enumerate(items):
+            _check_tokens(model, number, item)
+        seconds = self.limits.request_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                return await embed(items, model.lanes, model.name, model.path, "embedding")
+        except TimeoutError:
+            raise TimeoutError(
+                f"The answer took longer than {seconds:g} s. A first request may wait for a build: "
+                "try again, or raise serve.request_timeout_s."
+            ) from None
+
+    async def model_ready(self, model: Served) -> bool:
+        """Whether at least one executor answers for a model."""
+
+        async def ask(lane: Lane) -> bool:
+            try:
+                return await asyncio.wait_for(self._ready(lane.target, model.name), _ASK_S)
+            except Exception:  # whatever it is, it does not answer
+                return False
+
+        return any(await asyncio.gather(*(ask(lane) for lane in model.lanes)))
+
+    async def all_ready(self) -> bool:
+        """Whether every model is ready."""
+        return all(await asyncio.gather(*(self.model_ready(m) for m in self.models.values())))
+
+    async def rows(self) -> list[dict[str, object]]:
+        """One object for each variant and target: what the store has, and which replicas hold it.
+
+        What the store said is kept for a few seconds.
+        """
+        async with self._looking:
+            looked, found = self._found
+            if time.monotonic() - looked > _STATUS_KEPT_S:
+                found = await asyncio.to_thread(self._look)
+                self._found = (time.monotonic(), found)
+        try:
+            board = await asyncio.wait_for(self._board(), _ASK_S)
+        except Exception:  # the notice board is away; the rest of a row still holds
+            board = {}
+        return [_row(row, found.get(row.route.digest), board) for row in self._table.rows]
+
+    def _look(self) -> Mapping[str, Lookup]:
+        specs = [row.spec for row in self._table.rows if not row.unsupported]
+        try:
+            return self._store.present(specs)
+        except Exception:  # unreachable: the status is unknown then
+            return {}
+
+    def _check_count(self, count: int) -> None:
+        if count < 1:
+            raise RequestError("input is an empty list.", "Send at least one text.", param="input")
+        if count > self.limits.max_texts:
+            raise RequestError(
+                f"input has {count} texts, the limit is {self.limits.max_texts}.",
+                "Send fewer at a time, or raise serve.max_texts.",
+                param="input",
+            )
+
+
+def _check_tokens(model: Served, number: int, item: Encoded) -> None:
+    where = f"input[{number}]"
+    if not item.ids:
+        raise RequestError(f"{where} has no tokens.", "Send at least one.", param="input")
+    if len(item.ids) > model.limit:
+        raise RequestError(
+            f"{where} has {len(item.ids)} tokens, the limit of {model.name!r} is {model.limit}.",
+            "Send fewer tokens, or text, which is truncated.",
+            param="input",
+        )
+    low, high = min(item.ids), max(item.ids)
+    if low < 0 or high >= model.vocab:
+        raise RequestError(
+            f"{where} has token id {low if low < 0 else high}.",
+            f"The ids of {model.name!r} are 0 to {model.vocab - 1}.",
+            param="input",
+        )
+    low, high = min(item.type_ids), max(item.type_ids)
+    if low < 0 or high >= model.token_types:
+        raise RequestError(
+            f"{where} has token type {low if low < 0 else high}.",
+            f"The types of {model.name!r} are 0 to {model.token_types - 1}.",
+            param="input",
+        )
+
+
+def _row(
+    row: Row, found: Lookup | None, board: Mapping[str, Mapping[str, str]]
+) -> dict[str, object]:
+    digest = row.route.digest
+    status, reason, seconds, size = "unknown", "the store did not answer", None, None
+    if row.unsupported:
+        status, reason = "unsupported", row.unsupported
+    elif isinstance(found, Hit):
+        status, reason = "present", ""
+        seconds, size = found.manifest.build.seconds, found.manifest.size
+    elif found is not None:
+        status, reason = _STATUS[found.kind], found.reason
+    return {
+        "model": row.route.model,
+        "target": row.spec.target.name,
+        "variant": row.route.variant,
+        "cache_key": row.route.cache_key,
+        "digest": digest,
+        "status": status,
+        "reason": reason,
+        "seconds": seconds,
+        "bytes": size,
+        "error": None,
+        "mode": row.mode.spelling,
+        "replicas": [
+            {"replica": name, "state": states[digest]}
+            for name, states in sorted(board.items())
+            if digest in states
+        ],
+    }

@@ -1,0 +1,102 @@
+"""What a config's models look like to a server: one row for each variant and target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlx_ray.catalog import OpenModel, open_model
+from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
+from rlx_ray.errors import ConfigError
+from rlx_ray.job.matrix import expand
+from rlx_ray.spec import BuildSpec, Config
+from rlx_ray.target import Target
+from rlx_serve.dispatch import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One variant of one model for one target; `unsupported` says why it cannot be built."""
+
+    route: Route
+    spec: BuildSpec
+    unsupported: str
+
+    @property
+    def variant(self) -> ModelVariant:
+        """The variant."""
+        return self.spec.component.variant
+
+    @property
+    def mode(self) -> CompilationMode:
+        """When it is compiled."""
+        return self.spec.component.mode
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All models of a config with their rows, in the config's order."""
+
+    models: Mapping[str, OpenModel]
+    rows: tuple[Row, ...]
+
+    def targets(self, model: str) -> tuple[Target, ...]:
+        """The targets of a model, in serving order."""
+        listed = self.models[model].spec.targets
+        found = {row.spec.target: None for row in self.rows if row.route.model == model}
+        return tuple(t for t in listed if t in found) + tuple(t for t in found if t not in listed)
+
+    def routes(self, model: str, target: Target) -> dict[ModelVariant, Route]:
+        """The encoder variants of a model for a target that texts can be routed to."""
+        return {
+            row.variant: row.route
+            for row in self.select(target)
+            if row.route.model == model and row.variant.phase is ModelPhase.ENCODER
+        }
+
+    def select(self, target: Target) -> tuple[Row, ...]:
+        """The rows for a target that can be built."""
+        return tuple(r for r in self.rows if r.spec.target == target and not r.unsupported)
+
+    @property
+    def all_targets(self) -> tuple[Target, ...]:
+        """The targets that an executor is needed for, in order of first use."""
+        found: dict[Target, None] = {}
+        for model in self.models:
+            found.update(dict.fromkeys(t for t in self.targets(model) if self.select(t)))
+        return tuple(found)
+
+
+def open_table(config: Config) -> Table:
+    """Open every model of a config and expand its matrix. No tensor's weights are packed here.
+
+    Raises:
+        ConfigError: the config has no models, or a matrix that cannot be meant.
+        CheckpointError: a checkpoint is missing or damaged.
+    """
+    if not config.models:
+        raise ConfigError("$.models is empty.", "Name at least one model to serve.")
+    models = {spec.name: open_model(spec) for spec in config.models}
+    rows: list[Row] = []
+    for name, model in models.items():
+        cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
+        for cell in cells:
+            component = cell.spec.component
+            route = Route(name, str(component.variant), component.cache_key_hex, cell.spec.digest)
+            rows.append(Row(route, cell.spec, cell.unsupported))
+    return Table(models, tuple(rows))
+
+
+def check_budget(config: Config, rows: Sequence[Row]) -> None:
+    """See that the eager variants of one target fit into the slots of a replica.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    eager = sum(row.mode is CompilationMode.EAGER for row in rows)
+    if eager > config.serve.max_slots:
+        raise ConfigError(
+            f"$.serve.max_slots is {config.serve.max_slots}, but {eager} variants for "
+            f"{rows[0].spec.target.name} have mode eager.",
+            f"Set serve.max_slots to at least {eager}, or give some rows mode lazy.",
+        )
