@@ -207,7 +207,9 @@ def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] == "--child":
         return measure_child(sys.argv[2:])
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--engines", default=",".join(ENGINES), help="also torch_eager, torch_compile")
+    parser.add_argument(
+        "--engines", default=",".join(ENGINES), help="also torch_eager, torch_compile"
+    )
     parser.add_argument("--shapes", default="", help="such as b1:s16,b8:s128")
     args = parser.parse_args()
     engines = args.engines.split(",")

@@ -67,11 +67,19 @@ def report(name: str, rows: list[dict], as_json: bool, **more: object) -> None:
     print(f"{name}: {found}")
     for row in rows:
         peers = "  ".join(f"{k} {v:.3f}" for k, v in row["peers"].items())
-        extra = {k: v for k, v in row.items() if k not in ("case", "unit", "better", "ours", "peers", "ratio")}
-        print(f"{row['case']:20} {row['unit']:10} ours {row['ours']:.3f}  {peers}  ratio {row['ratio']:.2f}  {extra}")
+        extra = {
+            k: v
+            for k, v in row.items()
+            if k not in ("case", "unit", "better", "ours", "peers", "ratio")
+        }
+        print(
+            f"{row['case']:20} {row['unit']:10} ours {row['ours']:.3f}  {peers}  ratio {row['ratio']:.2f}  {extra}"
+        )
 
 
-def row(case: str, unit: str, ours: float, peers: dict[str, float], better: str = "lower", **more) -> dict:
+def row(
+    case: str, unit: str, ours: float, peers: dict[str, float], better: str = "lower", **more
+) -> dict:
     """A row of the report; its ratio is above 1 where this project is ahead of the best peer."""
     best = (min if better == "lower" else max)(peers.values()) if peers else ours
     ratio = best / ours if better == "lower" else ours / best

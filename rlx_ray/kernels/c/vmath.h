@@ -9,7 +9,7 @@
 #define RLX_FMA(a, b, c) __builtin_elementwise_fma(a, b, c)
 
 /* exp(x): x = n ln 2 + r with |r| <= ln 2 / 2, then a polynomial of degree 6 in r and n added to
- * the exponent bits. Clamped to [-87.3, 88.3]. Relative error <= 2e-7. */
+ * the exponent bits. Clamped to [-87.3, 88.3]. Relative error <= 2.4e-7. */
 RLX_INLINE vf vexp(vf x) {
     const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
     x = vmin(vmax(x, splat(-87.3f)), splat(88.3f));

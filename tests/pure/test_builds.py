@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+
+from rlx_ray.errors import CompileError
+from rlx_ray.job.build import Limits
+from rlx_ray.spec import BuildSpec, StoreSpec
+from rlx_serve.builds import Builds, Record, Run
+from rlx_serve.problems import Failure
+from tests.support.specs import make_spec
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(run: Run) -> tuple[Builds, Clock]:
+    clock = Clock()
+    return Builds(StoreSpec("memory://x", "/nowhere"), Limits(), run, clock), clock
+
+
+def digest(spec_json: bytes) -> str:
+    return BuildSpec.loads(spec_json).digest
+
+
+async def built(spec_json: bytes) -> Record:
+    await asyncio.sleep(0.01)
+    return Record(digest(spec_json), "built", 0.01)
+
+
+def test_all_who_ask_for_one_digest_share_one_build() -> None:
+    async def scene() -> None:
+        builds, _ = make(built)
+        one, two = make_spec().dumps(), make_spec(model="same bytes, other name").dumps()
+        other = make_spec(seq=32).dumps()
+        wanted = [one, two] * 10 + [other] * 3
+        records = await asyncio.gather(*(builds.ensure(s) for s in wanted))
+        assert [r.digest for r in records] == [digest(s) for s in wanted]
+        assert await builds.builds() == 2
+
+    asyncio.run(scene())
+
+
+def test_a_client_that_leaves_does_not_end_the_build() -> None:
+    async def scene() -> None:
+        builds, _ = make(built)
+        spec = make_spec().dumps()
+        first = asyncio.create_task(builds.ensure(spec))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await builds.ensure(spec)).status == "built"
+        assert await builds.builds() == 1
+
+    asyncio.run(scene())
+
+
+def test_what_another_had_built_is_not_counted() -> None:
+    async def present(spec_json: bytes) -> Record:
+        return Record(digest(spec_json), "present", 0.0)
+
+    async def scene() -> None:
+        builds, _ = make(present)
+        assert (await builds.ensure(make_spec().dumps())).status == "present"
+        assert await builds.builds() == 0
+
+    asyncio.run(scene())
+
+
+def test_a_failure_comes_back_typed_and_is_tried_again_after_a_few_seconds() -> None:
+    async def fail(spec_json: bytes) -> Record:
+        raise CompileError("it does not compile.", "Mend it.")
+
+    async def scene() -> None:
+        builds, clock = make(fail)
+        spec = make_spec().dumps()
+        for _ in range(3):
+            record = await builds.ensure(spec)
+            assert record.status == "failed"
+            assert record.failure == Failure("CompileError", "it does not compile.", "Mend it.")
+        assert await builds.builds() == 1
+        clock.now += 3.1
+        await builds.ensure(spec)
+        assert await builds.builds() == 2
+
+    asyncio.run(scene())
+
+
+def test_the_board_forgets_replicas_that_do_not_report() -> None:
+    async def scene() -> None:
+        builds, clock = make(built)
+        await builds.report("a", {"d": "loaded"})
+        clock.now += 20
+        await builds.report("b", {})
+        assert await builds.board() == {"a": {"d": "loaded"}, "b": {}}
+        clock.now += 15
+        assert await builds.board() == {"b": {}}
+
+    asyncio.run(scene())

@@ -1,0 +1,56 @@
+"""Rules of DESIGN.md that a machine can check."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = (ROOT / "rlx_ray", ROOT / "serve" / "rlx_serve")
+
+
+def test_no_loop_is_printed_by_codegen() -> None:
+    for file in (ROOT / "rlx_ray" / "codegen").glob("*.py"):
+        assert "for (" not in file.read_text(), file.name
+
+
+@pytest.mark.parametrize("module", ["ray", "cupy", "numpy", "fsspec", "yaml"])
+def test_importing_the_package_pulls_in_nothing_heavy(module: str) -> None:
+    code = f"import sys, rlx_ray; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_public_names_are_there() -> None:
+    import rlx_ray
+
+    for name in rlx_ray.__all__:
+        assert getattr(rlx_ray, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rlx_ray.nothing  # noqa: B018
+
+
+DOORS = {
+    "yaml": {"rlx_ray/config.py"},
+    "fsspec": {"rlx_ray/store/fs.py", "rlx_ray/checkpoint/"},
+    "ray": {"rlx_ray/job/fanout.py", "serve/rlx_serve/"},
+    "cupy": {"rlx_ray/codegen/nvrtc.py", "rlx_ray/runtime/cuda.py"},
+    "subprocess": {"rlx_ray/codegen/zig.py", "rlx_ray/job/build.py"},
+    "pickle": set(),
+}
+
+
+@pytest.mark.parametrize("module", sorted(DOORS))
+def test_one_door_each_to_the_outside(module: str) -> None:
+    pattern = re.compile(rf"^\s*(import|from) {module}(\.|\s)", re.M)
+    users = {
+        file.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for file in package.rglob("*.py")
+        if pattern.search(file.read_text())
+    }
+    outside = {u for u in users if not any(u.startswith(door) for door in DOORS[module])}
+    assert not outside

@@ -1,0 +1,159 @@
+"""Small programs for the compiler's tests, and a way to run them without a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from rlx_ray.artifact import BlobRef, WeightsManifest
+from rlx_ray.codegen.backend import backend_for
+from rlx_ray.compiler import binding
+from rlx_ray.component import (
+    CompileProfile,
+    KernelDispatchConfig,
+    KernelDispatchPolicy,
+    OpKind,
+    Preset,
+)
+from rlx_ray.graphs.bert import build
+from rlx_ray.ir.hir import Hir
+from rlx_ray.ir.lir import Lir
+from rlx_ray.models.family import ParamSpec
+from rlx_ray.models.packing import pack
+from rlx_ray.passes.pipeline import Stages, run
+from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
+from rlx_ray.runtime.weights import Weights
+from rlx_ray.target import Target, this_host, toolchain_for
+
+NATIVE = KernelDispatchConfig(KernelDispatchPolicy.PREFER_NATIVE)
+COMMON = KernelDispatchConfig(KernelDispatchPolicy.FORCE_COMMON)
+FORCED = KernelDispatchConfig(KernelDispatchPolicy.FORCE_NATIVE)
+PROFILE = CompileProfile.preset(Preset.ENCODER)
+
+TINY = {
+    "layers": 2,
+    "hidden": 24,
+    "heads": 3,
+    "intermediate": 40,
+    "activation": "gelu",
+    "positions": 32,
+    "vocab": 50,
+    "token_types": 2,
+    "eps": 1e-12,
+    "pooling": "mean",
+    "normalize": True,
+}
+
+
+def one_common(kind: str) -> KernelDispatchConfig:
+    """Native but for one kind."""
+    return KernelDispatchConfig(KernelDispatchPolicy.PREFER_NATIVE, (OpKind.parse(kind),))
+
+
+def bert(**changes: object) -> Hir:
+    """A tiny BERT's template."""
+    return build({**TINY, **changes})
+
+
+def stages(
+    hir: Hir,
+    batch: int,
+    seq: int,
+    config: KernelDispatchConfig = NATIVE,
+    profile: CompileProfile = PROFILE,
+    target: Target | None = None,
+) -> Stages:
+    """A program after each stage."""
+    wanted = target or this_host().best()
+    supported = backend_for(wanted).supported
+    return run(hir, {0: batch, 1: seq}, profile, config, supported, wanted)
+
+
+def random_params(lir: Lir, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random float32 parameters by name, logical shapes (K, N) for matrices."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for tensor in lir.params:
+        values = rng.normal(0, 0.25, tensor.shape)
+        if "norm.weight" in tensor.name or "norm1.weight" in tensor.name:
+            values += 1
+        made[tensor.name] = values.astype(np.float32)
+    return made
+
+
+def random_inputs(
+    batch: int, seq: int, seed: int = 0, lengths: list[int] | None = None
+) -> dict[str, np.ndarray]:
+    """Token ids, types and lengths (1 to seq unless given)."""
+    rng = np.random.default_rng(seed)
+    found = np.array(lengths) if lengths else rng.integers(1, seq + 1, batch)
+    return {
+        "input_ids": rng.integers(0, TINY["vocab"], (batch, seq)).astype(np.int32),
+        "token_type_ids": rng.integers(0, 2, (batch, seq)).astype(np.int32),
+        "lengths": found.astype(np.int32),
+    }
+
+
+class Bench:
+    """Builds and runs programs in one folder, on one pool a thread count."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.target = this_host().best()
+        self.toolchain = toolchain_for(self.target, {})
+        self.arenas = ArenaPool()
+        self._pools: dict[int, ThreadPool] = {}
+        self._built: dict[str, Path] = {}
+        self._count = 0
+
+    def pool(self, threads: int) -> ThreadPool:
+        """The pool of so many threads."""
+        if threads not in self._pools:
+            backend = backend_for(self.target)
+            assert backend.build_pool is not None
+            path = self.file(backend.build_pool(self.target, self.toolchain), f"pool{threads}.so")
+            self._pools[threads] = ThreadPool(path, threads)
+        return self._pools[threads]
+
+    def file(self, data: bytes, name: str) -> Path:
+        """A new file with some bytes: a loaded library's file is never written again."""
+        self._count += 1
+        path = self.folder / f"{self._count}-{name}"
+        path.write_bytes(data)
+        return path
+
+    def weights(self, lir: Lir, params: Mapping[str, np.ndarray]) -> Weights:
+        """Packed parameters."""
+        specs, sources = [], {}
+        for tensor in lir.params:
+            matrix = tensor.layout != "plain"
+            specs.append(
+                ParamSpec(
+                    tensor.name, tensor.shape, "matrix" if matrix else "plain", (tensor.name,)
+                )
+            )
+            value = params[tensor.name]
+            sources[tensor.name] = np.ascontiguousarray(value.T) if matrix else value
+        data, bindings = pack(specs, sources.__getitem__, self.target.panel)
+        manifest = WeightsManifest(
+            "m", "0" * 64, 1, self.target.family, BlobRef("weights", "0" * 64, len(data)), bindings
+        )
+        return Weights(manifest, self.file(bytes(data), "weights"))
+
+    def load(self, lir: Lir, params: Mapping[str, np.ndarray], threads: int = 2) -> CpuExecutable:
+        """Compile a program and load it."""
+        backend = backend_for(self.target)
+        text = backend.emit(lir, self.target)
+        if text not in self._built:
+            data = backend.build(text, self.target, self.toolchain)
+            self._built[text] = self.file(data, "code.so")
+        code = self._built[text]
+        weights = self.weights(lir, params)
+        return CpuExecutable(code, binding(lir), weights, self.pool(threads), self.arenas)
+
+    def close(self) -> None:
+        """Stop the pools."""
+        for pool in self._pools.values():
+            pool.close()

@@ -1,0 +1,92 @@
+"""The real model against the reference embeddings, in every bucket and dispatch policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlx_ray.component import KernelDispatchConfig, KernelDispatchPolicy, ModelVariant
+from rlx_ray.config import load
+from rlx_ray.local import LocalModel
+from rlx_ray.runtime.executable import pad_tokens
+from rlx_ray.spec import Config
+from tests.support.needs import needs_minilm
+
+ROOT = Path(__file__).parent.parent.parent
+CASES = json.loads((ROOT / "tests" / "golden" / "minilm.json").read_text())["cases"]
+BUCKETS = [(b, s) for b in (1, 2, 4, 8, 16, 32) for s in (16, 32, 64, 128, 256)]
+SAMPLE = {
+    KernelDispatchPolicy.PREFER_NATIVE: [(1, 16), (1, 128), (2, 32), (8, 64), (32, 256)],
+    KernelDispatchPolicy.FORCE_COMMON: [(1, 128), (4, 16)],
+    KernelDispatchPolicy.FORCE_NATIVE: [(1, 256), (4, 128)],
+}
+ALL = [
+    pytest.param(
+        policy,
+        bucket,
+        marks=() if bucket in SAMPLE[policy] else pytest.mark.slow,
+        id=f"{policy.spelling}-b{bucket[0]}s{bucket[1]}",
+    )
+    for policy in KernelDispatchPolicy
+    for bucket in BUCKETS
+]
+
+
+def config_with(folder: Path, policy: KernelDispatchPolicy) -> Config:
+    found = load(ROOT / "configs" / "minilm.yaml", store_override=f"file://{folder}/store")
+    model = replace(found.models[0], dispatch=KernelDispatchConfig(policy))
+    store = replace(found.store, cache_dir=str(folder / "cache"))
+    return replace(found, models=(model,), store=store)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    needs_minilm()
+    made = {
+        policy: LocalModel(config_with(tmp_path_factory.mktemp(policy.spelling), policy), "minilm")
+        for policy in KernelDispatchPolicy
+    }
+    yield made
+    for model in made.values():
+        model.close()
+
+
+def test_token_ids_are_the_references(models: dict) -> None:
+    model = models[KernelDispatchPolicy.PREFER_NATIVE]
+    for case in CASES:
+        (encoded,) = model.tokenizer.encode_batch([case["text"]])
+        assert list(encoded.ids) == case["input_ids"]
+
+
+@pytest.mark.parametrize(("policy", "bucket"), ALL)
+def test_embeddings_are_the_references(models: dict, policy, bucket: tuple[int, int]) -> None:
+    model: LocalModel = models[policy]
+    batch, seq = bucket
+    cases = [c for c in CASES if len(c["input_ids"]) <= seq]
+    executable, _ = model.executable(ModelVariant.encoder(batch, seq))
+    for start in range(0, len(cases), batch):
+        part = cases[start : start + batch]
+        tokens = [(c["input_ids"], [0] * len(c["input_ids"])) for c in part]
+        rows = executable.run(pad_tokens(ModelVariant.encoder(batch, seq), tokens))["embedding"]
+        for row, case in zip(rows, part, strict=False):
+            assert np.abs(row - np.array(case["embedding"])).max() <= 2e-5
+
+
+def test_a_list_of_mixed_lengths_is_split_and_answered_in_order(models: dict) -> None:
+    model: LocalModel = models[KernelDispatchPolicy.PREFER_NATIVE]
+    done = model.embed([c["text"] for c in CASES])
+    for row, case in zip(done.vectors, CASES, strict=True):
+        assert np.abs(row - np.array(case["embedding"])).max() <= 2e-5
+    assert done.pad_waste < 0.5
+
+
+def test_a_text_past_the_models_limit_is_truncated(models: dict) -> None:
+    model: LocalModel = models[KernelDispatchPolicy.PREFER_NATIVE]
+    done = model.embed(["word " * 5000])
+    assert done.truncated == 1
+    assert done.tokens == (256,)
