@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from harness import arguments, child, median_ms, report, row  # noqa: E402
+from harness import arguments, child, median_ms, report, row
 
 SHAPES = ((1, 16), (1, 64), (1, 128), (8, 64), (8, 128), (32, 128))
 ENGINES = ("ours", "onnxruntime", "openvino")
@@ -245,4 +245,5 @@ def main() -> None:
     report("encoder", rows, args.json, threads=args.threads)
 
 
-main()
+if __name__ == "__main__":
+    main()

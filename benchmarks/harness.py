@@ -67,14 +67,10 @@ def report(name: str, rows: list[dict], as_json: bool, **more: object) -> None:
     print(f"{name}: {found}")
     for row in rows:
         peers = "  ".join(f"{k} {v:.3f}" for k, v in row["peers"].items())
-        extra = {
-            k: v
-            for k, v in row.items()
-            if k not in ("case", "unit", "better", "ours", "peers", "ratio")
-        }
-        print(
-            f"{row['case']:20} {row['unit']:10} ours {row['ours']:.3f}  {peers}  ratio {row['ratio']:.2f}  {extra}"
-        )
+        known = ("case", "unit", "better", "ours", "peers", "ratio")
+        extra = {k: v for k, v in row.items() if k not in known}
+        ours, ratio = f"ours {row['ours']:.3f}", f"ratio {row['ratio']:.2f}"
+        print(f"{row['case']:22} {row['unit']:4} {ours}  {peers}  {ratio}  {extra}")
 
 
 def row(

