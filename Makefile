@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)  ## prebuild MiniLM's 30 variants, serve them, ask over HTTP, stop
-	$(BIN)/python -m rlx_serve.demo configs/minilm.yaml
+	$(BIN)/python serve/demo.py configs/minilm.yaml
 
 serve: $(STAMP)  ## the same endpoint, until Ctrl-C
 	$(BIN)/rlx-ray serve configs/minilm.yaml

@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from encoder import CACHE, feed, prepare  # noqa: E402
-from harness import arguments, child, report, row  # noqa: E402
+from encoder import CACHE, feed, prepare
+from harness import arguments, child, report, row
 
 CASE = (1, 128)
 

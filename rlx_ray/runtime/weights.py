@@ -26,7 +26,8 @@ class Weights:
     def __init__(self, manifest: WeightsManifest, path: Path) -> None:
         self.manifest = manifest
         with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE  # no page fault in a forward pass
+            self._map = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
         if len(self._map) != manifest.blob.size:
             raise ArtifactError(
                 f"weights blob of {manifest.model!r} has {len(self._map)} bytes, its manifest says "

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -66,17 +67,15 @@ class Executor:
         self._loaders = ThreadPoolExecutor(_LOADERS, "rlx-load")
         self._runners = ThreadPoolExecutor(_RUNNERS, "rlx-run")
         self._loads: dict[SlotKey, asyncio.Task[None]] = {}
-        self._tiers: dict[SlotKey, str] = {}
         self._changed = asyncio.Event()
         limits = config.serve
         self._slots: Slots[Loaded] = Slots(limits.max_slots, limits.max_slot_bytes, time.monotonic)
         self._advertise = serve.multiplexed(max_num_models_per_replica=limits.max_slots)(_marker)
         self._host, table = await self._in(self._loaders, lambda: self._open(config, target))
         self._rows = {row.route.route_id: row for row in table.select(target)}
-        for name in {row.route.model for row in self._rows.values()}:
-            model = table.models[name]
-            size = await self._in(self._loaders, lambda: self._host.add_weights(model))  # noqa: B023
-            self._slots.weigh(name, size)
+        for name in sorted({row.route.model for row in self._rows.values()}):
+            add = partial(self._host.add_weights, table.models[name])
+            self._slots.weigh(name, await self._in(self._loaders, add))
         await self._warm_up()
         self._reporter = self._loop.create_task(self._report())
 
@@ -115,34 +114,30 @@ class Executor:
         return row
 
     async def _answer(self, row: Row, inputs: Mapping[str, np.ndarray]) -> CallResult:
-        key = SlotKey(row.route.model, row.route.digest)
-        async with contextlib.AsyncExitStack() as stack:
-            loaded, tier = await self._hold(key, row.spec, stack)
+        """Run a variant in a thread; its slot is held until the thread is through."""
+        with contextlib.ExitStack() as stack:
+            loaded, tier = await self._hold(row, stack)
             if loaded.digest != row.route.digest:
                 raise ArtifactError(f"slot of {row.route.digest} holds {loaded.digest}.")
-            keep = stack.pop_all()
-            run = asyncio.ensure_future(
-                self._in(self._runners, lambda: loaded.executable.run(inputs))
-            )
-            run.add_done_callback(lambda _: self._loop.create_task(keep.aclose()))
+            run = self._loop.run_in_executor(self._runners, loaded.executable.run, inputs)
+            held = stack.pop_all()
+            run.add_done_callback(lambda done: _let_go(held, done))
             return CallResult(await asyncio.shield(run), tier)
 
-    async def _hold(
-        self, key: SlotKey, spec: BuildSpec, stack: contextlib.AsyncExitStack
-    ) -> tuple[Loaded, str]:
+    async def _hold(self, row: Row, stack: contextlib.ExitStack) -> tuple[Loaded, str]:
         """A loaded slot, held until the stack is closed, and its tier for this request."""
+        key = SlotKey(row.route.model, row.route.digest)
         step = self._slots.hold(key)
         stack.callback(self._slots.release, key)
-        tier = "memory"
         if step is Step.LOAD:
-            self._start_load(key, spec)
+            self._start_load(key, row.spec)
         if step in (Step.LOAD, Step.WAIT):
             await asyncio.shield(self._loads[key])
-            tier = self._tiers.get(key, tier)
         error = self._slots.error(key)
         if error is not None:
             raise error
-        return self._slots.value(key), tier
+        loaded = self._slots.value(key)
+        return loaded, "memory" if step is Step.RUN else loaded.tier
 
     def _start_load(self, key: SlotKey, spec: BuildSpec) -> None:
         task = self._loop.create_task(self._load(key, spec))
@@ -160,7 +155,6 @@ class Executor:
             _log.exception("%s of %s did not load", spec.component.variant, spec.model)
             self._slots.failed(key, RlxError(f"{type(error).__name__}: {error}"))
         else:
-            self._tiers[key] = loaded.tier
             self._slots.loaded(key, loaded, loaded.nbytes)
         self._changed.set()
 
@@ -215,8 +209,8 @@ class Executor:
 
     async def _preload(self, row: Row) -> None:
         await self._advertise(row.route.route_id)
-        async with contextlib.AsyncExitStack() as stack:
-            await self._hold(SlotKey(row.route.model, row.route.digest), row.spec, stack)
+        with contextlib.ExitStack() as stack:
+            await self._hold(row, stack)
 
     async def _report(self) -> None:
         """Tell the notice board what this replica holds, at each change and now and then."""
@@ -236,6 +230,13 @@ class Executor:
 async def _marker(route_id: str) -> str:
     """What Ray caches and advertises for a route; awaits nothing, so that its lock is free."""
     return route_id
+
+
+def _let_go(held: contextlib.ExitStack, run: asyncio.Future[dict[str, np.ndarray]]) -> None:
+    """Release a slot after its run, whose error is no one's business if the client has left."""
+    held.close()
+    if not run.cancelled():
+        run.exception()
 
 
 def is_warm(route: Route, warm: tuple[str, ...]) -> bool:

@@ -163,7 +163,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 def _problem(
     request: Request, found: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
-    in_oip = request.url.path == "/v2" or request.url.path.startswith("/v2/")
+    path = request.url.path.removeprefix(str(request.scope.get("root_path", "")))
+    in_oip = path == "/v2" or path.startswith("/v2/")
     body = found.oip() if in_oip else found.openai()
     return _json(body, {**found.headers, **(headers or {})}, found.status)
 

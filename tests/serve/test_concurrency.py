@@ -1,0 +1,65 @@
+"""Many clients at once: one build, and the answers of one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import httpx
+import numpy as np
+
+from rlx_ray.config import load
+from tests.serve.conftest import Site
+from tests.support.tiny import WORDS
+
+
+def post_all(site: Site, bodies: list[object]) -> list[httpx.Response]:
+    """All requests at once, in order."""
+
+    async def go() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=len(bodies))
+        async with httpx.AsyncClient(base_url=site.url, timeout=60, limits=limits) as client:
+            sent = [
+                client.post("/v1/embeddings", json={"model": "ann", "input": body})
+                for body in bodies
+            ]
+            return list(await asyncio.gather(*sent))
+
+    return asyncio.run(go())
+
+
+def rows(reply: httpx.Response) -> np.ndarray:
+    assert reply.status_code == 200, reply.text
+    return np.array([row["embedding"] for row in reply.json()["data"]], np.float32)
+
+
+def test_concurrent_first_requests_for_one_variant_compile_once(pair: Site) -> None:
+    replies = post_all(pair, ["a fox"] * 32)
+    assert len({rows(reply).tobytes() for reply in replies}) == 1
+    assert {reply.headers["x-rlx-variant"] for reply in replies} == {"encoder:b1:s8"}
+    assert pair.builds() == 1
+
+
+def test_many_mixed_requests_get_the_answers_of_one_at_a_time(pair: Site) -> None:
+    rng = random.Random(5)
+    bodies = [
+        [" ".join(rng.choices(WORDS, k=rng.randint(1, 13))) for _ in range(rng.randint(1, 5))]
+        for _ in range(40)
+    ]
+    alone = [pair.embed("ann", body) for body in bodies]
+    singles = {text: pair.embed("ann", text) for text in {t for body in bodies for t in body}}
+    together = post_all(pair, bodies * 5)
+    for body, one, many in zip(bodies * 5, alone * 5, together, strict=True):
+        assert many.headers["x-rlx-variant"] == one.headers["x-rlx-variant"]
+        assert np.array_equal(rows(many), rows(one))
+        for row, text in zip(rows(many), body, strict=True):
+            single = rows(singles[text])[0]
+            if many.headers["x-rlx-variant"] == singles[text].headers["x-rlx-variant"]:
+                assert np.array_equal(row, single)
+            assert np.abs(row - single).max() <= 2e-6
+
+
+def test_a_failed_build_is_503_with_its_class_and_the_server_lives_on(pair: Site) -> None:
+    assert load(pair.config.path).serve.replicas == 2
+    reply = pair.embed("ann", "a fox")
+    assert reply.status_code == 200
