@@ -5,48 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any
 
 from rlx_ray.component import reader
 from rlx_ray.component.dispatch import KernelDispatchConfig, KernelDispatchPolicy, OpKind
 from rlx_ray.component.quant import QuantScheme
+from rlx_ray.component.rust_enum import RustEnum
 from rlx_ray.component.variant import ModelPhase, ModelVariant
-from rlx_ray.errors import ConfigError, nearest
+from rlx_ray.errors import ConfigError
 from rlx_ray.rust_hash import U32, RustHasher
 
 
-class CompilationMode(Enum):
+class CompilationMode(RustEnum):
     """When a variant is compiled; the value is the Rust name, the order the discriminant."""
 
     EAGER = "Eager"
     LAZY = "Lazy"
     AOT = "Aot"
 
-    @property
-    def discriminant(self) -> int:
-        """The Rust discriminant."""
-        return list(type(self)).index(self)
-
-    @property
-    def spelling(self) -> str:
-        """How a config spells it."""
-        return self.value.lower()
-
     @classmethod
-    def parse(cls, text: str) -> CompilationMode:
-        """The mode from its Rust name or its spelling.
-
-        Raises:
-            ConfigError: no such mode.
-        """
-        for one in cls:
-            if text in (one.value, one.spelling):
-                return one
-        names = [one.spelling for one in cls]
-        raise ConfigError(
-            f"mode {text!r} is not known.", nearest(text, names) or f"Use one of {names}."
-        )
+    def what(cls) -> str:
+        """What a member is called in messages."""
+        return "mode"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import Enum
 
+from rlx_ray.component.rust_enum import RustEnum
 from rlx_ray.errors import ConfigError, nearest
 
 _NAMES = """
@@ -59,38 +59,17 @@ OP_KINDS: tuple[OpKind, ...] = tuple(_KINDS.values())
 """All kinds of RLX 0.2.2, in the order of their discriminants."""
 
 
-class KernelDispatchPolicy(Enum):
+class KernelDispatchPolicy(RustEnum):
     """What to do with a logical kernel that neither force list names."""
 
     PREFER_NATIVE = "PreferNative"
     FORCE_COMMON = "ForceCommon"
     FORCE_NATIVE = "ForceNative"
 
-    @property
-    def discriminant(self) -> int:
-        """The Rust discriminant."""
-        return list(type(self)).index(self)
-
-    @property
-    def spelling(self) -> str:
-        """How a config spells it: `prefer_native`."""
-        return self.name.lower()
-
     @classmethod
-    def parse(cls, text: str) -> KernelDispatchPolicy:
-        """The policy from its Rust name or its config spelling.
-
-        Raises:
-            ConfigError: no such policy.
-        """
-        for one in cls:
-            if text in (one.value, one.spelling):
-                return one
-        names = [one.spelling for one in cls]
-        raise ConfigError(
-            f"dispatch policy {text!r} is not known.",
-            nearest(text, names) or f"Use one of {names}.",
-        )
+    def what(cls) -> str:
+        """What a member is called in messages."""
+        return "dispatch policy"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from rlx_ray.component import reader
-from rlx_ray.errors import ConfigError, nearest
+from rlx_ray.component.rust_enum import RustEnum
+from rlx_ray.errors import ConfigError
 from rlx_ray.rust_hash import U32, U64, RustHasher
 
 BATCH, SEQ, ROWS, PAST_SEQ = 0, 1, 2, 3
@@ -17,7 +17,7 @@ FIRST_OWN = 16
 """The first symbol of this project's own."""
 
 
-class ModelPhase(Enum):
+class ModelPhase(RustEnum):
     """What a variant is for; the value is the Rust name, the order gives the discriminant."""
 
     PREFILL = "Prefill"
@@ -25,30 +25,10 @@ class ModelPhase(Enum):
     ENCODER = "Encoder"
     INFERENCE = "Inference"
 
-    @property
-    def discriminant(self) -> int:
-        """The Rust discriminant."""
-        return list(type(self)).index(self)
-
-    @property
-    def spelling(self) -> str:
-        """How configs and variant texts spell it: `encoder`."""
-        return self.value.lower()
-
     @classmethod
-    def parse(cls, text: str) -> ModelPhase:
-        """The phase from its Rust name or its spelling.
-
-        Raises:
-            ConfigError: no such phase.
-        """
-        for one in cls:
-            if text in (one.value, one.spelling):
-                return one
-        names = [one.spelling for one in cls]
-        raise ConfigError(
-            f"phase {text!r} is not known.", nearest(text, names) or f"Use one of {names}."
-        )
+    def what(cls) -> str:
+        """What a member is called in messages."""
+        return "phase"
 
 
 _SIZES = {"b": "batch", "s": "seq", "p": "past_seq"}

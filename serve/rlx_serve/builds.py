@@ -1,4 +1,4 @@
-"""Cluster single flight: one actor that has every digest built once, and knows who holds what.
+"""Cluster single flight: one actor that has every variant built once, and knows who holds what.
 
 It is a Serve deployment of exactly one replica: the application owns it, restarts it and ends it.
 Losing it loses nothing: what was built is in the store.
@@ -105,8 +105,8 @@ class Builds:
     ) -> None:
         self._run = run or ray_run(store, limits)
         self._clock = clock
-        self._running: dict[str, asyncio.Task[Record]] = {}
-        self._failed: dict[str, tuple[float, Record]] = {}
+        self._running: dict[tuple[str, str], asyncio.Task[Record]] = {}
+        self._failed: dict[tuple[str, str], tuple[float, Record]] = {}
         self._count = 0
         self._board: dict[str, tuple[float, dict[str, str]]] = {}
 
@@ -115,14 +115,15 @@ class Builds:
 
         A failure is the answer for a few seconds, then the build is tried again.
         """
-        digest = BuildSpec.loads(spec_json).digest
-        ended, record = self._failed.get(digest, (0.0, None))
+        spec = BuildSpec.loads(spec_json)
+        key = (spec.model, spec.digest)  # the store keeps a manifest for each model
+        ended, record = self._failed.get(key, (0.0, None))
         if record is not None and self._clock() - ended < _REMEMBER_FAILURE_S:
             return record
-        task = self._running.get(digest)
+        task = self._running.get(key)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._one(digest, spec_json))
-            self._running[digest] = task
+            task = asyncio.get_running_loop().create_task(self._one(key, spec_json))
+            self._running[key] = task
         return await asyncio.shield(task)
 
     async def builds(self) -> int:
@@ -130,7 +131,7 @@ class Builds:
         return self._count
 
     async def report(self, replica: str, states: Mapping[str, str]) -> None:
-        """Note what a replica holds: the state of each digest."""
+        """Note what a replica holds: the state of each slot by its id."""
         self._board[replica] = (self._clock(), dict(states))
 
     async def board(self) -> dict[str, dict[str, str]]:
@@ -143,15 +144,15 @@ class Builds:
         }
         return {name: states for name, (_, states) in self._board.items()}
 
-    async def _one(self, digest: str, spec_json: bytes) -> Record:
+    async def _one(self, key: tuple[str, str], spec_json: bytes) -> Record:
         try:
             record = await self._run(spec_json)
         except RlxError as error:
-            record = Record(digest, "failed", 0.0, Failure.of(error))
+            record = Record(key[1], "failed", 0.0, Failure.of(error))
         finally:
-            del self._running[digest]
+            del self._running[key]
         self._count += record.status != "present"
-        self._failed.pop(digest, None)
+        self._failed.pop(key, None)
         if record.status == "failed":
-            self._failed[digest] = (self._clock(), record)
+            self._failed[key] = (self._clock(), record)
         return record

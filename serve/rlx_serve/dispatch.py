@@ -44,6 +44,11 @@ class Route:
         """What Ray routes on: `<model>.<cache_key>`."""
         return f"{self.model}.{self.cache_key}"
 
+    @property
+    def slot_id(self) -> str:
+        """Which slot runs it, as replicas report it: `<model>.<digest>`."""
+        return f"{self.model}.{self.digest}"
+
 
 @dataclass(frozen=True, slots=True)
 class CallResult:

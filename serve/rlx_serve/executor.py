@@ -216,7 +216,8 @@ class Executor:
         """Tell the notice board what this replica holds, at each change and now and then."""
         name = serve.get_replica_context().replica_id.unique_id
         while True:
-            states = {key.digest: state.value for key, state in self._slots.states().items()}
+            slots = self._slots.states()
+            states = {f"{key.model}.{key.digest}": state.value for key, state in slots.items()}
             with contextlib.suppress(Exception):  # the board is for people; it may be away
                 await self._builds.report.remote(f"{self._target.name}/{name}", states)
             with contextlib.suppress(TimeoutError):

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlx_ray.checkpoint.tokenizer import Encoded, Tokenizer
-from rlx_ray.errors import UnknownModelError, nearest
+from rlx_ray.errors import StoreError, UnknownModelError, nearest
 from rlx_ray.spec import Config
 from rlx_ray.store import Hit, Lookup, Store
-from rlx_serve.dispatch import Answer, Lane, embed
+from rlx_serve.dispatch import Answer, Lane, Route, embed
 from rlx_serve.problems import RequestError
 from rlx_serve.table import Row, Table
 
@@ -29,7 +29,7 @@ _STATUS = {
 }
 
 Board = Callable[[], Awaitable[Mapping[str, Mapping[str, str]]]]
-"""What each replica holds: the state of each digest, by replica."""
+"""What each replica holds: the state of each slot by its id, by replica."""
 
 Ready = Callable[[str, str], Awaitable[bool]]
 """Whether the executor of a target serves a model."""
@@ -103,7 +103,7 @@ class Service:
         self._store = store
         self._board = board
         self._ready = ready
-        self._found: tuple[float, Mapping[str, Lookup]] = (float("-inf"), {})
+        self._found: tuple[float, Mapping[Route, Lookup]] = (float("-inf"), {})
         self._looking = asyncio.Lock()
 
     def model(self, name: str) -> Served:
@@ -184,14 +184,19 @@ class Service:
             board = await asyncio.wait_for(self._board(), _ASK_S)
         except Exception:  # the notice board is away; the rest of a row still holds
             board = {}
-        return [_row(row, found.get(row.route.digest), board) for row in self._table.rows]
+        return [_row(row, found.get(row.route), board) for row in self._table.rows]
 
-    def _look(self) -> Mapping[str, Lookup]:
-        specs = [row.spec for row in self._table.rows if not row.unsupported]
-        try:
-            return self._store.present(specs)
-        except Exception:  # unreachable: the status is unknown then
-            return {}
+    def _look(self) -> Mapping[Route, Lookup]:
+        """What the store has, model by model: two models may share a digest, not a manifest."""
+        found: dict[Route, Lookup] = {}
+        for name in self._table.models:
+            rows = [r for r in self._table.rows if r.route.model == name and not r.unsupported]
+            try:
+                present = self._store.present(row.spec for row in rows)
+            except StoreError:  # unreachable: the status is unknown then
+                continue
+            found.update({row.route: present[row.route.digest] for row in rows})
+        return found
 
     def _check_count(self, count: int) -> None:
         if count < 1:
@@ -233,7 +238,7 @@ def _check_tokens(model: Served, number: int, item: Encoded) -> None:
 def _row(
     row: Row, found: Lookup | None, board: Mapping[str, Mapping[str, str]]
 ) -> dict[str, object]:
-    digest = row.route.digest
+    slot = row.route.slot_id
     status, reason, seconds, size = "unknown", "the store did not answer", None, None
     if row.unsupported:
         status, reason = "unsupported", row.unsupported
@@ -247,7 +252,7 @@ def _row(
         "target": row.spec.target.name,
         "variant": row.route.variant,
         "cache_key": row.route.cache_key,
-        "digest": digest,
+        "digest": row.route.digest,
         "status": status,
         "reason": reason,
         "seconds": seconds,
@@ -255,8 +260,8 @@ def _row(
         "error": None,
         "mode": row.mode.spelling,
         "replicas": [
-            {"replica": name, "state": states[digest]}
+            {"replica": name, "state": states[slot]}
             for name, states in sorted(board.items())
-            if digest in states
+            if slot in states
         ],
     }

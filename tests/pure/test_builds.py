@@ -31,14 +31,23 @@ async def built(spec_json: bytes) -> Record:
     return Record(digest(spec_json), "built", 0.01)
 
 
-def test_all_who_ask_for_one_digest_share_one_build() -> None:
+def test_all_who_ask_for_one_variant_share_one_build() -> None:
     async def scene() -> None:
         builds, _ = make(built)
-        one, two = make_spec().dumps(), make_spec(model="same bytes, other name").dumps()
-        other = make_spec(seq=32).dumps()
-        wanted = [one, two] * 10 + [other] * 3
+        wanted = [make_spec().dumps()] * 10 + [make_spec(seq=32).dumps()] * 3
         records = await asyncio.gather(*(builds.ensure(s) for s in wanted))
         assert [r.digest for r in records] == [digest(s) for s in wanted]
+        assert await builds.builds() == 2
+
+    asyncio.run(scene())
+
+
+def test_two_models_of_one_digest_are_each_published() -> None:
+    async def scene() -> None:
+        builds, _ = make(built)
+        specs = [make_spec(model=name).dumps() for name in ("ann", "bob")]
+        one, two = await asyncio.gather(*(builds.ensure(s) for s in specs))
+        assert one.digest == two.digest
         assert await builds.builds() == 2
 
     asyncio.run(scene())

@@ -59,7 +59,7 @@ class Site:
         lane = Lane(target.name, self.backend, table.routes("tiny", target))
 
         async def board() -> Mapping[str, Mapping[str, str]]:
-            return {"cpu/replica-1": {row.route.digest: "loaded" for row in table.rows[:1]}}
+            return {"cpu/replica-1": {row.route.slot_id: "loaded" for row in table.rows[:1]}}
 
         async def ready(target: str, model: str) -> bool:
             if not self.answers:
