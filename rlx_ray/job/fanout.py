@@ -1,0 +1,139 @@
+"""The fan-out over Ray: one task a variant, a bounded window, small records back.
+
+The store is the checkpoint: a task publishes its artifact itself, and a run that is repeated builds
+what is still missing. With nothing to build, Ray is not even imported.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from rlx_ray.errors import RlxError, StoreError
+from rlx_ray.job.build import Limits, build
+from rlx_ray.job.matrix import Cell
+from rlx_ray.job.plan import Row, row_of
+from rlx_ray.spec import BuildSpec, StoreSpec
+from rlx_ray.store import check_shared, open_store
+
+
+_RETRIES = 2
+_WAIT_SECONDS = 0.5
+_OBJECT_STORE = 100 << 20
+
+Progress = Callable[[Row], None]
+"""Called in the driver for each row as it is done."""
+
+
+def build_one(spec_json: bytes, store: StoreSpec, limits: Limits) -> dict[str, Any]:
+    """What one task does: build in a capped child, publish, and say how it went.
+
+    Returns:
+        `seconds` and `bytes`, or `error` with the class and the message.
+    """
+    spec = BuildSpec.loads(spec_json)
+    try:
+        artifact = build(spec, limits)
+        open_store(store.url, store.storage_options).put(artifact)
+    except RlxError as error:
+        return {"error": (type(error).__name__, str(error))}
+    return {"seconds": artifact.manifest.build.seconds, "bytes": artifact.manifest.size}
+
+
+def build_all(
+    cells: Sequence[Cell],
+    store: StoreSpec,
+    limits: Limits,
+    address: str | None,
+    progress: Progress,
+) -> None:
+    """Build cells on a Ray cluster, reporting each as it ends; one that fails fails no other.
+
+    Args:
+        cells: what to build.
+        store: where to publish.
+        limits: of each build.
+        address: of a running cluster; None starts one on this machine.
+        progress: takes the rows.
+
+    Raises:
+        StoreError: the cluster cannot be reached.
+        ConfigError: the store is local and the cluster has several nodes.
+        KeyboardInterrupt: interrupted; running tasks have been cancelled, what was published stays.
+    """
+    if not cells:
+        return
+    with _cluster(address) as ray:
+        check_shared(store, sum(1 for n in ray.nodes() if n["Alive"]))
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        task = ray.remote(build_one).options(
+            num_cpus=1,
+            max_retries=_RETRIES,
+            max_calls=64,
+            scheduling_strategy="SPREAD",
+            name="rlx-build",
+        )
+        waiting = list(reversed(cells))
+        running: dict[Any, Cell] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < max(2, 4 * cpus):
+                    cell = waiting.pop()
+                    running[task.remote(cell.spec.dumps(), store, limits)] = cell
+                done, _ = ray.wait(list(running), num_returns=1, timeout=_WAIT_SECONDS)
+                for ref in done:
+                    progress(_row(ray, ref, running.pop(ref)))
+        except BaseException:
+            for ref in running:
+                ray.cancel(ref, force=True)
+            raise
+
+
+def _row(ray: Any, ref: Any, cell: Cell) -> Row:
+    try:
+        record = ray.get(ref)
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().splitlines()[0]
+        record = {"error": (type(error).__name__, first)}
+    if "error" in record:
+        name, message = record["error"]
+        return replace(row_of(cell, "failed", message), error=(name, message))
+    row = row_of(cell, "compiled")
+    return replace(row, seconds=record["seconds"], bytes=record["bytes"])
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Any]:
+    """Ray, connected: to a running cluster, or to one on this machine that ends with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address is None:
+        options |= {
+            "num_cpus": len(os.sched_getaffinity(0)),
+            "object_store_memory": _OBJECT_STORE,
+            "include_dashboard": False,
+            "_temp_dir": tempfile.mkdtemp(prefix="rlx"),
+        }
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise StoreError(
+            f"the Ray cluster at {address or 'this machine'} cannot be used: {error}.",
+            "See that the address is right and the cluster runs: ray status --address ADDRESS",
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

@@ -1,0 +1,156 @@
+"""Prebuild: plan, weights, fan-out, and the report of a whole run."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rlx_ray.catalog import OpenModel, ensure_weights
+from rlx_ray.errors import RlxError
+from rlx_ray.job.build import Limits
+from rlx_ray.job.matrix import Cell
+from rlx_ray.job.plan import Plan, Row, make_plan
+from rlx_ray.spec import StoreSpec
+from rlx_ray.store import Store, open_store
+from rlx_ray.store.base import Lookup
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a run went.
+
+    Attributes:
+        rows: one for each cell, in the matrix's order.
+        seconds: wall time of the run.
+        host: the class of the machine that drove it.
+        interrupted: whether it was stopped before its end; what it had not reached is `skipped`.
+        weights: (class, message) of each failure to pack or publish weights.
+    """
+
+    rows: tuple[Row, ...]
+    seconds: float
+    host: str
+    interrupted: bool = False
+    weights: tuple[tuple[str, str], ...] = ()
+
+    def count(self, status: str) -> int:
+        """How many rows have a status."""
+        return sum(r.status == status for r in self.rows)
+
+    @property
+    def failed(self) -> int:
+        """Rows that failed, and weights that could not be published."""
+        return self.count("failed") + len(self.weights)
+
+    def to_json(self) -> dict[str, object]:
+        """The JSON record."""
+        return {
+            "total": len(self.rows),
+            "present": self.count("present"),
+            "compiled": self.count("compiled"),
+            "failed": self.failed,
+            "skipped": self.count("skipped") + self.count("unsupported"),
+            "seconds": round(self.seconds, 3),
+            "interrupted": self.interrupted,
+            "host": self.host,
+            "errors": [{"class": c, "message": m} for c, m in self.weights],
+            "rows": [r.to_json() for r in self.rows],
+        }
+
+
+def look_up(cells: Sequence[Cell], store: Store) -> dict[tuple[str, str], Lookup]:
+    """What a store has of the supported cells, by (model, digest): one listing a model.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
+    found: dict[tuple[str, str], Lookup] = {}
+    for model in dict.fromkeys(c.spec.model for c in cells):
+        specs = [c.spec for c in cells if c.spec.model == model and not c.unsupported]
+        for digest, lookup in store.present(specs).items():
+            found[(model, digest)] = lookup
+    return found
+
+
+def prebuild(
+    cells: Sequence[Cell],
+    models: Sequence[OpenModel],
+    store: StoreSpec,
+    limits: Limits,
+    address: str | None,
+    on_plan: Callable[[Plan], None],
+    on_row: Callable[[Row], None],
+) -> Report:
+    """Build what is missing and publish the weights; never raises for a variant that fails.
+
+    Args:
+        cells: the selected part of the matrix.
+        models: the models that they belong to.
+        store: where to look and to publish.
+        limits: of each build.
+        address: of a Ray cluster; None for this machine.
+        on_plan: told once what there is to do.
+        on_row: told of each variant as it is done.
+
+    Raises:
+        StoreError: the store or the cluster cannot be reached.
+        ConfigError: the store does not suit the cluster.
+    """
+    from rlx_ray.job.fanout import build_all
+
+    begun = time.monotonic()
+    opened = open_store(store.url, store.storage_options)
+    plan = make_plan(cells, look_up(cells, opened))
+    on_plan(plan)
+    done: dict[tuple[str, str], Row] = {}
+
+    def finish(row: Row) -> None:
+        done[(row.model, row.digest)] = row
+        on_row(row)
+
+    packing = _Packing(cells, models, opened)
+    interrupted = False
+    try:
+        build_all(plan.todo, store, limits, address, finish)
+    except KeyboardInterrupt:
+        interrupted = True
+    failures = packing.failures()
+    rows = tuple(done.get((r.model, r.digest), r) for r in plan.rows)
+    if interrupted:
+        rows = tuple(
+            replace(r, status="skipped", reason="interrupted")
+            if r.status in ("missing", "quarantined")
+            else r
+            for r in rows
+        )
+    host = f"{platform.machine()} {platform.system()}"
+    return Report(rows, time.monotonic() - begun, host, interrupted, failures)
+
+
+class _Packing:
+    """Packs and publishes weights beside the builds, in one thread."""
+
+    def __init__(self, cells: Sequence[Cell], models: Sequence[OpenModel], store: Store) -> None:
+        wanted = dict.fromkeys((c.spec.model, c.spec.target.family) for c in cells)
+        targets = {c.spec.target.family: c.spec.target for c in cells}
+        by_name = {m.spec.name: m for m in models}
+        self._work = [(by_name[name], targets[family]) for name, family in wanted]
+        self._store = store
+        self._failures: list[tuple[str, str]] = []
+        self._thread = threading.Thread(target=self._run, name="rlx-weights")
+        self._thread.start()
+
+    def _run(self) -> None:
+        for model, target in self._work:
+            try:
+                ensure_weights(self._store, model, target)
+            except RlxError as error:
+                self._failures.append((type(error).__name__, str(error)))
+
+    def failures(self) -> tuple[tuple[str, str], ...]:
+        """What went wrong, once the work is done."""
+        self._thread.join()
+        return tuple(self._failures)

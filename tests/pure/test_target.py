@@ -1,0 +1,63 @@
+"""Targets, hosts and the pinned toolchains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlx_ray.errors import ConfigError
+from rlx_ray.target import TARGETS, ZIG_VERSION, Host, target, this_host, toolchain_for
+
+V3 = frozenset(target("cpu-x86_64-v3").features)
+V4 = frozenset(target("cpu-x86_64-v4").features)
+ZEN5 = frozenset(target("cpu-znver5").features)
+
+
+@pytest.mark.parametrize(
+    ("arch", "features", "names"),
+    [
+        ("x86_64", frozenset(), []),
+        ("x86_64", V3, ["cpu-x86_64-v3"]),
+        ("x86_64", V4, ["cpu-x86_64-v4", "cpu-x86_64-v3"]),
+        ("x86_64", ZEN5, ["cpu-znver5", "cpu-x86_64-v4", "cpu-x86_64-v3"]),
+        ("aarch64", frozenset({"asimd"}), ["cpu-aarch64"]),
+        ("riscv64", V3, []),
+    ],
+)
+def test_the_ladder_holds_what_the_host_runs_best_first(arch, features, names) -> None:
+    host = Host(arch, features, "some processor")
+    assert [t.name for t in host.ladder()] == names
+    for one in TARGETS:
+        assert bool(host.refusal(one)) == (one.name not in names)
+
+
+def test_a_host_without_any_target_says_so() -> None:
+    with pytest.raises(ConfigError, match="names no known target on this x86_64"):
+        Host("x86_64", frozenset(), "old").best()
+
+
+def test_refusals_name_what_is_missing() -> None:
+    refusal = Host("x86_64", V3 - {"fma"}, "old").refusal(target("cpu-x86_64-v3"))
+    assert refusal == "the host lacks fma"
+
+
+def test_features_come_from_the_processor_table(tmp_path: Path) -> None:
+    table = tmp_path / "cpuinfo"
+    table.write_text("model name\t: A B C\nflags\t\t: avx2 fma\n\nmodel name\t: other\n")
+    host = this_host(table)
+    assert (host.model, host.features) == ("A B C", frozenset({"avx2", "fma"}))
+
+
+def test_the_toolchain_is_known_without_having_it() -> None:
+    chain = toolchain_for(target("cpu-znver5"), {"cuda": 13})
+    assert (chain.name, chain.version) == ("zig", ZIG_VERSION)
+    assert "-mcpu=znver5" in chain.flags
+    assert "-mprefer-vector-width=512" in chain.flags
+    with pytest.raises(ConfigError, match=r"\$\.toolchain\.clang"):
+        toolchain_for(target("cpu-znver5"), {"clang": 1})
+
+
+def test_an_unknown_target_hints_at_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'cpu-znver5'"):
+        target("cpu-znver6")
