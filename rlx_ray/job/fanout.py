@@ -22,6 +22,7 @@ from rlx_ray.store import check_shared, open_store
 
 
 _RETRIES = 2
+_CALLS = 64  # builds of one Ray worker before it is replaced
 _WAIT_SECONDS = 0.5
 _OBJECT_STORE = 100 << 20
 
@@ -70,13 +71,12 @@ def build_all(
     with _cluster(address) as ray:
         check_shared(store, sum(1 for n in ray.nodes() if n["Alive"]))
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        task = ray.remote(build_one).options(
+        task = ray.remote(
             num_cpus=1,
             max_retries=_RETRIES,
-            max_calls=64,
+            max_calls=_CALLS,
             scheduling_strategy="SPREAD",
-            name="rlx-build",
-        )
+        )(build_one)
         waiting = list(reversed(cells))
         running: dict[Any, Cell] = {}
         try:
