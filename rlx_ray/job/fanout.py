@@ -20,7 +20,6 @@ from rlx_ray.job.plan import Row, row_of
 from rlx_ray.spec import BuildSpec, StoreSpec
 from rlx_ray.store import check_shared, open_store
 
-
 _RETRIES = 2
 _CALLS = 64  # builds of one Ray worker before it is replaced
 _WAIT_SECONDS = 0.5
