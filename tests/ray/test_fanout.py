@@ -1,0 +1,185 @@
+"""The fan-out on a real Ray: nothing fails another, nothing is lost, nothing starts for nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlx_ray.codegen.zig import installed_version
+from rlx_ray.store import open_store
+from tests.support.needs import needs
+from tests.support.tiny import write_tiny_bert
+
+ROOT = Path(__file__).parent.parent.parent
+ENV = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'serve'}", "COLUMNS": "200"}
+
+
+@pytest.fixture(autouse=True)
+def toolchain() -> None:
+    needs(installed_version(), "the C compiler is missing: pip install 'rlx_ray[build]'")
+
+
+def write_config(folder: Path, batches: str = "[1, 2]", store: str = "file://store") -> Path:
+    if not (folder / "model").exists():
+        write_tiny_bert(folder / "model")
+    path = folder / "config.yaml"
+    path.write_text(
+        f"""
+store: {{url: "{store}", cache_dir: cache}}
+targets: [host]
+models:
+  - name: tiny
+    family: bert
+    source: model
+    matrix: [{{phase: encoder, batch: {batches}, seq: [8, 16]}}]
+"""
+    )
+    return path
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlx_ray.cli", *words],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*words: str) -> tuple[int, dict, str]:
+    child = start(*words)
+    out, said = child.communicate(timeout=180)
+    assert "Traceback" not in said, said
+    return child.returncode, json.loads(out) if out.startswith("{") else {}, said
+
+
+def statuses(record: dict) -> list[str]:
+    return [r["status"] for r in record["rows"]]
+
+
+def test_prebuild_fills_the_store_once_and_then_finds_it_full(tmp_path: Path) -> None:
+    config = str(write_config(tmp_path))
+    code, plan, _ = run("plan", config, "--json", "--check")
+    assert (code, plan["missing"]) == (1, 4)
+    page = tmp_path / "report.html"
+    code, record, said = run("prebuild", config, "--json", "--html", str(page))
+    assert code == 0, said
+    assert statuses(record) == ["compiled"] * 4
+    assert "4/4" in said
+    assert page.read_text().count('class="cell compiled"') == 4
+    blobs = {r["digest"] for r in record["rows"]}
+    assert len(blobs) == 4
+    code, plan, _ = run("plan", config, "--json", "--check")
+    assert (code, plan["present"]) == (0, 4)
+    probe = (
+        "import sys; from rlx_ray.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or 'ray' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe, "prebuild", config, "--json"],
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert statuses(json.loads(done.stdout)) == ["present"] * 4
+    store = open_store(f"file://{tmp_path}/store")
+    assert {r.status for r in store.verify(deep=True)} == {"ok"}
+
+
+def test_one_that_fails_fails_no_other(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "[1]")
+    wrapper = tmp_path / "bin"
+    wrapper.mkdir()
+    (wrapper / "sitecustomize.py").write_text(
+        "import rlx_ray.job.build as b\n"
+        "real = b._run\n"
+        "def run(spec, folder, limits):\n"
+        "    if spec.component.variant.seq == 16:\n"
+        "        limits = b.Limits(0.01, limits.memory)\n"
+        "    return real(spec, folder, limits)\n"
+        "b._run = run\n"
+    )
+    env = {**ENV, "PYTHONPATH": f"{wrapper}{os.pathsep}{ENV['PYTHONPATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rlx_ray.cli", "prebuild", str(config), "--json"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    record = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert statuses(record) == ["compiled", "failed"]
+    error = record["rows"][1]["error"]
+    assert error["class"] == "BuildLimitError"
+    assert "took longer than" in error["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_leaves_whole_artifacts_and_a_partial_report(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "[1, 2, 3, 4, 5]")
+    child = start("prebuild", str(config), "--json")
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("[2/"):
+            break
+    begun = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    out, said = child.communicate(timeout=60)
+    assert time.monotonic() - begun < 30
+    assert child.returncode == 130, said
+    assert "Traceback" not in said
+    record = json.loads(out)
+    assert record["interrupted"]
+    assert record["compiled"] >= 2
+    assert record["skipped"] >= 1
+    store = open_store(f"file://{tmp_path}/store")
+    assert not [r for r in store.verify(deep=True) if r.status == "damaged"]
+    assert len(list(store.entries())) >= record["compiled"]
+    code, again, said = run("prebuild", str(config), "--json")
+    assert code == 0, said
+    assert again["present"] >= record["compiled"]
+    assert again["present"] + again["compiled"] == 10
+
+
+@pytest.mark.slow
+def test_two_at_once_on_one_store(tmp_path: Path) -> None:
+    config = str(write_config(tmp_path))
+    both = [start("prebuild", config, "--json") for _ in range(2)]
+    records = [json.loads(child.communicate(timeout=180)[0]) for child in both]
+    assert [child.returncode for child in both] == [0, 0]
+    assert all(set(statuses(r)) <= {"compiled", "present"} for r in records)
+    store = open_store(f"file://{tmp_path}/store")
+    assert {r.status for r in store.verify(deep=True)} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model", "tinny"), "did you mean 'tiny'"),
+        (("--variant", "encoder:b9"), "cannot be read"),
+        (("--timeout", "0"), "--timeout is 0"),
+        (("--limit", "0"), "--limit is 0"),
+        (("--store", "nowhere://x"), "nowhere"),
+    ],
+)
+def test_bad_options_exit_2_and_say_why(tmp_path: Path, words, message: str) -> None:
+    code, _, said = run("prebuild", str(write_config(tmp_path)), *words)
+    assert code == 2
+    assert message in said
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = write_config(tmp_path, "[1]", f"file://{tmp_path}/file/store")
+    code, _, said = run("prebuild", str(config))
+    assert code == 1
+    assert "file/store" in said
