@@ -28,7 +28,7 @@ DOCUMENTS = (
 )
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
-console = Console()
+console = Console(width=110)
 
 
 def main(config: str) -> int:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from rlx_ray.digest import files_digest, json_digest
-from rlx_ray.errors import CompileError, ToolchainMismatch, ToolchainMissing
+from rlx_ray.errors import BuildLimitError, CompileError, ToolchainMismatch, ToolchainMissing
 from rlx_ray.target import Target, Toolchain
 
 KERNELS = Path(__file__).parent.parent / "kernels" / "c"
@@ -83,6 +83,7 @@ def compile_c(source: str, toolchain: Toolchain, *, defines: tuple[str, ...] = (
 
     Raises:
         ToolchainMissing, ToolchainMismatch: the machine lacks the pinned compiler.
+        BuildLimitError: the compiler was killed, or ran out of memory.
         CompileError: the compiler refused the unit; the message holds its first lines.
     """
     check(toolchain)
@@ -99,6 +100,12 @@ def compile_c(source: str, toolchain: Toolchain, *, defines: tuple[str, ...] = (
             text=True,
             check=False,
         )
+        if done.returncode < 0 or "OutOfMemory" in done.stderr:
+            raise BuildLimitError(
+                f"the C compiler was ended by signal {-done.returncode}: it ran out of memory, or "
+                "was killed.",
+                "Raise serve.build_memory_bytes (or --memory), or give the node more memory.",
+            )
         if done.returncode:
             log = "\n".join((done.stderr or done.stdout).strip().splitlines()[:_LOG_LINES])
             raise CompileError(f"the C compiler refused the unit (exit {done.returncode}):\n{log}")

@@ -18,6 +18,9 @@ from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import BuildLimitError, CompileError, RlxError
 from rlx_ray.spec import BuildSpec
 
+_NO_MEMORY = ("MemoryError", "failed to map segment", "Cannot allocate memory")
+"""What a child says that the address space limit stopped before it could say it properly."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -104,7 +107,11 @@ def _failure(folder: Path, code: int | None, log: str, spec: BuildSpec, limits: 
             return _memory(what, limits)
         kind = getattr(errors, said["class"], CompileError)
         return CompileError(said["message"]) if kind is RlxError else kind(said["message"])
-    if "MemoryError" in log or code in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT):
+    if any(sign in log for sign in _NO_MEMORY) or code in (
+        -signal.SIGKILL,
+        -signal.SIGSEGV,
+        -signal.SIGABRT,
+    ):
         return _memory(what, limits)
     return CompileError(f"{what} ended with status {code}:\n{log}")
 
