@@ -110,7 +110,8 @@ class TieredStore:
             for ref in found.manifest.blobs:
                 paths[ref.role], tier = self._blob(ref)
                 tiers.add(tier)
-            self.cache.keep_copy(name, found.manifest.dumps())
+            if self.cache.copy(name) is None:  # one digest, one manifest: no need to compare
+                self.cache.keep_copy(name, found.manifest.dumps())
         except RlxError as error:
             return _miss(error)
         return Fetched(found.manifest, paths, "store" if "store" in tiers else "disk", note)
