@@ -81,14 +81,17 @@ class Ingress:
         return make_app(self._service)
 
 
-def build_app(args: AppArgs) -> serve.Application:
+def build_app(args: AppArgs | dict[str, object]) -> serve.Application:
     """The application of a Serve config file: `import_path: rlx_serve.app:build_app`.
+
+    Serve hands over the file's `args` as a mapping.
 
     Raises:
         ConfigError: the config cannot be meant, or no host can run it.
         CheckpointError: a checkpoint is missing or damaged.
     """
-    return bind(load(Path(args.config), store_override=args.store))
+    found = AppArgs.model_validate(args)
+    return bind(load(Path(found.config), store_override=found.store))
 
 
 def bind(config: Config) -> serve.Application:
