@@ -1,0 +1,164 @@
+"""The command line: results on standard output, errors on the other, no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from rlx_ray import cli
+from tests.support.programs import Bench
+from tests.support.tiny import write_tiny_bert
+
+ROOT = Path(__file__).parent.parent.parent
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "rlx_keys.json").read_text())["components"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    write_tiny_bert(tmp_path / "model")
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        """
+store: {url: "file://store", cache_dir: cache}
+targets: [host]
+models:
+  - name: tiny
+    family: bert
+    source: model
+    matrix: [{phase: encoder, batch: [1, 2], seq: [8, 16]}]
+"""
+    )
+    return str(path)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    def call(*words: str, stdin: str = "") -> tuple[int, str, str]:
+        data = io.TextIOWrapper(io.BytesIO(stdin.encode("utf-8", "surrogateescape")))
+        monkeypatch.setattr("sys.stdin", data)
+        try:
+            code = cli.main(words)
+        except SystemExit as left:  # argparse
+            code = int(left.code or 0)
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+def test_key_answers_line_by_line(run) -> None:
+    lines = "\n".join(json.dumps(c) for c in GOLDEN[:5])
+    code, out, _ = run("key", "-", stdin=lines)
+    assert code == 0
+    for line, row in zip(out.splitlines(), GOLDEN, strict=False):
+        answer = json.loads(line)
+        assert answer == {k: row[k] for k in answer}
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "message"),
+    [
+        (("key", "-"), "{}", "line 1"),
+        (("key", "-"), "[1]", "line 1"),
+        (("key", "nothing.jsonl"), "", "nothing.jsonl"),
+        (("plan", "nothing.yaml"), "", "nothing.yaml"),
+        (("embed", "CONFIG", "tinny"), '"a"', "did you mean 'tiny'"),
+        (("embed", "CONFIG", "tiny"), "", "no texts"),
+        (("embed", "CONFIG", "tiny"), "7", "line 1 is int"),
+        (("embed", "CONFIG", "tiny"), "\udcff", "line 1 is not JSON"),
+        (
+            ("embed", "CONFIG", "tiny"),
+            json.dumps("ray " * 30),
+            "largest variant of 'tiny' takes 16",
+        ),
+        (("explain", "CONFIG", "tiny", "--variant", "encoder:b3:s8"), "", "did you mean"),
+        (("store", "ls"), "", "neither CONFIG nor --store"),
+        (("serve", "nothing.yaml"), "", "nothing.yaml"),
+    ],
+)
+def test_bad_usage_exits_2_and_says_why(
+    run, config: str, words: tuple[str, ...], stdin: str, message: str
+) -> None:
+    code, out, said = run(*(config if w == "CONFIG" else w for w in words), stdin=stdin)
+    assert code == 2, said
+    assert message in said
+    assert not out
+    assert "Traceback" not in said
+
+
+def test_no_command_prints_the_help_and_exits_2(run) -> None:
+    code, out, _ = run()
+    assert code == 2
+    assert "prebuild" in out
+
+
+def test_version_names_build_and_toolchain(run) -> None:
+    code, out, _ = run("--version")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "rlx-ray",
+        "build_id",
+        "abi",
+        "toolchain",
+    ]
+
+
+def test_embed_compiles_what_is_missing_and_publishes_it(bench: Bench, run, config: str) -> None:
+    code, out, _ = run("embed", config, "tiny", stdin='"a fox"\n\n"ray"\n')
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [len(v) for v in lines] == [32, 32]
+    code, out, _ = run("embed", config, "tiny", "--json", stdin='"a fox"')
+    assert json.loads(out)["embeddings"][0] == pytest.approx(lines[0], abs=2e-6)
+    code, out, _ = run("store", "ls", config, "--json")
+    assert {r["status"] for r in json.loads(out)["rows"]} == {"present"}
+    code, out, _ = run("store", "verify", config, "--deep", "--json")
+    assert code == 0
+    code, _, said = run("store", "pull", config)
+    assert code == 1
+    assert "missing: tiny" in said
+    code, out, _ = run("plan", config, "--json", "--check")
+    assert code == 1
+    assert json.loads(out)["missing"] + json.loads(out)["present"] == 4
+
+
+def test_store_verify_finds_what_was_altered(bench: Bench, run, config: str) -> None:
+    run("embed", config, "tiny", stdin='"ray"')
+    blobs = [p for p in (Path(config).parent / "store" / "blobs").rglob("*") if p.is_file()]
+    data = bytearray(blobs[0].read_bytes())
+    data[0] ^= 1
+    blobs[0].write_bytes(data)
+    code, _, said = run("store", "verify", config, "--deep")
+    assert code == 1
+    assert "damaged" in said
+
+
+def test_explain_shows_every_stage(run, config: str) -> None:
+    code, out, _ = run("explain", config, "tiny", "--variant", "encoder:b2:s16", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["variant"] == "encoder:b2:s16"
+    memory = found["key"]["memory"]
+    for part in memory.values():
+        assert part["bytes"] <= 1.1 * part["liveness_bound"]
+    assert {n["stage"] for n in found["notes"]} == {"dispatch", "fuse", "schedule"}
+    code, out, _ = run("explain", config, "tiny", "--show", "source")
+    assert '#include "gemm.h"' in out
+    assert "== hir ==" not in out
+
+
+def test_doctor_says_what_is_wrong_and_the_remedy(bench: Bench, run, config: str) -> None:
+    code, out, _ = run("doctor", config, "--json")
+    assert code == 0, out
+    subjects = {c["subject"]: c for c in json.loads(out)["checks"]}
+    assert subjects["model tiny"]["status"] == "ok"
+    assert subjects["build cpu-aarch64"]["status"] == "ok"
+    (Path(config).parent / "model" / "model.safetensors").unlink()
+    code, out, _ = run("doctor", config)
+    assert code == 1
+    line = next(line for line in out.splitlines() if "model tiny" in line)
+    assert line.startswith("fail")
+    assert "->" in line
