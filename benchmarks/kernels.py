@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def main() -> None:
     text = c.emit(lir, spec.target).replace('#include "gemm.h"', COUNTERS, 1)
     timed = r"    { unsigned long q = rlx_now(); \1(\3); rlx_ticks[\2] += rlx_now() - q; } \4"
     text = re.sub(r"^    (k(\d+))\((.*)\); (/\*.*)$", timed, text, flags=re.M)
-    path = Path("/tmp") / f"rlx-kernels-{time.time_ns()}.so"
+    path = Path(tempfile.gettempdir()) / f"rlx-kernels-{time.time_ns()}.so"
     path.write_bytes(zig.build(text, spec.target, spec.toolchain))
     pool = ThreadPool(model.store.fetch(spec).paths["pool"], 1)
     run = CpuExecutable(path, binding(lir), plain._weights, pool, ArenaPool()).run
