@@ -8,8 +8,9 @@ import sys
 
 from rich.console import Console
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-"""People read this: progress, logs, errors. Standard output is for results alone."""
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+"""People read this: progress, logs, errors. Standard output is for results alone. Brackets in a
+message are its own (`rlx_ray[build]`); what is coloured is a `Text`."""
 
 
 def write_json(value: object) -> None:

@@ -78,11 +78,13 @@ def run(args: argparse.Namespace) -> int:
 def _print(plan: Plan, url: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("model", "target", "variant", "cache key", "status", "s", "KiB", title=url)
     for r in plan.rows:
-        status = f"[{STYLES[r.status]}]{r.status}[/]" + (f" ({r.reason})" if r.reason else "")
+        why = f" ({r.reason})" if r.reason else ""
+        status = Text.assemble((r.status, STYLES[r.status]), why)
         seconds = "" if r.seconds is None else f"{r.seconds:.1f}"
         size = "" if r.bytes is None else f"{r.bytes / 1024:.0f}"
         table.add_row(r.model, r.target, r.variant, r.cache_key, status, seconds, size)
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from rlx_ray.commands.output import config_options, err, select_options, write_json
 from rlx_ray.commands.plan import STYLES, selected
 from rlx_ray.errors import ConfigError
@@ -42,17 +44,19 @@ def run(args: argparse.Namespace) -> int:
     """Run the job and print its report."""
     config, models, cells = selected(args)
     limits = _limits(args, config.serve.build_timeout_s, config.serve.build_memory_bytes)
+    if args.html:
+        _check_writable(args.html)
     signal.signal(signal.SIGTERM, _interrupt)
     shown = Progress()
     try:
         report = prebuild(cells, models, config.store, limits, args.address, shown.plan, shown.row)
     finally:
         shown.close()
-    if args.html:
-        _write_html(args.html, report)
     if args.json:
         write_json(report.to_json())
     _summary(report)
+    if args.html:
+        _write_html(args.html, report)
     if report.interrupted:
         return 130
     return 1 if report.failed else 0
@@ -69,31 +73,48 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _check_writable(name: str) -> None:
+    """See before the run that its report will find a place."""
+    try:
+        with Path(name).open("a"):
+            pass
+    except OSError as error:
+        raise _unwritable(name, error) from error
+
+
+def _unwritable(name: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"--html {name!r} cannot be written: {error.strerror}.", "Name a writable file."
+    )
+
+
 def _write_html(name: str, report: Report) -> None:
     from rlx_ray.job.report import html
 
     try:
         Path(name).write_text(html(report), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"--html {name!r} cannot be written: {error.strerror}.", "Name a writable file."
-        ) from error
+        raise _unwritable(name, error) from error
     err.print(f"report: {name}")
 
 
 def _summary(report: Report) -> None:
     for row in report.rows:
         if row.status == "failed":
-            err.print(f"[red]failed[/]  {row.model} {row.target} {row.variant}: {row.reason}")
+            what = f"  {row.model} {row.target} {row.variant}: {row.reason}"
+            err.print(Text.assemble(("failed", STYLES["failed"]), what))
     for name, message in report.weights:
-        err.print(f"[red]weights[/] {name}: {message}")
-    counts = ", ".join(
-        f"[{STYLES[s]}]{n} {s}[/]"
+        err.print(Text.assemble(("weights", STYLES["failed"]), f" {name}: {message}"))
+    counts = [
+        Text(f"{n} {s}", STYLES[s])
         for s in ("present", "compiled", "failed", "skipped", "unsupported")
         if (n := report.count(s))
-    )
+    ]
     ended = "interrupted after" if report.interrupted else "in"
-    err.print(f"{len(report.rows)} variants: {counts or 'none'} {ended} {report.seconds:.1f} s")
+    told = Text(", ").join(counts or [Text("none")])
+    err.print(
+        Text.assemble(f"{len(report.rows)} variants: ", told, f" {ended} {report.seconds:.1f} s")
+    )
 
 
 class Progress:
@@ -146,8 +167,7 @@ class Progress:
         seconds = "" if row.seconds is None else f" {row.seconds:.1f} s"
         err.print(
             f"[{self._done}/{self._total}] {row.model} {row.target} {row.variant}: "
-            f"{row.status}{seconds}, about {left:.0f} s left",
-            markup=False,
+            f"{row.status}{seconds}, about {left:.0f} s left"
         )
 
     def close(self) -> None:

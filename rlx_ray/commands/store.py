@@ -65,7 +65,7 @@ def run_ls(args: argparse.Namespace) -> int:
     for r in rows:
         size, seconds = f"{r.bytes / 1024:.0f}", f"{r.seconds:.1f}"
         table.add_row(r.model, r.variant, r.target, r.cache_key, size, seconds, r.status)
-    Console().print(table)
+    Console(markup=False).print(table)
     err.print(f"{len(rows)} artifacts")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -18,6 +19,8 @@ from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import BuildLimitError, CompileError, RlxError
 from rlx_ray.spec import BuildSpec
 
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 _NO_MEMORY = ("MemoryError", "failed to map segment", "Cannot allocate memory")
 """What a child says that the address space limit stopped before it could say it properly."""
 
@@ -34,7 +37,7 @@ def build(spec: BuildSpec, limits: Limits = Limits()) -> Artifact:
     """Compile one variant in a child process.
 
     The child and the compilers that it starts are one process group; past the time limit all of it
-    is killed. The memory limit is each process's address space.
+    is killed, and the child ends with its parent. The memory limit is each process's address space.
 
     Raises:
         BuildLimitError: the child ran out of time or memory, or was killed.
@@ -50,8 +53,12 @@ def build(spec: BuildSpec, limits: Limits = Limits()) -> Artifact:
 
 def _run(spec: BuildSpec, folder: Path, limits: Limits) -> tuple[int | None, str]:
     """The child's exit status (None: out of time) and the end of what it said."""
+    parent = os.getpid()
 
     def cap() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
         resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -7,13 +7,14 @@ what is still missing. With nothing to build, Ray is not even imported.
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from rlx_ray.errors import RlxError, StoreError
+from rlx_ray.errors import ConfigError, StoreError
 from rlx_ray.job.build import Limits, build
 from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Row, row_of
@@ -23,6 +24,8 @@ from rlx_ray.store import check_shared, open_store
 _RETRIES = 2
 _CALLS = 64  # builds of one Ray worker before it is replaced
 _WAIT_SECONDS = 0.5
+_CANCEL_SECONDS = 3.0
+_CONNECT_SECONDS = 5.0
 _OBJECT_STORE = 100 << 20
 
 Progress = Callable[[Row], None]
@@ -33,13 +36,13 @@ def build_one(spec_json: bytes, store: StoreSpec, limits: Limits) -> dict[str, A
     """What one task does: build in a capped child, publish, and say how it went.
 
     Returns:
-        `seconds` and `bytes`, or `error` with the class and the message.
+        `seconds` and `bytes`, or `error` with the class and the message, whatever went wrong.
     """
     spec = BuildSpec.loads(spec_json)
     try:
         artifact = build(spec, limits)
         open_store(store.url, store.storage_options).put(artifact)
-    except RlxError as error:
+    except Exception as error:
         return {"error": (type(error).__name__, str(error))}
     return {"seconds": artifact.manifest.build.seconds, "bytes": artifact.manifest.size}
 
@@ -62,7 +65,8 @@ def build_all(
 
     Raises:
         StoreError: the cluster cannot be reached.
-        ConfigError: the store is local and the cluster has several nodes.
+        ConfigError: the address has no known form, or the store is local and the cluster has
+            several nodes.
         KeyboardInterrupt: interrupted; running tasks have been cancelled, what was published stays.
     """
     if not cells:
@@ -87,9 +91,17 @@ def build_all(
                 for ref in done:
                     progress(_row(ray, ref, running.pop(ref)))
         except BaseException:
-            for ref in running:
-                ray.cancel(ref, force=True)
+            _cancel(ray, list(running))
             raise
+
+
+def _cancel(ray: Any, refs: list[Any]) -> None:
+    """Interrupt tasks, so that they clean up behind them; then end what still runs."""
+    for ref in refs:
+        ray.cancel(ref)
+    _, left = ray.wait(refs, num_returns=len(refs), timeout=_CANCEL_SECONDS) if refs else ([], [])
+    for ref in left:
+        ray.cancel(ref, force=True)
 
 
 def _row(ray: Any, ref: Any, cell: Cell) -> Row:
@@ -112,27 +124,52 @@ def _cluster(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    else:
+        _probe(address)
     import ray
 
     if ray.is_initialized():
         yield ray
         return
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if address is None:
-        options |= {
-            "num_cpus": len(os.sched_getaffinity(0)),
-            "object_store_memory": _OBJECT_STORE,
-            "include_dashboard": False,
-            "_temp_dir": tempfile.mkdtemp(prefix="rlx"),
-        }
+    with tempfile.TemporaryDirectory(prefix="rlx", ignore_cleanup_errors=True) as folder:
+        if address is None:
+            options |= {
+                "num_cpus": len(os.sched_getaffinity(0)),
+                "object_store_memory": _OBJECT_STORE,
+                "include_dashboard": False,
+                "_temp_dir": folder,
+            }
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _unusable(address or "this machine", error) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """See that something listens at HOST:PORT; Ray itself would try for minutes.
+
+    Raises:
+        ConfigError: the address has no form that Ray knows.
+        StoreError: nothing listens there.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--address is {address!r}.", "Use auto, HOST:PORT or ray://HOST:PORT.")
     try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StoreError(
-            f"the Ray cluster at {address or 'this machine'} cannot be used: {error}.",
-            "See that the address is right and the cluster runs: ray status --address ADDRESS",
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _unusable(address, error) from error
+
+
+def _unusable(address: str, error: Exception) -> StoreError:
+    return StoreError(
+        f"the Ray cluster at {address} cannot be used: {error}.",
+        "See that the address is right and the cluster runs: ray status --address ADDRESS",
+    )

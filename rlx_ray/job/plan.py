@@ -54,7 +54,8 @@ class Plan:
 
     Attributes:
         rows: one for each cell.
-        todo: cells that are missing or quarantined.
+        todo: cells that are missing or quarantined, one for each (model, digest): two modes of one
+            variant share an artifact.
         estimate: seconds of one processor for all of `todo`.
     """
 
@@ -88,16 +89,18 @@ def make_plan(cells: Sequence[Cell], lookups: Mapping[tuple[str, str], Lookup]) 
         cells: the matrix.
         lookups: for (model, digest) of each supported cell what the store said.
     """
-    rows, todo = [], []
+    rows: list[Row] = []
+    todo: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         if cell.unsupported:
             rows.append(row_of(cell, "unsupported", cell.unsupported))
             continue
-        found = lookups[(cell.spec.model, cell.spec.digest)]
+        key = (cell.spec.model, cell.spec.digest)
+        found = lookups[key]
         rows.append(_row(cell, found))
         if isinstance(found, Miss):
-            todo.append(cell)
-    return Plan(tuple(rows), tuple(todo), _estimate(rows, todo))
+            todo.setdefault(key, cell)
+    return Plan(tuple(rows), tuple(todo.values()), _estimate(rows, todo.values()))
 
 
 def _row(cell: Cell, found: Lookup) -> Row:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rlx_ray.catalog import OpenModel, ensure_weights
-from rlx_ray.errors import RlxError
 from rlx_ray.job.build import Limits
 from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Plan, Row, make_plan
@@ -118,7 +117,10 @@ def prebuild(
     except KeyboardInterrupt:
         interrupted = True
     failures = packing.failures()
-    rows = tuple(done.get((r.model, r.digest), r) for r in plan.rows)
+    rows = tuple(
+        replace(built, cache_key=r.cache_key) if (built := done.get((r.model, r.digest))) else r
+        for r in plan.rows
+    )
     if interrupted:
         rows = tuple(
             replace(r, status="skipped", reason="interrupted")
@@ -147,7 +149,7 @@ class _Packing:
         for model, target in self._work:
             try:
                 ensure_weights(self._store, model, target)
-            except RlxError as error:
+            except Exception as error:
                 self._failures.append((type(error).__name__, str(error)))
 
     def failures(self) -> tuple[tuple[str, str], ...]:

@@ -136,6 +136,19 @@ def test_the_plan_is_the_matrix_minus_the_store(tmp_path: Path) -> None:
     assert make_plan(cells[1:], lookups).estimate == pytest.approx(3 * DEFAULT_SECONDS)
 
 
+def test_two_modes_of_a_variant_are_two_rows_and_one_build(tmp_path: Path) -> None:
+    both = "\n".join(
+        f"      - {{phase: encoder, batch: [1], seq: [8], mode: {mode}, targets: [cpu-aarch64]}}"
+        for mode in ("eager", "aot")
+    )
+    cells = cells_of(tmp_path, both)
+    plan = make_plan(cells, look_up(cells, open_store("memory://two-modes")))
+    assert len({r.cache_key for r in plan.rows}) == 2
+    assert len({r.digest for r in plan.rows}) == 1
+    assert plan.todo == cells[:1]
+    assert plan.estimate == DEFAULT_SECONDS
+
+
 def test_a_digest_shared_by_two_models_hides_nothing(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "      - {phase: encoder, batch: 1, seq: 8}")[:1]
     twin = Cell(replace(cells[0].spec, model="twin"), "$")

@@ -124,6 +124,66 @@ def test_one_that_fails_fails_no_other(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_two_modes_share_a_build_and_keep_their_keys(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "[1]")
+    text = config.read_text().replace("seq: [8, 16]}]", "seq: [8]}, ROW]")
+    config.write_text(text.replace("ROW", "{phase: encoder, batch: 1, seq: 8, mode: aot}"))
+    code, record, said = run("prebuild", str(config), "--json")
+    assert code == 0, said
+    assert statuses(record) == ["compiled"] * 2
+    assert "1/1" in said
+    assert len({r["cache_key"] for r in record["rows"]}) == 2
+    assert len({r["digest"] for r in record["rows"]}) == 1
+
+
+def test_without_the_toolchain_every_row_says_how_to_get_it(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "[1]")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sitecustomize.py").write_text(
+        "import importlib.util as u\n"
+        "real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'ziglang' else real(name, *a)\n"
+    )
+    env = {**ENV, "PYTHONPATH": f"{tmp_path / 'bin'}{os.pathsep}{ENV['PYTHONPATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rlx_ray.cli", "prebuild", str(config), "--json"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    record = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert [r["error"]["class"] for r in record["rows"]] == ["ToolchainMissing"] * 2
+    assert "rlx_ray[build]" in done.stderr
+
+
+def test_the_compiler_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, subprocess, rlx_ray.job.build as b\n"
+        "real = subprocess.Popen\n"
+        "def popen(words, **kw):\n"
+        "    child = real([sys.executable, '-c', 'import time; time.sleep(60)'], **kw)\n"
+        "    print(child.pid, flush=True)\n"
+        "    return child\n"
+        "b.subprocess.Popen = popen\n"
+        "from tests.support.specs import make_spec\n"
+        "b.build(make_spec())\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], env=ENV, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = Path("/proc") / parent.stdout.readline().strip()
+    assert (child / "stat").exists()
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 10
+    while child.exists() and "Z" not in (child / "stat").read_text().split()[2]:
+        assert time.monotonic() < until, "the child outlived its parent"
+        time.sleep(0.05)
+
+
 def test_an_interrupt_leaves_whole_artifacts_and_a_partial_report(tmp_path: Path) -> None:
     config = write_config(tmp_path, "[1, 2, 3, 4, 5]")
     child = start("prebuild", str(config), "--json")
@@ -169,12 +229,22 @@ def test_two_at_once_on_one_store(tmp_path: Path) -> None:
         (("--timeout", "0"), "--timeout is 0"),
         (("--limit", "0"), "--limit is 0"),
         (("--store", "nowhere://x"), "nowhere"),
+        (("--html", "/nowhere/report.html"), "--html '/nowhere/report.html' cannot be written"),
+        (("--address", "somewhere"), "--address is 'somewhere'"),
     ],
 )
 def test_bad_options_exit_2_and_say_why(tmp_path: Path, words, message: str) -> None:
     code, _, said = run("prebuild", str(write_config(tmp_path)), *words)
     assert code == 2
     assert message in said
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    code, _, said = run("prebuild", str(write_config(tmp_path)), "--address", "127.0.0.1:9")
+    assert code == 1
+    assert "127.0.0.1:9 cannot be used" in said
+    assert time.monotonic() - begun < 20
 
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
