@@ -124,6 +124,7 @@ def test_one_that_fails_fails_no_other(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_two_modes_share_a_build_and_keep_their_keys(tmp_path: Path) -> None:
     config = write_config(tmp_path, "[1]")
     text = config.read_text().replace("seq: [8, 16]}]", "seq: [8]}, ROW]")
@@ -136,6 +137,7 @@ def test_two_modes_share_a_build_and_keep_their_keys(tmp_path: Path) -> None:
     assert len({r["digest"] for r in record["rows"]}) == 1
 
 
+@pytest.mark.slow
 def test_without_the_toolchain_every_row_says_how_to_get_it(tmp_path: Path) -> None:
     config = write_config(tmp_path, "[1]")
     (tmp_path / "bin").mkdir()
@@ -173,11 +175,11 @@ def test_the_compiler_ends_with_the_worker_that_started_it(tmp_path: Path) -> No
     parent = subprocess.Popen(
         [sys.executable, "-c", script], env=ENV, stdout=subprocess.PIPE, text=True
     )
-    assert parent.stdout is not None
-    child = Path("/proc") / parent.stdout.readline().strip()
-    assert (child / "stat").exists()
-    parent.kill()
-    parent.wait()
+    with parent:
+        assert parent.stdout is not None
+        child = Path("/proc") / parent.stdout.readline().strip()
+        assert (child / "stat").exists()
+        parent.kill()
     until = time.monotonic() + 10
     while child.exists() and "Z" not in (child / "stat").read_text().split()[2]:
         assert time.monotonic() < until, "the child outlived its parent"
