@@ -16,12 +16,13 @@ from rlx_ray.errors import ConfigError, InputError, UnknownModelError, nearest
 from rlx_ray.job.build import Limits, build
 from rlx_ray.job.matrix import Cell, expand
 from rlx_ray.resolve import Resolver, refuse
-from rlx_ray.routing.ladder import bucket, pad_waste
+from rlx_ray.routing.ladder import Rung, bucket, pad_waste
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.executable import pad_tokens
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec, Config, ModelSpec
 from rlx_ray.store import HostCache, TieredStore, open_store
+from rlx_ray.store.tiered import Fetched
 from rlx_ray.target import this_host
 
 
@@ -84,6 +85,12 @@ class LocalModel:
             v for c in self.cells if (v := c.spec.component.variant).phase is ModelPhase.ENCODER
         )
 
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The same, with what routing has to know of them."""
+        specs = {c.spec.component.variant: c.spec for c in self.cells}
+        return tuple(Rung(v, specs[v].component.dispatch.all_native) for v in self.variants)
+
     def executable(self, variant: ModelVariant) -> tuple[CpuExecutable, str]:
         """A loaded variant and its tier; loads or compiles it at first use.
 
@@ -113,6 +120,14 @@ class LocalModel:
             self._loaded[spec.digest] = executable
             return executable, resolved.tier
 
+    def parts(self, variant: ModelVariant) -> tuple[Weights, Path]:
+        """The packed weights and the thread pool's library, as a loaded variant has them."""
+        self.executable(variant)
+        assert self._weights is not None
+        fetched = self.store.fetch(self.spec(variant))
+        assert isinstance(fetched, Fetched)
+        return self._weights, fetched.paths["pool"]
+
     def spec(self, variant: ModelVariant) -> BuildSpec:
         """The BuildSpec of a variant for this host.
 
@@ -134,7 +149,7 @@ class LocalModel:
         lengths = [len(e.ids) for e in encoded]
         name = self.model.spec.name
         index = [m.name for m in self.config.models].index(name)
-        batches = bucket(lengths, self.variants, name, f"$.models[{index}]")
+        batches = bucket(lengths, self.rungs, name, f"$.models[{index}]")
         vectors: np.ndarray | None = None
         tiers = []
         for batch in batches:

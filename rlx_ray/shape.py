@@ -54,8 +54,8 @@ class Dim:
 
 BATCH = Dim(1, (0,))
 SEQ = Dim(1, (1,))
-ROWS = Dim(1, (0, 1))
-"""Token rows of a padded batch: batch times seq."""
+ROWS = Dim(1, (2,))
+"""Token rows: the most that a run may have. Batch times seq, or fewer in a ragged variant."""
 
 
 def elements(shape: tuple[int, ...]) -> int:

@@ -10,38 +10,46 @@ from dataclasses import dataclass
 from rlx_ray.codegen.backend import ENTRY
 from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Acc, Expr, Fn, In, Lit
-from rlx_ray.ir.lir import Call, Kernel, Lir, Operand, Region, Slot, Space
+from rlx_ray.ir.lir import Call, Kernel, Lir, Operand, Packing, Region, Slot, Space
 from rlx_ray.ir.mir import SCALAR_FUNCTIONS
 from rlx_ray.target import Target
 
-_HEADERS = ("gemm.h", "map.h", "norm.h", "attention.h", "gather.h", "pooling.h", "prim.h")
+_HEADERS = ("span.h", "gemm.h", "map.h", "norm.h", "attention.h", "gather.h", "pooling.h", "prim.h")
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """How a kernel template is called: its body from constants; `$name` is a constant.
 
-    In a body `y` is the output, `a`, `b`, `c` the inputs (const void *), `x` the operands,
-    `t` the kernel's own scratch and `tile` the tile's number; `$f` is the region's function.
+    In a body `y` is the output, `a`, `b`, `c` the inputs (const void *), `x` the operands, `t` the
+    kernel's own scratch, `s` the tile's span and `tile` its number; `$f` is the function of one
+    register of elements, `$e` a matmul's micro-kernel. `$rows` that is no constant is the span's.
     """
 
     body: str
 
 
 TEMPLATES: dict[str, Template] = {
-    "gemm": Template("gemm($m, $n, $k, a, $k, b, y, $n, $f, x)"),
+    "gemm": Template("gemm($m, $n, $k, $depth, a, $lda, b, y, $ldc, $more, $e, x)"),
+    "gemm_columns": Template(
+        "gemm($m, least($total - tile * $n, $n), $k, $depth, a, $lda, b, y, $ldc, $more, $e, x)"
+    ),
     "map": Template("map($rows, $columns, y, $f, x)"),
     "layer_norm": Template("layer_norm($rows, $columns, $eps, a, b, c, y)"),
     "softmax": Template("softmax($rows, $columns, a, y)"),
-    "attention": Template("attention($sequences, $keys, $heads, $dim, $scale, a, b, y, t)"),
-    "attention_queries": Template(
-        "attention_sequence($queries, $keys, $heads, $dim, $scale, tile % $pieces * $queries, "
-        "((const int *)b)[tile / $pieces], "
-        "(const float *)a + tile / $pieces * ($keys * 3 * $heads * $dim), y, t)"
+    "attention": Template(
+        "attention(s, 0, $heads, $keys, $heads, $dim, $scale, "
+        "(const float *)a - $own * s->row * 3 * $heads * $dim, y, t)"
+    ),
+    "attention_heads": Template("attention(s, tile, 1, $keys, $heads, $dim, $scale, a, y, t)"),
+    "attention_padded": Template(
+        "attention_padded($sequences, $keys, $heads, $dim, $scale, a, b, y, t)"
     ),
     "gather": Template(
         "gather($rows, $columns, a, b, $period, $first + tile * $rows % $period, $extent, c, y)"
     ),
+    "gather_span": Template("gather_span(s, $columns, $pitch, a, b, $first, $extent, c, y)"),
+    "pool_span": Template("pool_span(s, $columns, $kind, a, y)"),
     "pool_rows": Template("pool_rows($sequences, $tokens, $columns, $kind, a, b, y)"),
     "dot_panels": Template("dot_panels($m, $n, $k, a, b, y)"),
     "dot_batched": Template("dot_batched($batch, $m, $n, $k, a, b, y)"),
@@ -56,26 +64,41 @@ TEMPLATES: dict[str, Template] = {
 """Kernel templates by name, as `passes/kernels.py` asks for them."""
 
 
-def emit(lir: Lir, target: Target) -> str:
+def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
     """The C unit of a program for a target.
+
+    Args:
+        lir: the program.
+        target: what it is for.
+        counters: count the time of each call, in the order of the regions and their calls.
 
     Raises:
         CompileError: a kernel template is not known to this backend.
     """
     names = {kernel: f"k{i}" for i, kernel in enumerate(lir.kernels)}
-    parts = [_head(target)]
+    parts = ['#include "counters.h"'] if counters else []
+    parts.append(_head(target, lir.packing))
     parts += [_kernel(kernel, name) for kernel, name in names.items()]
-    parts += [_region(region, i, names) for i, region in enumerate(lir.regions)]
+    first = 0
+    for i, region in enumerate(lir.regions):
+        parts.append(_region(region, i, names, lir.packing, first if counters else None))
+        first += len(region.calls)
     parts.append(_entry(lir))
     return "\n".join(parts)
 
 
-def _head(target: Target) -> str:
-    defines = (
+def _head(target: Target, packing: Packing | None) -> str:
+    defines = [
         ("RLX_LANES", target.lanes),
         ("RLX_TILE_ROWS", target.tile_rows),
         ("RLX_TILE_VECTORS", target.tile_vectors),
-    )
+    ]
+    if packing is not None:
+        defines += [
+            ("SPAN_BATCH", packing.sequences),
+            ("SPAN_CAP", packing.cap),
+            ("SPAN_ROWS", packing.rows),
+        ]
     lines = [f"#define {name} {value}" for name, value in defines]
     return "\n".join([*lines, *(f'#include "{header}"' for header in _HEADERS), ""])
 
@@ -91,20 +114,26 @@ def _kernel(kernel: Kernel, name: str) -> str:
     template = TEMPLATES.get(kernel.template)
     if template is None:
         raise CompileError(f"kernel template {kernel.template!r} is not known to the C backend.")
-    constants = dict(kernel.constants)
+    constants: dict[str, int | float | str] = dict(kernel.constants)
     if "dim" in constants:
-        constants["scale"] = float(constants["dim"] ** -0.5)
+        constants["scale"] = float(dict(kernel.constants)["dim"] ** -0.5)
     body = template.body
+    span: int | float | str = "s->seqs" if constants.get("per_sequence") else "s->rows"
+    constants = {"m": span, "rows": span, "outer": "s->seqs"} | constants
     for key in sorted(constants, key=len, reverse=True):
-        body = body.replace(f"${key}", number(constants[key]))
+        value = constants[key]
+        body = body.replace(f"${key}", value if isinstance(value, str) else number(value))
     function = ""
-    if "$f" in body:
+    if "$f" in body or ("$e" in body and kernel.expr is not None):
         function = _function(kernel, f"{name}_f")
         body = body.replace("$f", f"{name}_f")
+    if "$e" in body:
+        function += "" if kernel.expr is None else _finish(name)
+        body = body.replace("$e", "micro" if kernel.expr is None else f"{name}_e")
     return (
         f"{function}RLX_KERNEL void {name}(float *y, const void *a, const void *b, const void *c,\n"
-        f"    const float *const *x, float *t, long tile) {{\n"
-        f"    (void)a, (void)b, (void)c, (void)x, (void)t, (void)tile;\n"
+        f"    const float *const *x, float *t, const rlx_span *s, long tile) {{\n"
+        f"    (void)a, (void)b, (void)c, (void)x, (void)t, (void)s, (void)tile;\n"
         f"    {body};\n}}\n"
     )
 
@@ -118,6 +147,14 @@ def _function(kernel: Kernel, name: str) -> str:
         + "    (void)acc, (void)x, (void)row, (void)col;\n"
         + "".join(f"{line}\n" for line in lines)
         + f"    return {print_expr(expr)};\n}}\n"
+    )
+
+
+def _finish(name: str) -> str:
+    """A matmul's micro-kernel with its epilogue."""
+    return (
+        f"RLX_KERNEL void {name}_e(const rlx_micro *t, long rows) {{\n"
+        f"    micro_with(t, rows, {name}_f);\n}}\n"
     )
 
 
@@ -145,10 +182,36 @@ def print_expr(expr: Expr) -> str:
             return SCALAR_FUNCTIONS[name].c.format(*(print_expr(a) for a in args))
 
 
-def _region(region: Region, index: int, names: dict[Kernel, str]) -> str:
+_SPANS = {
+    "sequences": "span_sequences({}, tile, {}, f->threads)",
+    "rows": "span_rows({}, tile, {}, f->threads)",
+    "columns": "span_whole({})",
+    "heads": "span_whole({})",
+    "each": "span_each({}, tile)",
+}
+"""The span of a tile for each axis, from the lengths and the number of tiles."""
+
+
+def _region(
+    region: Region,
+    index: int,
+    names: dict[Kernel, str],
+    packing: Packing | None,
+    counter: int | None,
+) -> str:
     lines = [f"static void region{index}(const rlx_frame *f, char *s, long tile) {{"]
     lines += ["    const float *const *p = f->params;", "    (void)p, (void)s, (void)tile;"]
-    lines += [_call(call, names[call.kernel]) for call in region.calls]
+    span = "{0}"
+    if packing is not None and region.axis in _SPANS:
+        lengths = f"(const int *)(f->arena + {packing.lengths})"
+        span = _SPANS[region.axis].format(lengths, region.tiles)
+    lines.append(f"    const rlx_span span = {span};")
+    if region.axis in ("sequences", "rows") and packing is not None:
+        lines.append("    if (!span.rows && !span.seqs) return;")
+    for i, call in enumerate(region.calls):
+        text = _call(call, names[call.kernel])
+        counted = text if counter is None else f"COUNTED({text}, {counter + i})"
+        lines.append(f"    {counted}; /* {call.origin} */")
     return "\n".join([*lines, "}", ""])
 
 
@@ -156,18 +219,22 @@ def _call(call: Call, name: str) -> str:
     inputs = [_slot(s) for s in call.inputs]
     inputs += ["0"] * (3 - len(inputs))
     operands = ", ".join(_slot(s) for s in call.operands)
-    table = f"(const float *const[]){{{operands}}}" if operands else "0"
+    table = f"((const float *const[]){{{operands}}})" if operands else "0"
     scratch = _slot(call.scratch)
     scratch = scratch if scratch == "0" else f"(float *)({scratch})"
-    arguments = ", ".join([f"(float *)({_slot(call.output)})", *inputs, table, scratch, "tile"])
-    return f"    {name}({arguments}); /* {call.origin} */"
+    output = f"(float *)({_slot(call.output)})"
+    return f"{name}({', '.join([output, *inputs, table, scratch, '&span', 'tile'])})"
 
 
 def _slot(slot: Slot | None) -> str:
     if slot is None:
         return "0"
-    moves = f" + tile * {slot.stride}" if slot.stride else ""
+    moves = f" + {slot.shift}" if slot.shift else ""
+    steps = (("tile", slot.stride), ("span.row", slot.row), ("span.seq", slot.sequence))
+    moves += "".join(f" + {name} * {step}" for name, step in steps if step)
     match slot.space:
+        case Space.PARAM if moves:
+            return f"(const void *)((const char *)p[{slot.offset}]{moves})"
         case Space.PARAM:
             return f"p[{slot.offset}]"
         case Space.ARENA:

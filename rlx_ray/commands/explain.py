@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from rlx_ray.commands.output import config_options, write, write_json
 from rlx_ray.component import ModelVariant
+from rlx_ray.errors import ConfigError
 from rlx_ray.spec import BuildSpec
+
+if TYPE_CHECKING:
+    from rlx_ray.spec import Config
 
 SECTIONS = ("key", "hir", "mir", "lir", "notes", "source")
 
@@ -32,6 +37,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         help="only this section; may be given more than once (default: all but source)",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="build the variant with counters, run it on full sequences, and print time, GFLOP/s "
+        "and GB/s of each kernel (needs the compiler and a host that can run the target)",
+    )
+    parser.add_argument("--threads", metavar="N", type=int, default=1, help="for --profile (1)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=20, help="for --profile (20)")
     parser.set_defaults(run=run)
 
 
@@ -43,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from rlx_ray.local import find_model, pick
 
     config = load(args.config, store_override=args.store)
+    if args.profile:
+        return run_profile(args, config)
     model = open_model(find_model(config, args.model))
     cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
     wanted = ModelVariant.parse(args.variant) if args.variant else None
@@ -54,6 +69,34 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for name, value in found.items():
         write(f"== {name} ==\n{value if isinstance(value, str) else _lines(value)}")
+    return 0
+
+
+def run_profile(args: argparse.Namespace, config: Config) -> int:
+    """Print where the time of a variant goes."""
+    from rlx_ray.local import LocalModel
+    from rlx_ray.profiling import profile
+
+    for option, value, most in (("--threads", args.threads, 64), ("--rounds", args.rounds, 10**6)):
+        if not 1 <= value <= most:
+            raise ConfigError(f"{option} is {value}.", f"Use 1 to {most}.")
+    local = LocalModel(config, args.model, args.threads)
+    wanted = ModelVariant.parse(args.variant) if args.variant else local.variants[0]
+    weights, library = local.parts(wanted)
+    made = profile(local.spec(wanted), weights, library, args.threads, args.rounds)
+    if args.json:
+        write_json({"variant": str(wanted), **asdict(made)})
+        return 0
+    write(
+        f"{wanted}: {made.milliseconds:.2f} ms a forward pass with counters on, "
+        f"{made.threads} threads, {made.busy:.0%} of their time in kernels"
+    )
+    write(f"{'kernel':<44} {'calls':>6} {'ms':>9} {'share':>6} {'GFLOP/s':>8} {'GB/s':>6}")
+    for k in made.kernels:
+        write(
+            f"{k.kernel:<44} {k.calls:>6} {k.milliseconds:>9.3f} {k.share:>6.1%} "
+            f"{k.gflops:>8.1f} {k.gbytes:>6.2f}"
+        )
     return 0
 
 

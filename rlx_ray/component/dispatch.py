@@ -80,6 +80,15 @@ class KernelDispatchConfig:
     force_common: tuple[OpKind, ...] = ()
     force_native: tuple[OpKind, ...] = ()
 
+    @property
+    def all_native(self) -> bool:
+        """Whether every kernel that the backend has by hand is taken.
+
+        A program of native kernels runs on the real token rows; the common lowering of attention
+        and others needs rectangles, and computes the padding.
+        """
+        return self.policy is not KernelDispatchPolicy.FORCE_COMMON and not self.force_common
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

@@ -119,6 +119,11 @@ class ModelVariant:
         binding.update(self.extra)
         return tuple(sorted(binding.items()))
 
+    @property
+    def ragged_rows(self) -> int | None:
+        """The most token rows of a ragged encoder variant; None for a padded one."""
+        return dict(self.extra).get(ROWS) if self.phase is ModelPhase.ENCODER else None
+
     def __str__(self) -> str:
         parts = [self.phase.spelling, f"b{self.batch}", f"s{self.seq}"]
         if self.past_seq is not None:

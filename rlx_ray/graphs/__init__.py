@@ -13,7 +13,7 @@ from rlx_ray.ir.hir import Hir
 GraphBuilder = Callable[[Mapping[str, Any]], Hir]
 
 GROUP = "rlx_ray.graphs"
-_BUILT_IN: dict[str, GraphBuilder] = {"bert": bert.build}
+_BUILT_IN: dict[str, GraphBuilder] = {"bert": bert.build, "roberta": bert.build}
 
 
 def builder(family: str) -> GraphBuilder:

@@ -1,4 +1,4 @@
-"""BERT encoders with a sentence-transformers head, as HIR.
+"""BERT, RoBERTa and XLM-RoBERTa encoders with a sentence-transformers head, as HIR.
 
 Input ids and token types are int32 [batch, seq], lengths int32 [batch]; the one output,
 `embedding`, is float32 [batch, hidden].
@@ -41,7 +41,7 @@ def _embeddings(b: HirBuilder, config: Mapping[str, Any]) -> tuple[str, str]:
     position = b.param("embed.position", (config["positions"], hidden))
     kind = b.param("embed.type", (config["token_types"], hidden))
     x = b.embed("word", word, ids, None, rows)
-    x = b.embed("word_position", position, None, x, rows)
+    x = b.embed("word_position", position, None, x, rows, config["first_position"])
     x = b.embed("word_position_type", kind, types, x, rows)
     return _norm(b, "embed.norm", x, config), lengths
 
@@ -49,7 +49,7 @@ def _embeddings(b: HirBuilder, config: Mapping[str, Any]) -> tuple[str, str]:
 def _layer(b: HirBuilder, config: Mapping[str, Any], i: int, x: str, lengths: str) -> str:
     hidden, heads, inner = config["hidden"], config["heads"], config["intermediate"]
     name = f"layer.{i}"
-    b.block(f"bert_layer.{i}")
+    b.block(name)
     qkv = _linear(b, f"{name}.qkv", x, hidden, 3 * hidden)
     attended = b.attention(f"{name}.attention", qkv, lengths, heads, hidden // heads)
     out = _linear(b, f"{name}.out", attended, hidden, hidden)

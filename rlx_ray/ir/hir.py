@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from rlx_ray.dtype import DType
-from rlx_ray.shape import Dim
+from rlx_ray.shape import BATCH, ROWS, SEQ, Dim
 
 Attr = int | float | str | None
 
@@ -65,13 +65,24 @@ class Hir:
     outputs: tuple[str, ...]
 
     def specialise(self, binding: Mapping[int, int]) -> Hir:
-        """The same model with every symbol bound: each Dim is a number from here on."""
+        """The same model with every symbol bound: each Dim is a number from here on.
+
+        Where ROWS is bound to fewer rows than batch times seq the variant is ragged: inputs of
+        shape [batch, seq] become [rows], one sequence after the other.
+        """
+        full = binding.get(0, 1) * binding.get(1, 1)
+        ragged = binding.get(2, full) < full
+        binding = {2: full, **binding}
+        tokens = (BATCH, SEQ)
 
         def bind(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
             return tuple(d.bind(binding) for d in shape)
 
         return Hir(
-            tuple(replace(t, shape=bind(t.shape)) for t in self.inputs),
+            tuple(
+                replace(t, shape=bind((ROWS,) if ragged and t.shape == tokens else t.shape))
+                for t in self.inputs
+            ),
             tuple(replace(t, shape=bind(t.shape)) for t in self.params),
             tuple(
                 replace(
@@ -112,10 +123,19 @@ class HirBuilder:
         return name
 
     def embed(
-        self, name: str, table: str, ids: str | None, base: str | None, shape: tuple[Dim, ...]
+        self,
+        name: str,
+        table: str,
+        ids: str | None,
+        base: str | None,
+        shape: tuple[Dim, ...],
+        first: int = 0,
     ) -> str:
-        """Rows of `table` [extent, n] by `ids` (by position in the sequence if None) plus base."""
-        return self._add(name, HirOp.EMBED, (table, ids, base), shape, period="seq", first=0)
+        """Rows of `table` [extent, n] by `ids` plus base.
+
+        Without ids: by the position in the sequence, counted from `first`.
+        """
+        return self._add(name, HirOp.EMBED, (table, ids, base), shape, period="seq", first=first)
 
     def linear(self, name: str, x: str, weight: str, bias: str) -> str:
         """X [rows, k] times weight (k, n) plus bias [n]."""

@@ -19,15 +19,22 @@ class Space(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """An argument: a buffer and how far one tile moves in it (bytes). `ctype` is `float` or `int`.
+    """An argument: a buffer, and how far in it a tile's part begins. `ctype` is `float` or `int`.
 
-    `shift` is added once, in elements: a column of the first row, say.
+    Attributes:
+        offset: of the buffer (bytes; for a parameter its index in the table).
+        stride: bytes for each tile before this one.
+        row: bytes for each token row before the tile's span.
+        sequence: bytes for each sequence before the tile's span.
+        shift: bytes added once: a later part of a parameter, say.
     """
 
     space: Space
     offset: int
     stride: int = 0
     ctype: str = "float"
+    row: int = 0
+    sequence: int = 0
     shift: int = 0
 
 
@@ -73,7 +80,8 @@ class Region:
     """Tiles that threads share out, and the calls that run on each, depth-first.
 
     Attributes:
-        axis: what a tile is a piece of: `sequences`, `rows`, `whole`.
+        axis: what a tile is a piece of: `sequences`, `rows`, `columns`, `heads`, `each` (one
+            sequence) or `whole`.
         tiles: how many.
         calls: what runs on one tile, in order.
         reason: why this axis and this tile size.
@@ -83,6 +91,23 @@ class Region:
     tiles: int
     calls: tuple[Call, ...]
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How the token rows of a packed program are bounded (kernels/c/span.h).
+
+    Attributes:
+        sequences: most sequences.
+        cap: most tokens of one.
+        rows: most token rows.
+        lengths: where the input with the sequences' lengths lies in the arena (bytes).
+    """
+
+    sequences: int
+    cap: int
+    rows: int
+    lengths: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +152,7 @@ class Lir:
     arena: Plan
     scratch: Plan
     flops: int
+    packing: Packing | None = None
     notes: tuple[Note, ...] = ()
 
     @property

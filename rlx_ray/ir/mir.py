@@ -39,14 +39,6 @@ class Op(Enum):
     RESHAPE = "reshape"
 
 
-class Split(Enum):
-    """How far an operation can be cut along the leading axis of its output."""
-
-    ROWS = "rows"  # row i of the output needs row i of its batched inputs
-    QUERIES = "queries"  # as ROWS for the output, but inputs are read whole
-    SEQUENCES = "sequences"  # only between sequences
-
-
 @dataclass(frozen=True, slots=True)
 class Node:
     """One value: its operation, the nodes it reads, its shape and attributes.
@@ -146,14 +138,12 @@ class OpDef:
         arity: fewest and most inputs.
         infer: the output's shape from the inputs' shapes and the attributes; None where the
             operation is told (tensors, iota, strided, reshape: checked by the verifier).
-        split: how far it can be cut along the leading axis.
         kind: the RLX kind of a logical kernel; None for a primitive.
         flops: floating-point operations, for the cost model.
     """
 
     arity: tuple[int, int]
     infer: Callable[[Node, tuple[Shape, ...]], Shape | None]
-    split: Split
     kind: OpKind | None = None
     flops: Callable[[Node, tuple[Shape, ...]], int] = lambda node, shapes: 0
 
@@ -194,14 +184,14 @@ def _dot(node: Node, shapes: tuple[Shape, ...]) -> Shape:
 
 def _attention(node: Node, shapes: tuple[Shape, ...]) -> Shape:
     width = node.number("heads") * node.number("dim")
-    if shapes[0][1] != 3 * width or shapes[0][0] != shapes[1][0] * node.number("keys"):
-        raise ValueError(f"qkv {shapes[0]} is not [sequences * keys, 3 * heads * dim]")
+    if shapes[0][1] != 3 * width or shapes[0][0] > shapes[1][0] * node.number("keys"):
+        raise ValueError(f"qkv {shapes[0]} is not [at most sequences * keys, 3 * heads * dim]")
     return (shapes[0][0], width)
 
 
 def _pool(node: Node, shapes: tuple[Shape, ...]) -> Shape:
-    if shapes[0][0] != shapes[1][0] * node.number("tokens"):
-        raise ValueError(f"rows {shapes[0]} are not sequences * tokens")
+    if shapes[0][0] > shapes[1][0] * node.number("tokens"):
+        raise ValueError(f"rows {shapes[0]} are more than sequences * tokens")
     return (shapes[1][0], shapes[0][1])
 
 
@@ -236,27 +226,23 @@ def _several(factor: int) -> Callable[[Node, tuple[Shape, ...]], int]:
 
 _EW = (0, 16)
 OPS: dict[Op, OpDef] = {
-    Op.MATMUL: OpDef((2, 16), _matmul, Split.ROWS, OpKind.parse("MatMul"), _matmul_flops),
-    Op.LAYER_NORM: OpDef((3, 3), _same, Split.ROWS, OpKind.parse("LayerNorm"), _several(8)),
-    Op.ATTENTION: OpDef(
-        (2, 2), _attention, Split.QUERIES, OpKind.parse("Attention"), _attention_flops
-    ),
-    Op.SOFTMAX: OpDef((1, 1), _same, Split.ROWS, OpKind.parse("Softmax"), _several(16)),
-    Op.ACTIVATION: OpDef((1, 1), _same, Split.ROWS, OpKind.parse("Activation"), _several(16)),
-    Op.GATHER: OpDef((1, 3), _told, Split.ROWS, OpKind.parse("Gather"), _several(0)),
-    Op.POOL: OpDef((2, 2), _pool, Split.SEQUENCES, OpKind.parse("Pool"), _several(1)),
-    Op.INPUT: OpDef((0, 0), _told, Split.ROWS),
-    Op.PARAM: OpDef((0, 0), _told, Split.ROWS),
-    Op.ELEMENTWISE: OpDef(
-        _EW, lambda node, shapes: broadcast(shapes), Split.ROWS, None, _elementwise_flops
-    ),
-    Op.DOT: OpDef((2, 2), _dot, Split.SEQUENCES, None, _matmul_flops),
-    Op.TAKE: OpDef((2, 2), _told, Split.ROWS),
-    Op.IOTA: OpDef((0, 0), _told, Split.SEQUENCES),
-    Op.LENGTH_MASK: OpDef((1, 1), _mask, Split.SEQUENCES),
-    Op.STRIDED: OpDef((1, 1), _told, Split.SEQUENCES),
-    Op.REDUCE: OpDef((1, 1), _reduce, Split.SEQUENCES, None, _several(1)),
-    Op.RESHAPE: OpDef((1, 1), _told, Split.SEQUENCES),
+    Op.MATMUL: OpDef((2, 16), _matmul, OpKind.parse("MatMul"), _matmul_flops),
+    Op.LAYER_NORM: OpDef((3, 3), _same, OpKind.parse("LayerNorm"), _several(8)),
+    Op.ATTENTION: OpDef((2, 2), _attention, OpKind.parse("Attention"), _attention_flops),
+    Op.SOFTMAX: OpDef((1, 1), _same, OpKind.parse("Softmax"), _several(16)),
+    Op.ACTIVATION: OpDef((1, 1), _same, OpKind.parse("Activation"), _several(16)),
+    Op.GATHER: OpDef((1, 3), _told, OpKind.parse("Gather"), _several(0)),
+    Op.POOL: OpDef((2, 2), _pool, OpKind.parse("Pool"), _several(1)),
+    Op.INPUT: OpDef((0, 0), _told),
+    Op.PARAM: OpDef((0, 0), _told),
+    Op.ELEMENTWISE: OpDef(_EW, lambda node, shapes: broadcast(shapes), None, _elementwise_flops),
+    Op.DOT: OpDef((2, 2), _dot, None, _matmul_flops),
+    Op.TAKE: OpDef((2, 2), _told),
+    Op.IOTA: OpDef((0, 0), _told),
+    Op.LENGTH_MASK: OpDef((1, 1), _mask),
+    Op.STRIDED: OpDef((1, 1), _told),
+    Op.REDUCE: OpDef((1, 1), _reduce, None, _several(1)),
+    Op.RESHAPE: OpDef((1, 1), _told),
 }
 """Every operation, its rules side by side. A new one is a row here, a lowering in
 `passes/kernels.py` and, where it is a logical kernel, a rule in `passes/common.py`."""

@@ -72,5 +72,7 @@ def _call_text(call: Call, name: str) -> str:
 def _slot_text(slot: Slot | None) -> str:
     if slot is None:
         return "-"
-    moves = f"+{slot.stride}*tile" if slot.stride else ""
+    steps = ((slot.stride, "tile"), (slot.row, "row"), (slot.sequence, "sequence"))
+    moves = f"+{slot.shift}" if slot.shift else ""
+    moves += "".join(f"+{n}*{name}" for n, name in steps if n)
     return f"{slot.space.value}[{slot.offset}{moves}]"

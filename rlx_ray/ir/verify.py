@@ -132,9 +132,13 @@ def verify_lir(lir: Lir) -> Lir:
             for slot in slots:
                 if slot is None:
                     continue
-                end = slot.offset + slot.stride * (region.tiles - 1)
+                end = slot.offset
+                if slot.space is not Space.PARAM:
+                    end += slot.stride * (region.tiles - 1) + slot.shift
                 if slot.offset < 0 or end >= limits[slot.space]:
                     raise VerifyError(f"LIR: {call.origin!r} leaves its {slot.space.value}.")
+            if lir.packing is None and any(s and (s.row or s.sequence) for s in slots):
+                raise VerifyError(f"LIR: {call.origin!r} moves by rows that are not packed.")
             if call.output.space is Space.PARAM:
                 raise VerifyError(f"LIR: {call.origin!r} writes a parameter.")
     return lir

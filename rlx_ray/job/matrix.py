@@ -8,6 +8,7 @@ from itertools import product
 
 from rlx_ray.component import (
     CompileProfile,
+    KernelDispatchConfig,
     ModelComponent,
     ModelPhase,
     ModelVariant,
@@ -115,6 +116,13 @@ def _check_row(model: ModelSpec, family: Family, facts: ModelFacts, row: MatrixR
                 f"{row.path}.seq has {variant.seq}, but {model.name!r} has {limit} positions.",
                 f"Use at most {limit}.",
             )
+        rows = variant.ragged_rows
+        if rows is not None and not variant.seq <= rows < variant.batch * variant.seq:
+            raise ConfigError(
+                f"{row.path}.rows has {rows}, for batch {variant.batch} and seq {variant.seq}.",
+                f"Use at least seq and fewer than batch times seq: {variant.seq} to "
+                f"{variant.batch * variant.seq - 1}.",
+            )
 
 
 def _cell(
@@ -153,7 +161,7 @@ def _cell(
         abi=ABI,
         pack_version=PACK_VERSION,
     )
-    return Cell(spec, row.path, _unsupported(variant, profile, scheme))
+    return Cell(spec, row.path, _unsupported(variant, profile, scheme, dispatch))
 
 
 def _scheme(model: ModelSpec, row: MatrixRow) -> QuantScheme | None:
@@ -167,9 +175,10 @@ def _unsupported(
     variant: ModelVariant,
     profile: CompileProfile,
     scheme: QuantScheme | None,
+    dispatch: KernelDispatchConfig,
 ) -> str:
-    if variant.extra:
-        return "ragged variants (rows) are not built by this version"
+    if variant.ragged_rows is not None and not dispatch.all_native:
+        return "ragged variants (rows) need native kernels: dispatch forces common ones"
     if profile.precision.compute != "f32":
         return f"precision.compute {profile.precision.compute} is not built by this version"
     if scheme is not None:

@@ -1,25 +1,22 @@
-"""BERT encoders with a sentence-transformers head: facts of a checkpoint.
+"""BERT encoders and their kin: facts of a checkpoint.
 
-Source: Devlin et al., "BERT" (arXiv:1810.04805); Reimers and Gurevych, "Sentence-BERT"
-(arXiv:1908.10084). Files: `config.json` as transformers writes it for `BertModel`;
-`modules.json`, the pooling module's `config.json` and `sentence_bert_config.json` as
-sentence-transformers writes them.
-
-A checkpoint without `modules.json` is taken as sentence-transformers takes it: mean pooling over
-the tokens, no normalisation.
+Source: Devlin et al., "BERT" (arXiv:1810.04805). Files: `config.json` as transformers writes it
+for `BertModel`, `RobertaModel` and `XLMRobertaModel`; the head's are read in `models.head`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rlx_ray.component import Homogeneous, LayerComposition, ModelPhase, Pair, Single
 from rlx_ray.digest import canonical_json, json_digest
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError, ConfigError
-from rlx_ray.models.family import Family, Limits, ModelFacts, ParamSpec, Tensors, Texts
+from rlx_ray.models.family import Family, ModelFacts, ParamSpec, Tensors, Texts
+from rlx_ray.models.head import REPAIR, read_head, read_json, read_limits
 from rlx_ray.spec import TensorSpec
 
 _ACTIVATIONS = {
@@ -29,72 +26,67 @@ _ACTIVATIONS = {
     "relu": "relu",
 }
 
-_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-}
-
 _FLOATS = (DType.F32, DType.F16, DType.BF16, DType.F64)
 
-_REPAIR = "Fetch the checkpoint again, or correct the file."
+_FAMILY_OF = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
+"""The family of each model_type of config.json."""
 
 
-def read(texts: Texts, tensors: Tensors) -> ModelFacts:
-    """The facts of a BERT checkpoint.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What sets one family apart from its kin.
+
+    Attributes:
+        family: its name, which also begins the names of tensors where they have a prefix.
+        first_position: the row of the position table that a text's first token takes, from
+            config.json.
+    """
+
+    family: str
+    first_position: Callable[[Mapping[str, Any]], int]
+
+
+def read(kind: Kind, texts: Texts, tensors: Tensors) -> ModelFacts:
+    """The facts of a checkpoint.
 
     Raises:
         CheckpointError: a file or tensor is missing or malformed.
-        ConfigError: a variety of BERT that is not known here.
+        ConfigError: a variety that is not known here, or one of another family.
     """
-    raw = _json(texts, "config.json")
+    raw = read_json(texts, "config.json")
     if raw is None:
         raise CheckpointError("The checkpoint has no config.json.", "Point 'source' at its folder.")
-    pooling, normalize = _head(texts)
-    config = {**_sizes(raw), "pooling": pooling, "normalize": normalize}
-    prefix = "" if "embeddings.word_embeddings.weight" in tensors else "bert."
+    pooling, normalize = read_head(texts, kind.family)
+    config = {**_sizes(raw, kind), "pooling": pooling, "normalize": normalize}
+    bare = "embeddings.word_embeddings.weight" in tensors
     params: list[ParamSpec] = []
     specs: list[TensorSpec] = []
-    for param, sources in _layout(config, prefix):
+    for param, sources in _layout(config, "" if bare else f"{kind.family}."):
         params.append(param)
         specs.extend(_checked(tensors, name, shape) for name, shape in sources)
     specs.sort(key=lambda spec: spec.name)
     return ModelFacts(
-        family="bert",
+        family=kind.family,
         family_source=None,
         config=canonical_json(config).decode(),
         fingerprint=json_digest([spec.to_json() for spec in specs]),
-        composition=_composition(config),
-        limits=_limits(texts, config["positions"]),
+        composition=_composition(config, kind.family),
+        limits=read_limits(texts, config["positions"] - config["first_position"]),
         tensors=tuple(specs),
         params=tuple(params),
     )
 
 
-def _composition(config: Mapping[str, Any]) -> LayerComposition:
-    body = Pair(Single("embed"), Homogeneous("bert_layer", config["layers"]))
+def _composition(config: Mapping[str, Any], family: str) -> LayerComposition:
+    body = Pair(Single("embed"), Homogeneous(f"{family}_layer", config["layers"]))
     return Pair(body, Single(f"{config['pooling']}_pool"))
 
 
-def _json(texts: Texts, name: str, kind: type = dict) -> Any:
-    text = texts(name)
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{name} is malformed JSON: {error}.", _REPAIR) from error
-    if not isinstance(value, kind):
-        raise CheckpointError(
-            f"{name} is a {type(value).__name__}, not a {kind.__name__}.", _REPAIR
-        )
-    return value
-
-
-def _sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _sizes(raw: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """What config.json says, under our names."""
-    _choice(raw, "model_type", "bert", {"bert": "bert"})
-    _choice(raw, "position_embedding_type", "absolute", {"absolute": "absolute"})
+    _check_model_type(raw, kind.family)
+    absolute = {"absolute": "absolute"}
+    _choice(raw, "position_embedding_type", "absolute", absolute, kind.family)
     for flag in ("is_decoder", "add_cross_attention"):
         if raw.get(flag, False) is not False:
             raise ConfigError(
@@ -102,38 +94,61 @@ def _sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
                 "Use an encoder checkpoint.",
             )
     sizes: dict[str, Any] = {
-        "layers": _whole(raw, "num_hidden_layers"),
-        "hidden": _whole(raw, "hidden_size"),
-        "heads": _whole(raw, "num_attention_heads"),
-        "intermediate": _whole(raw, "intermediate_size"),
-        "activation": _choice(raw, "hidden_act", "gelu", _ACTIVATIONS),
-        "positions": _whole(raw, "max_position_embeddings"),
-        "vocab": _whole(raw, "vocab_size"),
-        "token_types": _whole(raw, "type_vocab_size"),
+        "layers": whole(raw, "num_hidden_layers"),
+        "hidden": whole(raw, "hidden_size"),
+        "heads": whole(raw, "num_attention_heads"),
+        "intermediate": whole(raw, "intermediate_size"),
+        "activation": _choice(raw, "hidden_act", "gelu", _ACTIVATIONS, kind.family),
+        "positions": whole(raw, "max_position_embeddings"),
+        "first_position": kind.first_position(raw),
+        "vocab": whole(raw, "vocab_size"),
+        "token_types": whole(raw, "type_vocab_size"),
         "eps": _epsilon(raw),
     }
     if sizes["hidden"] % sizes["heads"]:
         raise CheckpointError(
             f"config.json: hidden_size {sizes['hidden']} is no multiple of num_attention_heads "
             f"{sizes['heads']}.",
-            _REPAIR,
+            REPAIR,
         )
     return sizes
 
 
-def _whole(raw: Mapping[str, Any], name: str) -> int:
+def _check_model_type(raw: Mapping[str, Any], family: str) -> None:
+    found = raw.get("model_type", "bert" if family == "bert" else None)
+    owner = _FAMILY_OF.get(found) if isinstance(found, str) else None
+    if owner is None:
+        raise ConfigError(
+            f"config.json: model_type {found!r} is not known for family {family}.",
+            f"Known are {sorted(k for k, v in _FAMILY_OF.items() if v == family)}.",
+        )
+    if owner != family:
+        raise ConfigError(
+            f"config.json: model_type {found!r} is of family {owner}, not {family}.",
+            f"Write 'family: {owner}' for this model.",
+        )
+
+
+def whole(raw: Mapping[str, Any], name: str) -> int:
+    """A positive whole number of config.json.
+
+    Raises:
+        CheckpointError: it is missing or something else.
+    """
     value = raw.get(name)
     if type(value) is not int or value < 1:
         found = f"is {value!r}" if name in raw else "is missing"
-        raise CheckpointError(f"config.json: {name} {found}, expected a whole number.", _REPAIR)
+        raise CheckpointError(f"config.json: {name} {found}, expected a whole number.", REPAIR)
     return value
 
 
-def _choice(raw: Mapping[str, Any], name: str, default: str, allowed: Mapping[str, str]) -> str:
+def _choice(
+    raw: Mapping[str, Any], name: str, default: str, allowed: Mapping[str, str], family: str
+) -> str:
     value = raw.get(name, default)
     if not isinstance(value, str) or value not in allowed:
         raise ConfigError(
-            f"config.json: {name} {value!r} is not known for family bert.",
+            f"config.json: {name} {value!r} is not known for family {family}.",
             f"Known are {sorted(allowed)}.",
         )
     return allowed[value]
@@ -144,61 +159,9 @@ def _epsilon(raw: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise CheckpointError(
             f"config.json: layer_norm_eps is {value!r}, expected a number between 0 and 1.",
-            _REPAIR,
+            REPAIR,
         )
     return float(value)
-
-
-def _head(texts: Texts) -> tuple[str, bool]:
-    """Pooling, and whether the embedding is normalised."""
-    rows = _json(texts, "modules.json", list)
-    if rows is None:
-        return "mean", False
-    if not all(isinstance(r, dict) and isinstance(r.get("type"), str) for r in rows):
-        raise CheckpointError("modules.json has an entry without a 'type'.", _REPAIR)
-    kinds = [row["type"].rpartition(".")[2] for row in rows]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ConfigError(
-            f"modules.json: the modules {kinds} are not known for family bert.",
-            "Known are Transformer, Pooling and then perhaps Normalize.",
-        )
-    return _pooling(texts, f"{rows[1].get('path', '1_Pooling')}/config.json"), len(kinds) == 3
-
-
-def _pooling(texts: Texts, name: str) -> str:
-    flags = _json(texts, name)
-    if flags is None:
-        raise CheckpointError(f"The checkpoint has no {name}, which modules.json names.", _REPAIR)
-    mode = flags.get("pooling_mode")
-    if isinstance(mode, str):
-        modes = [mode]
-    else:
-        # sentence-transformers takes the mean unless the file says that it does not.
-        flags = {"pooling_mode_mean_tokens": True, **flags}
-        on = sorted(k for k, v in flags.items() if k.startswith("pooling_mode_") and v)
-        modes = [_POOLINGS.get(k, k) for k in on]
-    if len(modes) != 1 or modes[0] not in _POOLINGS.values():
-        raise ConfigError(
-            f"{name}: pooling {modes} is not known for family bert.",
-            f"Known is exactly one of {sorted(_POOLINGS.values())}.",
-        )
-    return modes[0]
-
-
-def _limits(texts: Texts, positions: int) -> Limits:
-    """The head's limit wins over the tokenizer's; no text is longer than the position table."""
-    for name, key in (
-        ("sentence_bert_config.json", "max_seq_length"),
-        ("tokenizer_config.json", "model_max_length"),
-    ):
-        value = (_json(texts, name) or {}).get(key)
-        if value is None:
-            continue
-        # transformers writes int(1e30) for "no limit".
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
-            raise CheckpointError(f"{name}: {key} is {value!r}, expected a whole number.", _REPAIR)
-        return Limits(int(min(value, positions)), positions)
-    return Limits(positions, positions)
 
 
 _Row = tuple[ParamSpec, list[tuple[str, tuple[int, ...]]]]
@@ -260,12 +223,12 @@ def _checked(tensors: Tensors, name: str, shape: tuple[int, ...]) -> TensorSpec:
     if found is None:
         raise CheckpointError(
             f"tensor {name!r} is missing; expected shape {list(shape)}.",
-            "Check that the checkpoint is a BERT of the layers that its config.json counts.",
+            "Check that the checkpoint has the layers that its config.json counts.",
         )
     if tuple(found.shape) != shape:
         raise CheckpointError(
             f"tensor {name!r} has shape {list(found.shape)}; config.json says {list(shape)}.",
-            _REPAIR,
+            REPAIR,
         )
     if found.dtype not in _FLOATS:
         raise CheckpointError(
@@ -275,9 +238,14 @@ def _checked(tensors: Tensors, name: str, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(name, found.dtype.text, shape)
 
 
-FAMILY = Family(
-    name="bert",
-    read=read,
-    phases=(ModelPhase.ENCODER,),
-    inputs=("input_ids", "token_type_ids", "lengths"),
-)
+def family_of(kind: Kind) -> Family:
+    """The family of a kind."""
+    return Family(
+        name=kind.family,
+        read=partial(read, kind),
+        phases=(ModelPhase.ENCODER,),
+        inputs=("input_ids", "token_type_ids", "lengths"),
+    )
+
+
+FAMILY = family_of(Kind("bert", lambda raw: 0))

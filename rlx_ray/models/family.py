@@ -23,7 +23,10 @@ from rlx_ray.spec import FamilySource, TensorSpec
 
 GROUP = "rlx_ray.models"
 
-_BUILT_IN = {"bert": "rlx_ray.models.bert:FAMILY"}
+_BUILT_IN = {
+    "bert": "rlx_ray.models.bert:FAMILY",
+    "roberta": "rlx_ray.models.roberta:FAMILY",
+}
 
 
 class TensorInfo(Protocol):
@@ -71,7 +74,7 @@ class Limits:
 
     Attributes:
         max_tokens: what the checkpoint says that it is meant for; longer texts are truncated.
-        max_positions: rows of the position table: more is impossible.
+        max_positions: tokens that the position table has rows for: more is impossible.
     """
 
     max_tokens: int

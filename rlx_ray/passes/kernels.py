@@ -1,6 +1,7 @@
 """From a MIR node to a kernel instance: template, compile-time constants, operands, for a tile.
 
-A tile is one of `tiles` equal pieces of the leading axis of every batched value.
+A tile is one of `tiles` equal pieces of the leading axis of every batched value: some whole padded
+sequences. Programs over packed rows have `packed.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from rlx_ray.ir.lir import Kernel, Operand
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
 from rlx_ray.shape import elements
 
-_POOLS = {"mean": 0, "max": 1, "cls": 2}
-_REDUCTIONS = {"sum": 0, "max": 1}
+POOLS = {"mean": 0, "max": 1, "cls": 2}
+REDUCTIONS = {"sum": 0, "max": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,12 @@ class Tiled:
         shape: its output's shape in the tile.
         inputs: the inputs' shapes in the tile.
         tiles: how many tiles there are.
-        sequences: sequences of the whole batch.
     """
 
     node: Node
     shape: Shape
     inputs: tuple[Shape, ...]
     tiles: int
-    sequences: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,8 @@ def _gemm(t: Tiled) -> Lowered:
     (m, k), n = t.inputs[0], t.shape[1]
     operands = tuple(range(2, len(t.inputs)))
     views = tuple(operand(t.shape, t.inputs[i]) for i in operands)
-    constants = (("m", m), ("n", n), ("k", k))
+    sizes = (("m", m), ("n", n), ("k", k), ("depth", k), ("lda", k), ("ldc", n))
+    constants = (*sizes, ("more", 0), ("last", 1))
     return Lowered(Kernel("gemm", constants, t.node.expr, views), (0, 1), operands)
 
 
@@ -120,11 +120,7 @@ def _softmax(t: Tiled) -> Lowered:
 def _attention(t: Tiled) -> Lowered:
     keys = t.node.number("keys")
     sizes = (("keys", keys), ("heads", t.node.number("heads")), ("dim", t.node.number("dim")))
-    if t.tiles > t.sequences:
-        pieces = t.tiles // t.sequences
-        own = (("queries", t.shape[0]), ("pieces", pieces))
-        return Lowered(Kernel("attention_queries", (*own, *sizes)), (0, 1))
-    whole = Kernel("attention", (("sequences", t.shape[0] // keys), *sizes))
+    whole = Kernel("attention_padded", (("sequences", t.shape[0] // keys), *sizes))
     return Lowered(whole, (0, 1))
 
 
@@ -147,7 +143,7 @@ def _pool(t: Tiled) -> Lowered:
         ("sequences", t.shape[0]),
         ("tokens", t.node.number("tokens")),
         ("columns", t.shape[1]),
-        ("kind", _POOLS[str(t.node.attr("kind"))]),
+        ("kind", POOLS[str(t.node.attr("kind"))]),
     )
     return Lowered(Kernel("pool_rows", constants), (0, 1))
 
@@ -202,7 +198,7 @@ def _reduce(t: Tiled) -> Lowered:
         ("outer", elements(shape[:axis])),
         ("extent", shape[axis]),
         ("inner", elements(shape[axis + 1 :])),
-        ("kind", _REDUCTIONS[str(t.node.attr("kind"))]),
+        ("kind", REDUCTIONS[str(t.node.attr("kind"))]),
     )
     return Lowered(Kernel("reduce", constants), (0,))
 
@@ -245,4 +241,5 @@ def scratch_bytes(mir: Mir, node: Node, panel: int, tile_rows: int) -> int:
     def panels(n: int) -> int:
         return (n + panel - 1) // panel
 
-    return 4 * panel * (dim * panels(keys) + keys * panels(dim) + tile_rows * panels(keys))
+    scores = tile_rows * (panels(keys) + panels(dim))
+    return 4 * panel * (dim * panels(keys) + keys * panels(dim) + scores)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from rlx_ray.dtype import DType
-from rlx_ray.ir.lir import Buffer, Call, Lir, Plan, Region, Slot, Space, Tensor
+from rlx_ray.ir.lir import Call, Lir, Packing, Region, Slot, Space, Tensor
 from rlx_ray.ir.mir import Mir, Node, Note, Op, Shape, node_flops
-from rlx_ray.passes.arena import plan
-from rlx_ray.passes.cost import THREADS, group_cost, latency, program_cost
-from rlx_ray.passes.kernels import Lowered, Tiled, lower_node, scratch_bytes
+from rlx_ray.passes.cost import THREADS, Cost, group_cost, latency, program_cost
+from rlx_ray.passes.kernels import Lowered, Tiled, lower_node
+from rlx_ray.passes.layout import Layout, lay_out
+from rlx_ray.passes.packed import Part, Site, lower_matmul, lower_packed
 from rlx_ray.passes.regions import (
+    Domain,
     Facts,
     Group,
     Tiling,
@@ -25,40 +27,26 @@ from rlx_ray.target import Target
 _SCRATCH_LIMIT = 256 << 20
 """Bytes of scratch per thread beyond which a tile size is not considered if a smaller one is."""
 
-
 _NEAR = 1.02
 """Ways whose cost and latency are within this factor of the best are equal: memory decides."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where every value of a cut program lies."""
-
-    groups: tuple[Group, ...]
-    arena: Plan
-    scratch: Plan
-    place: dict[int, tuple[Space, int]]  # by root node: the space and the offset
-
-
-def schedule(mir: Mir, target: Target) -> Lir:
-    """The cheapest way to run a program by the cost model, as LIR."""
+def schedule(mir: Mir, target: Target, tiling: Tiling | None = None) -> Lir:
+    """The cheapest way to run a program by the cost model, as LIR; with `tiling` that way."""
     known = facts(mir)
     tried: list[tuple[tuple[float, float], Tiling, Layout]] = []
-    for tiling in candidates(known):
-        layout = lay_out(mir, group(mir, tiling, known), known, target)
-        arena, scratch = layout.arena.size, layout.scratch.size
-        costs = [group_cost(mir, g, known, arena, scratch, target) for g in layout.groups]
-        over = 1e3 if scratch > _SCRATCH_LIMIT else 1.0
-        price = (program_cost(costs) * over, latency(costs) * over)
-        tried.append((price, tiling, layout))
+    for way in candidates(known) if tiling is None else (tiling,):
+        layout = lay_out(mir, group(mir, way, known, target.panel), known, target)
+        costs = [group_cost(mir, g, known, layout, target) for g in layout.groups]
+        tried.append((_price(costs, layout), way, layout))
     least = min(t[0][0] for t in tried)
     quick = min(t[0][1] for t in tried if t[0][0] <= least * _NEAR)
     near = [t for t in tried if t[0][0] <= least * _NEAR and t[0][1] <= quick * _NEAR]
-    (cost, _), tiling, layout = min(near, key=lambda t: t[2].arena.size + t[2].scratch.size)
+    (cost, _), chosen, layout = min(near, key=lambda t: t[2].arena.size + t[2].scratch.size)
     notes = tuple(
         Note(
             "schedule",
-            f"{t.tiles} tiles of {t.axis}" + (" (chosen)" if t == tiling else ""),
+            f"{t.tiles or 'own'} tiles of {t.axis}" + (" (chosen)" if t == chosen else ""),
             f"cost {c:.0f} core microseconds, {wall:.0f} on {THREADS[-1]} threads",
         )
         for (c, wall), t, _ in sorted(tried, key=lambda t: t[0])
@@ -70,53 +58,9 @@ def schedule(mir: Mir, target: Target) -> Lir:
     return _emit(mir, layout, known, reason, (*mir.notes, *notes), target)
 
 
-def lay_out(mir: Mir, groups: tuple[Group, ...], known: Facts, target: Target) -> Layout:
-    """Give each value a place: a tile's scratch if one group makes and reads it, else the arena."""
-    home = {index: g for g, grouped in enumerate(groups) for index in grouped.nodes}
-    uses = _uses(mir, known)
-    shared: list[Buffer] = []
-    own: list[Buffer] = []
-    end = len(groups)
-    outputs = {known.root[i] for i in mir.outputs}
-    for index, node in enumerate(mir.nodes):
-        if node.op in (Op.PARAM, Op.RESHAPE):
-            continue
-        size = value_bytes(node)
-        if node.op is Op.INPUT:
-            shared.append(Buffer(str(index), size, 0, end))
-            continue
-        here = groups[home[index]]
-        readers = uses[index]
-        local = index not in outputs and all(
-            home[r] == home[index] and not reads_whole(mir.nodes[r], here.tiles, known)
-            for r in readers
-        )
-        if local:
-            own.append(Buffer(str(index), size // here.tiles, index, max([index, *readers])))
-        else:
-            last = end if index in outputs else max(home[r] for r in readers)
-            shared.append(Buffer(str(index), size, home[index], last))
-        extra = scratch_bytes(mir, node, target.panel, target.tile_rows)
-        if extra:
-            own.append(Buffer(f"{index}.scratch", extra, index, index))
-    arena, scratch = plan(shared), plan(own)
-    place = {int(b.name): (Space.ARENA, b.offset) for b in arena.buffers}
-    place |= {
-        int(b.name): (Space.SCRATCH, b.offset)
-        for b in scratch.buffers
-        if not b.name.endswith(".scratch")
-    }
-    return Layout(groups, arena, scratch, place)
-
-
-def _uses(mir: Mir, known: Facts) -> dict[int, list[int]]:
-    """For each root, the nodes that read its memory, through reshapes or not."""
-    uses: dict[int, list[int]] = {i: [] for i in range(len(mir.nodes))}
-    for index, node in enumerate(mir.nodes):
-        if node.op is not Op.RESHAPE:
-            for source in node.inputs:
-                uses[known.root[source]].append(index)
-    return uses
+def _price(costs: list[Cost], layout: Layout) -> tuple[float, float]:
+    over = 1e3 if layout.scratch.size > _SCRATCH_LIMIT else 1.0
+    return program_cost(costs) * over, latency(costs) * over
 
 
 def _emit(
@@ -129,27 +73,24 @@ def _emit(
 ) -> Lir:
     params = [i for i, n in enumerate(mir.nodes) if n.op is Op.PARAM]
     inputs = [i for i, n in enumerate(mir.nodes) if n.op is Op.INPUT]
-    table = {index: position for position, index in enumerate(params)}
-    extra = {
-        int(b.name.removesuffix(".scratch")): b.offset
-        for b in layout.scratch.buffers
-        if b.name.endswith(".scratch")
-    }
-    regions = []
-    for grouped in layout.groups:
-        calls = tuple(
-            _call(mir, index, grouped.tiles, layout, known, table, extra.get(index))
-            for index in grouped.nodes
-        )
-        regions.append(Region(grouped.axis, grouped.tiles, calls, reason))
+    make = _Calls(mir, layout, known, {index: at for at, index in enumerate(params)}, target.panel)
+    regions = tuple(
+        Region(g.axis, g.tiles, tuple(c for i in g.nodes for c in make.calls(i, g)), reason)
+        for g in layout.groups
+    )
+    packing = None
+    if known.lengths is not None:
+        at = layout.place[known.lengths][1]
+        packing = Packing(known.sequences, known.cap, known.rows, at)
     return Lir(
         tuple(_tensor(mir.nodes[i], layout.place[i][1]) for i in inputs),
         tuple(_param(mir.nodes[i], target) for i in params),
         tuple(_output(mir, i, layout.place[known.root[i]][1]) for i in mir.outputs),
-        tuple(regions),
+        regions,
         layout.arena,
         layout.scratch,
         sum(node_flops(mir, i) for i in range(len(mir.nodes))),
+        packing,
         notes,
     )
 
@@ -173,44 +114,168 @@ def _param(node: Node, target: Target) -> Tensor:
     return Tensor(str(node.attr("name")), _ctype(node.dtype), node.shape, -1, layout)
 
 
-def _call(
-    mir: Mir,
-    index: int,
-    tiles: int,
-    layout: Layout,
-    known: Facts,
-    table: dict[int, int],
-    extra: int | None,
-) -> Call:
-    node = mir.nodes[index]
-    whole = reads_whole(node, tiles, known)
-    shapes = tuple(_in_tile(mir, i, tiles, known) for i in node.inputs)
-    tiled = Tiled(node, _in_tile(mir, index, tiles, known), shapes, tiles, known.sequences)
-    lowered: Lowered = lower_node(tiled)
+class _Calls:
+    """Makes the calls of one program's nodes; `table` is each parameter's place in the table."""
 
-    def slot(value: int, *, moving: bool = True) -> Slot:
-        made = mir.nodes[value]
+    def __init__(
+        self, mir: Mir, layout: Layout, known: Facts, table: dict[int, int], panel: int
+    ) -> None:
+        self._mir, self._layout, self._known = mir, layout, known
+        self._table, self._panel = table, panel
+        self._extra = {
+            int(b.name.removesuffix(".scratch")): b.offset
+            for b in layout.scratch.buffers
+            if b.name.endswith(".scratch")
+        }
+
+    def calls(self, index: int, group: Group) -> tuple[Call, ...]:
+        """What computes one tile of a node; empty if the node before it has done so."""
+        node = self._mir.nodes[index]
+        if not self._known.packed or not self._known.batched[index]:
+            return (self._rectangle(index, group.tiles),)
+        if node.op is not Op.MATMUL:
+            domain = self._known.domain[index]
+            assert domain is not None
+            lowered = lower_packed(self._mir, node, Site(group.axis, domain))
+            return (self._packed(index, lowered, group),)
+        if index in self._layout.pairs:
+            return self._pair(index, group)
+        if self._layout.pairs.get(node.inputs[0], (None,))[0] == index:
+            return ()
+        return (self._matmul(index, group),)
+
+    def _matmul(self, index: int, group: Group) -> Call:
+        node = self._mir.nodes[index]
+        depth, columns = self._mir.nodes[node.inputs[1]].shape
+        own = columns
+        if group.axis == "columns":
+            own = -(-columns // self._panel) // group.tiles * self._panel
+        part = Part(own, depth, False, True, depth, columns, self._domain(index))
+        call = self._packed(index, lower_matmul(self._mir, node, part), group)
+        if group.axis != "columns":
+            return call
+        return self._by_columns(call, node, own, depth)
+
+    def _by_columns(self, call: Call, node: Node, own: int, depth: int) -> Call:
+        """The call for a tile of `own` columns: weights, operands and result move along them."""
+        x, weight = call.inputs
+        assert weight is not None
+        columns = node.shape[1]
+        operands = tuple(
+            _moved(slot, own * 4) if self._mir.nodes[i].shape[-1] == columns else slot
+            for slot, i in zip(call.operands, node.inputs[2:], strict=True)
+        )
+        constants = (*call.kernel.constants, ("total", columns))
+        return Call(
+            replace(call.kernel, template="gemm_columns", constants=constants),
+            _moved(call.output, own * 4),
+            (x, _moved(weight, own * depth * 4)),
+            operands,
+            None,
+            call.origin,
+        )
+
+    def _pair(self, index: int, group: Group) -> tuple[Call, ...]:
+        """A hidden value and its reader, some columns at a time."""
+        mir, (reader, chunk) = self._mir, self._layout.pairs[index]
+        up, down = mir.nodes[index], mir.nodes[reader]
+        depth, hidden = mir.nodes[up.inputs[1]].shape
+        columns, made = down.shape[1], []
+        for at in range(0, hidden, chunk):
+            part = Part(chunk, depth, False, True, depth, chunk, self._domain(index))
+            first = self._packed(index, lower_matmul(mir, up, part), group)
+            operands = tuple(
+                _shifted(slot, at * 4) if mir.nodes[i].shape[-1] == hidden else slot
+                for slot, i in zip(first.operands, up.inputs[2:], strict=True)
+            )
+            x, weight = first.inputs
+            weights = (x, _shifted(weight, at * depth * 4))
+            made.append(
+                Call(first.kernel, first.output, weights, operands, None, f"{up.origin} at {at}")
+            )
+            last = at + chunk == hidden
+            part = Part(columns, chunk, at > 0, last, chunk, columns, self._domain(reader))
+            second = self._packed(reader, lower_matmul(mir, down, part), group)
+            x, weight = second.inputs
+            weights = (x, _shifted(weight, at * self._panel * 4))
+            origin = f"{down.origin} at {at}"
+            made.append(Call(second.kernel, second.output, weights, second.operands, None, origin))
+        return tuple(made)
+
+    def _domain(self, index: int) -> Domain:
+        domain = self._known.domain[index]
+        assert domain is not None
+        return domain
+
+    def _packed(self, index: int, lowered: Lowered, group: Group) -> Call:
+        node = self._mir.nodes[index]
+        whole = reads_whole(node, group.axis)
+        sources = tuple(None if i is None else node.inputs[i] for i in lowered.inputs)
+        extra = self._extra.get(index)
+        return Call(
+            lowered.kernel,
+            self._slot(index),
+            tuple(None if v is None else self._slot(v, moving=not whole) for v in sources),
+            tuple(self._slot(node.inputs[i]) for i in lowered.operands),
+            None if extra is None else Slot(Space.SCRATCH, extra),
+            node.origin,
+        )
+
+    def _slot(self, value: int, *, moving: bool = True) -> Slot:
+        """A value of a packed program: what is shared moves with the tile's span."""
+        made = self._mir.nodes[value]
         if made.op is Op.PARAM:
-            return Slot(Space.PARAM, table[value], 0, _ctype(made.dtype))
-        space, offset = layout.place[known.root[value]]
-        moves = moving and space is Space.ARENA and known.batched[value]
-        stride = value_bytes(made) // tiles if moves else 0
-        return Slot(space, offset, stride, _ctype(made.dtype))
+            return Slot(Space.PARAM, self._table[value], 0, _ctype(made.dtype))
+        space, offset = self._layout.place[self._known.root[value]]
+        if space is Space.SCRATCH or made.op is Op.INPUT or not moving:
+            return Slot(space, offset, 0, _ctype(made.dtype))
+        step = value_bytes(made) // made.shape[0]
+        if self._known.domain[value] is Domain.TOKENS:
+            return Slot(space, offset, 0, _ctype(made.dtype), row=step)
+        batched = self._known.batched[value]
+        return Slot(space, offset, 0, _ctype(made.dtype), sequence=step if batched else 0)
 
-    sources = tuple(None if i is None else node.inputs[i] for i in lowered.inputs)
-    return Call(
-        lowered.kernel,
-        slot(index),
-        tuple(None if v is None else slot(v, moving=not whole) for v in sources),
-        tuple(slot(node.inputs[i]) for i in lowered.operands),
-        None if extra is None else Slot(Space.SCRATCH, extra),
-        node.origin,
-    )
+    def _rectangle(self, index: int, tiles: int) -> Call:
+        """A node of a program that is not packed, or one that does not depend on the batch."""
+        node = self._mir.nodes[index]
+        shapes = tuple(self._in_tile(i, tiles) for i in node.inputs)
+        lowered = lower_node(Tiled(node, self._in_tile(index, tiles), shapes, tiles))
+        extra = self._extra.get(index)
+
+        def slot(value: int) -> Slot:
+            made = self._mir.nodes[value]
+            if made.op is Op.PARAM:
+                return Slot(Space.PARAM, self._table[value], 0, _ctype(made.dtype))
+            space, offset = self._layout.place[self._known.root[value]]
+            moves = space is Space.ARENA and self._known.batched[value]
+            return Slot(
+                space, offset, value_bytes(made) // tiles if moves else 0, _ctype(made.dtype)
+            )
+
+        sources = tuple(None if i is None else node.inputs[i] for i in lowered.inputs)
+        return Call(
+            lowered.kernel,
+            slot(index),
+            tuple(None if v is None else slot(v) for v in sources),
+            tuple(slot(node.inputs[i]) for i in lowered.operands),
+            None if extra is None else Slot(Space.SCRATCH, extra),
+            node.origin,
+        )
+
+    def _in_tile(self, index: int, tiles: int) -> Shape:
+        """A value's shape in one tile: its leading axis cut where it holds the batch."""
+        shape = self._mir.nodes[index].shape
+        if not self._known.batched[index] or tiles == 1 or shape[0] % tiles:
+            return shape
+        return (shape[0] // tiles, *shape[1:])
 
 
-def _in_tile(mir: Mir, index: int, tiles: int, known: Facts) -> Shape:
-    """A value's shape in one tile: its leading axis cut where it holds the batch."""
-    shape = mir.nodes[index].shape
-    if not known.batched[index] or tiles == 1 or shape[0] % tiles:
-        return shape
-    return (shape[0] // tiles, *shape[1:])
+def _moved(slot: Slot, stride: int) -> Slot:
+    """A slot that moves by so many bytes from tile to tile."""
+    return replace(slot, stride=stride)
+
+
+def _shifted(slot: Slot | None, shift: int) -> Slot:
+    """A slot that begins so many bytes later."""
+    assert slot is not None
+    return replace(slot, shift=shift)

@@ -1,4 +1,4 @@
-"""Which variants a list of texts runs on, so that little is padded.
+"""Which variants a list of texts runs on, so that little time is lost.
 
 Texts are sorted by length; a call takes a run of neighbours. The best way to cut the sorted list
 is found by dynamic programming over the model's variants.
@@ -6,7 +6,7 @@ is found by dynamic programming over the model's variants.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rlx_ray.component import ModelVariant
@@ -18,44 +18,85 @@ _CALL_ROWS = 8
 _ATTENTION_ROWS = 2048
 """A row of a sequence of this many tokens costs twice a row of a very short one."""
 
+_LOOSE = 0.15
+"""What a row that a padded variant could take and does not get costs, of a whole row: its tiles are
+whole sequences, and unequal ones keep some threads waiting."""
+
+_LOOSE_RAGGED = 0.01
+"""The same of a ragged variant, whose tiles are equal shares of the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A variant that texts can be routed to.
+
+    Attributes:
+        variant: an encoder variant.
+        packed: whether it runs on the real token rows alone; one that is not computes its padding.
+    """
+
+    variant: ModelVariant
+    packed: bool = True
+
+    @property
+    def rows(self) -> int:
+        """The most token rows of a call."""
+        return self.variant.ragged_rows or self.variant.batch * self.variant.seq
+
+    def takes(self, lengths: Sequence[int]) -> int:
+        """How many texts from the first on one call takes; `lengths` falls."""
+        if not lengths or lengths[0] > self.variant.seq:
+            return 0
+        count = rows = 0
+        for length in lengths[: self.variant.batch]:
+            rows += length
+            if rows > self.rows:
+                break
+            count += 1
+        return count
+
+    def cost(self, lengths: Sequence[int]) -> float:
+        """What one call for texts of some lengths costs, in rows of a short sequence."""
+        if not self.packed:
+            return self.rows * (1 + self.variant.seq / _ATTENTION_ROWS) + _CALL_ROWS
+        real = sum(n * (1 + n / _ATTENTION_ROWS) for n in lengths)
+        loose = _LOOSE if self.variant.ragged_rows is None else _LOOSE_RAGGED
+        return real + loose * (self.rows - sum(lengths)) + _CALL_ROWS
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One call: the variant and the positions in the request that it answers, in row order."""
+    """One call: its rung and the positions in the request that it answers, in row order."""
 
-    variant: ModelVariant
+    rung: Rung
     items: tuple[int, ...]
 
-    def rows(self, lengths: Sequence[int]) -> int:
-        """Real token rows of the call."""
-        return sum(lengths[i] for i in self.items)
-
     @property
-    def padded_rows(self) -> int:
-        """Token rows of the call, padding included."""
-        return self.variant.batch * self.variant.seq
+    def variant(self) -> ModelVariant:
+        """The variant that runs."""
+        return self.rung.variant
 
-
-def cost(variant: ModelVariant) -> float:
-    """What one call of an encoder variant costs, in rows of a short sequence."""
-    return variant.batch * variant.seq * (1 + variant.seq / _ATTENTION_ROWS) + _CALL_ROWS
+    def computed_rows(self, lengths: Sequence[int]) -> int:
+        """Token rows that the call computes; `lengths` are the request's."""
+        return sum(lengths[i] for i in self.items) if self.rung.packed else self.rung.rows
 
 
 def bucket(
-    lengths: Sequence[int], variants: Sequence[ModelVariant], model: str, path: str
+    lengths: Sequence[int], rungs: Iterable[Rung], model: str, path: str
 ) -> tuple[Batch, ...]:
     """Cut a request into calls.
 
     Args:
         lengths: tokens of each item, at least 1.
-        variants: the model's encoder variants.
+        rungs: the model's encoder variants.
         model: its name, for the message.
         path: where the model's matrix stands in the config, for the message.
 
     Raises:
         InputError: an item is longer than the largest variant.
     """
-    longest = max((v.seq for v in variants), default=0)
+    ladder = sorted(set(rungs), key=lambda r: (r.variant.seq, r.rows, r.variant.batch))
+    longest = max((min(r.variant.seq, r.rows) for r in ladder), default=0)
     for item, length in enumerate(lengths):
         if length > longest:
             raise InputError(
@@ -65,34 +106,34 @@ def bucket(
                 f"{path}.matrix of the config.",
             )
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    ladder = [(v, cost(v)) for v in sorted(set(variants), key=lambda v: (v.seq, v.batch))]
-    choice = _cheapest([lengths[i] for i in order], ladder)
     batches = []
     start = 0
-    while start < len(order):
-        variant = choice[start]
-        items = tuple(order[start : start + variant.batch])
-        batches.append(Batch(variant, items))
-        start += len(items)
+    for rung, count in _cheapest([lengths[i] for i in order], ladder):
+        batches.append(Batch(rung, tuple(order[start : start + count])))
+        start += count
     return tuple(batches)
 
 
-def _cheapest(
-    lengths: Sequence[int], ladder: Sequence[tuple[ModelVariant, float]]
-) -> list[ModelVariant]:
-    """For each start in the list (longest first), the variant of the cheapest way from there."""
+def _cheapest(lengths: Sequence[int], ladder: Sequence[Rung]) -> list[tuple[Rung, int]]:
+    """The cheapest way through a list (longest first): rungs, and how many texts each takes."""
     count = len(lengths)
     best = [0.0] * (count + 1)
-    choice: list[ModelVariant] = [ladder[0][0]] * count if ladder else []
+    choice: list[tuple[Rung, int]] = [(ladder[0], 1)] * count if ladder else []
     for start in range(count - 1, -1, -1):
         best[start] = float("inf")
-        for variant, price in ladder:
-            if variant.seq < lengths[start]:
+        for rung in ladder:
+            taken = rung.takes(lengths[start : start + rung.variant.batch])
+            if not taken:
                 continue
-            total = price + best[min(count, start + variant.batch)]
+            total = rung.cost(lengths[start : start + taken]) + best[start + taken]
             if total < best[start]:
-                best[start], choice[start] = total, variant
-    return choice
+                best[start], choice[start] = total, (rung, taken)
+    way = []
+    start = 0
+    while start < count:
+        way.append(choice[start])
+        start += choice[start][1]
+    return way
 
 
 def _round(length: int) -> int:
@@ -101,7 +142,7 @@ def _round(length: int) -> int:
 
 
 def pad_waste(batches: Sequence[Batch], lengths: Sequence[int]) -> float:
-    """Padded rows over all rows of a request, between 0 and 1."""
-    total = sum(b.padded_rows for b in batches)
-    real = sum(b.rows(lengths) for b in batches)
+    """Padded rows over all rows that a request computes, between 0 and 1."""
+    total = sum(b.computed_rows(lengths) for b in batches)
+    real = sum(lengths[i] for b in batches for i in b.items)
     return (total - real) / total if total else 0.0

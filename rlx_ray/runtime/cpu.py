@@ -31,6 +31,7 @@ class Frame(ctypes.Structure):
         ("arena", ctypes.c_void_p),
         ("scratch", ctypes.c_void_p),
         ("scratch_stride", ctypes.c_long),
+        ("threads", ctypes.c_long),
     )
 
 
@@ -195,6 +196,7 @@ class CpuExecutable:
                 base,
                 base + self._scratch_at,
                 self.binding.scratch,
+                self._pool.threads,
             )
             if self._run(ctypes.addressof(frame), self._pool.run_address, self._pool.address):
                 raise ArtifactError("the thread pool has been closed.")

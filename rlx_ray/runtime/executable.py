@@ -28,14 +28,20 @@ def pad_tokens(
     """The inputs of an encoder variant from at most `batch` (ids, type ids) pairs.
 
     Returns:
-        int32 `input_ids` and `token_type_ids` [batch, seq], zero past a sequence's end, and int32
-        `lengths` [batch], zero for rows that nobody asked for.
+        int32 `input_ids` and `token_type_ids`: [batch, seq], zero past a sequence's end, or, of a
+        ragged variant, [rows], one sequence after the other; and int32 `lengths` [batch], zero for
+        sequences that nobody asked for.
     """
-    ids = np.zeros((variant.batch, variant.seq), np.int32)
-    types = np.zeros_like(ids)
     lengths = np.zeros(variant.batch, np.int32)
+    lengths[: len(items)] = [len(tokens) for tokens, _ in items]
+    rows = variant.ragged_rows
+    ids = np.zeros((variant.batch, variant.seq) if rows is None else rows, np.int32)
+    types = np.zeros_like(ids)
+    at = 0
     for row, (tokens, kinds) in enumerate(items):
-        ids[row, : len(tokens)] = tokens
-        types[row, : len(kinds)] = kinds
-        lengths[row] = len(tokens)
+        place = ids[row] if rows is None else ids[at:]
+        place[: len(tokens)] = tokens
+        place = types[row] if rows is None else types[at:]
+        place[: len(kinds)] = kinds
+        at += len(tokens)
     return {"input_ids": ids, "token_type_ids": types, "lengths": lengths}

@@ -15,7 +15,7 @@ import numpy as np
 from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import InputError, VariantMissing
-from rlx_ray.routing.ladder import Batch, bucket
+from rlx_ray.routing.ladder import Batch, Rung, bucket
 from rlx_ray.runtime.executable import pad_tokens
 from rlx_serve.problems import Busy
 
@@ -32,12 +32,14 @@ class Route:
         variant: the variant text.
         cache_key: 16 hex digits.
         digest: the artifact digest; an executor whose own differs refuses.
+        packed: whether it runs on the real token rows alone.
     """
 
     model: str
     variant: str
     cache_key: str
     digest: str
+    packed: bool = True
 
     @property
     def route_id(self) -> str:
@@ -108,7 +110,7 @@ class _Done:
     rows: np.ndarray
     route: Route
     tier: str
-    padded_rows: int
+    computed_rows: int
 
 
 async def embed(
@@ -145,12 +147,13 @@ class _Run:
         lane, *others = lanes
         lengths = [len(self.texts[i].ids) for i in items]
         try:
-            batches = bucket(lengths, tuple(lane.routes), self.model, self.path)
+            rungs = [Rung(variant, route.packed) for variant, route in lane.routes.items()]
+            batches = bucket(lengths, rungs, self.model, self.path)
         except InputError:
             if not others:
                 raise
             return await self.items(items, others)
-        parts = [Batch(b.variant, tuple(items[i] for i in b.items)) for b in batches]
+        parts = [Batch(b.rung, tuple(items[i] for i in b.items)) for b in batches]
         done = await gather([self._batch(batch, lane, others) for batch in parts])
         return list(chain.from_iterable(done))
 
@@ -163,7 +166,8 @@ class _Run:
         except (Busy, VariantMissing) as error:
             return await self._fall(batch.items, others, error)
         rows = result.outputs[self.output][: len(batch.items)]
-        return [_Done(batch.items, rows, route, result.tier, batch.padded_rows)]
+        computed = batch.computed_rows([len(text.ids) for text in self.texts])
+        return [_Done(batch.items, rows, route, result.tier, computed)]
 
     async def _fall(
         self, items: tuple[int, ...], others: Sequence[Lane], error: Busy | VariantMissing
@@ -184,13 +188,13 @@ def _merge(texts: Sequence[Encoded], done: Sequence[_Done]) -> Answer:
         vectors[list(part.items)] = part.rows
         used.setdefault(part.route, part.tier)
     tokens = tuple(len(text.ids) for text in texts)
-    padded = sum(part.padded_rows for part in done)
+    computed = sum(part.computed_rows for part in done)
     return Answer(
         vectors,
         tokens,
         sum(text.truncated for text in texts),
         tuple(used.items()),
-        (padded - sum(tokens)) / padded,
+        (computed - sum(tokens)) / computed,
     )
 
 

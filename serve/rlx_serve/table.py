@@ -82,7 +82,13 @@ def open_table(config: Config) -> Table:
         cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
         for cell in cells:
             component = cell.spec.component
-            route = Route(name, str(component.variant), component.cache_key_hex, cell.spec.digest)
+            route = Route(
+                name,
+                str(component.variant),
+                component.cache_key_hex,
+                cell.spec.digest,
+                component.dispatch.all_native,
+            )
             rows.append(Row(route, cell.spec, cell.unsupported))
     return Table(models, tuple(rows))
 

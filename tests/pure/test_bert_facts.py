@@ -52,6 +52,7 @@ def test_minilm_is_read_as_what_it_is() -> None:
         "intermediate": 1536,
         "activation": "gelu",
         "positions": 512,
+        "first_position": 0,
         "vocab": 30522,
         "token_types": 2,
         "eps": 1e-12,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,8 +73,12 @@ def test_headers_list_each_variant_once_with_its_key_and_first_tier() -> None:
 
 
 def test_pad_waste_is_the_padded_part_of_all_rows() -> None:
-    answer = run(texts(6), lane(Fake()))
+    padded = lane(Fake())
+    routes = {v: replace(r, packed=False) for v, r in padded.routes.items()}
+    answer = run(texts(6), replace(padded, routes=routes))
     assert answer.headers()["x-rlx-pad-waste"] == "0.2500"
+    answer = run(texts(6), lane(Fake()))
+    assert answer.headers()["x-rlx-pad-waste"] == "0.0000"
     assert "x-rlx-truncated" not in answer.headers()
 
 

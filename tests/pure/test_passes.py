@@ -187,7 +187,7 @@ def test_texts_are_stable_and_tell_the_symbols() -> None:
     first, again = stages(bert(), 2, 4, target=V3), stages(bert(), 2, 4, target=V3)
     assert hir_text(bert()) == hir_text(bert())
     assert "word = embed(embed.word, input_ids, -)" in hir_text(bert())
-    assert "-> [batch*seq, 24]" in hir_text(bert())
+    assert "-> [rows, 24]" in hir_text(bert())
     assert mir_text(first.mir) == mir_text(again.mir)
     assert lir_text(first.lir) == lir_text(again.lir)
     assert "liveness bound" in lir_text(first.lir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from rlx_ray.ir.lir import Lir
 from rlx_ray.models.family import ParamSpec
 from rlx_ray.models.packing import pack
 from rlx_ray.passes.pipeline import Stages, run
+from rlx_ray.passes.regions import Tiling
+from rlx_ray.passes.schedule import schedule
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import Target, this_host, toolchain_for
@@ -39,6 +42,7 @@ TINY = {
     "intermediate": 40,
     "activation": "gelu",
     "positions": 32,
+    "first_position": 0,
     "vocab": 50,
     "token_types": 2,
     "eps": 1e-12,
@@ -64,11 +68,15 @@ def stages(
     config: KernelDispatchConfig = NATIVE,
     profile: CompileProfile = PROFILE,
     target: Target | None = None,
+    rows: int | None = None,
+    tiling: Tiling | None = None,
 ) -> Stages:
-    """A program after each stage."""
+    """A program after each stage; ragged with `rows`, cut in one way with `tiling`."""
     wanted = target or this_host().best()
     supported = backend_for(wanted).supported
-    return run(hir, {0: batch, 1: seq}, profile, config, supported, wanted)
+    binding = {0: batch, 1: seq} | ({} if rows is None else {2: rows})
+    made = run(hir, binding, profile, config, supported, wanted)
+    return made if tiling is None else replace(made, lir=schedule(made.mir, wanted, tiling))
 
 
 def random_params(lir: Lir, seed: int = 0) -> dict[str, np.ndarray]:
@@ -94,6 +102,16 @@ def random_inputs(
         "token_type_ids": rng.integers(0, 2, (batch, seq)).astype(np.int32),
         "lengths": found.astype(np.int32),
     }
+
+
+def pack_inputs(inputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """Padded inputs as a ragged variant takes them: one sequence after the other, then zeros."""
+    lengths = inputs["lengths"]
+    made = {"lengths": lengths}
+    for name in ("input_ids", "token_type_ids"):
+        real = np.concatenate([row[:n] for row, n in zip(inputs[name], lengths, strict=True)])
+        made[name] = np.pad(real, (0, rows - len(real))).astype(np.int32)
+    return made
 
 
 class Bench:

@@ -1,4 +1,4 @@
-"""A tiny BERT checkpoint with random weights, written from scratch."""
+"""Tiny BERT and RoBERTa checkpoints with random weights, written from scratch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from tokenizers.processors import BertProcessing
+from tokenizers.processors import BertProcessing, RobertaProcessing, TemplateProcessing
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "ray", "key", "a", "an")
 
 _NAMES = {
@@ -64,6 +65,46 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
     tokenizer.post_processor = BertProcessing(("[SEP]", table["[SEP]"]), ("[CLS]", table["[CLS]"]))
     tokenizer.enable_truncation(7)
     tokenizer.enable_padding(length=7, pad_token="[PAD]", pad_id=table["[PAD]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_bpe(folder: Path, vocab: int) -> None:
+    """A byte-level BPE tokenizer.json as RoBERTa's: every byte, then the words and their halves."""
+    tokens = [*ROBERTA_SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges: list[tuple[str, str]] = []
+    for word in ("Ġ" + word for word in WORDS):
+        for end in range(2, len(word) + 1):
+            if word[:end] not in tokens:
+                merges.append((word[: end - 1], word[end - 1]))
+                tokens.append(word[:end])
+    tokens += [f"<unused{i}>" for i in range(vocab - len(tokens))]
+    assert len(tokens) == vocab, f"vocab {vocab}: at least {len(tokens)}"
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    _save_roberta(tokenizer, folder)
+
+
+def write_unigram(folder: Path, vocab: int) -> None:
+    """A Unigram tokenizer.json as XLM-RoBERTa's: letters, then words, with scores."""
+    scores = [(token, 0.0) for token in ROBERTA_SPECIALS]
+    scores += [(c, -8.0) for c in "▁" + string.ascii_letters + string.digits + ".,!?-äöüé"]
+    scores += [("▁" + word, -5.0 - i / 8) for i, word in enumerate(WORDS)]
+    scores += [(f"<unused{i}>", -20.0) for i in range(vocab - len(scores))]
+    assert len(scores) == vocab, f"vocab {vocab}: at least {len(scores)}"
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=ROBERTA_SPECIALS.index("<unk>")))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    _save_roberta(tokenizer, folder)
+
+
+def _save_roberta(tokenizer: Tokenizer, folder: Path) -> None:
+    tokenizer.add_special_tokens(list(ROBERTA_SPECIALS))
+    tokenizer.enable_truncation(7)
+    tokenizer.enable_padding(length=7, pad_token="<pad>", pad_id=1)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -144,8 +185,62 @@ def write_tiny_bert(
         "position_embedding_type": "absolute",
         "pad_token_id": 0,
     }
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    _write(folder, config, tiny_tensors(config, seed, prefix))
+    _write_head(folder, hidden, pooling, normalize, max_tokens)
+    write_tokenizer(folder, vocab)
+    return config
+
+
+def write_tiny_roberta(
+    folder: Path,
+    *,
+    model_type: str = "roberta",
+    seed: int = 0,
+    vocab: int = 320,
+    positions: int = 34,
+    pad: int = 1,
+    pooling: str = "mean",
+    normalize: bool = True,
+    prefix: str = "",
+    max_tokens: int = 32,
+) -> dict[str, Any]:
+    """Write a whole checkpoint folder and return its raw config.json.
+
+    Args:
+        model_type: roberta (with a BPE tokenizer) or xlm-roberta (Unigram).
+        pad: pad_token_id of config.json; the tokenizer's is always 1.
+        prefix: of tensor names, `""` or `"roberta."`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["RobertaModel" if model_type == "roberta" else "XLMRobertaModel"],
+        "model_type": model_type,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "hidden_act": "gelu",
+        "max_position_embeddings": positions,
+        "vocab_size": vocab,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": pad,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    _write(folder, config, tiny_tensors(config, seed, prefix))
+    _write_head(folder, 32, pooling, normalize, max_tokens)
+    (write_bpe if model_type == "roberta" else write_unigram)(folder, vocab)
+    return config
+
+
+def _write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
     _dump(folder / "config.json", config)
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+
+
+def _write_head(folder: Path, hidden: int, pooling: str, normalize: bool, max_tokens: int) -> None:
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     _dump(
         folder / "modules.json",
         [
@@ -164,10 +259,6 @@ def write_tiny_bert(
         },
     )
     _dump(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens})
-    write_tokenizer(folder, vocab)
-    tensors = tiny_tensors(config, seed, prefix)
-    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
-    return config
 
 
 def _dump(path: Path, value: object) -> None:

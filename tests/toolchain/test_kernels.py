@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from rlx_ray.errors import InputError
+from rlx_ray.passes import layout
+from rlx_ray.passes.regions import Tiling
 from tests.support.mir_oracle import evaluate
 from tests.support.programs import (
     COMMON,
@@ -16,6 +18,7 @@ from tests.support.programs import (
     Bench,
     bert,
     one_common,
+    pack_inputs,
     random_inputs,
     random_params,
     stages,
@@ -74,6 +77,61 @@ def test_any_number_of_threads_gives_the_same_bits(bench: Bench, batch, seq, thr
     alone = bench.load(made.lir, params, 1).run(inputs)["embedding"]
     shared = bench.load(made.lir, params, threads).run(inputs)["embedding"]
     assert alone.tobytes() == shared.tobytes()
+
+
+WAYS = [
+    *(Tiling("sequences", n) for n in (1, 2, 4)),
+    *(Tiling("rows", n) for n in (1, 3, 8)),
+    Tiling("columns", 0),
+]
+
+
+@pytest.mark.parametrize("lengths", [[12, 3, 1, 7], [12, 12, 12, 12], [0, 1, 0, 0], [0, 0, 0, 0]])
+@pytest.mark.parametrize("sizes", SIZES[:2], ids=lambda s: f"h{s['hidden']}")
+def test_every_way_to_cut_gives_the_same_bits(bench: Bench, sizes, lengths: list[int]) -> None:
+    params = random_params(stages(bert(**sizes), 4, 12).lir)
+    inputs = random_inputs(4, 12)
+    inputs["lengths"][:] = lengths
+    (want,) = evaluate(stages(bert(**sizes), 4, 12).lowered, params | inputs)
+    found = set()
+    for way in WAYS:
+        made = stages(bert(**sizes), 4, 12, tiling=way)
+        got = bench.load(made.lir, params).run(inputs)["embedding"]
+        np.testing.assert_allclose(got, want, atol=2e-6)
+        found.add(got.tobytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("lengths", [[12, 3, 1, 7, 0, 2], [9, 9, 9, 1, 1, 1], [0, 0, 4, 0, 0, 0]])
+@pytest.mark.parametrize("rows", [30, 40])
+def test_a_ragged_variant_gives_the_bits_of_a_padded_one(bench: Bench, lengths, rows: int) -> None:
+    padded, ragged = stages(bert(), 6, 12), stages(bert(), 6, 12, rows=rows)
+    params, inputs = random_params(padded.lir), random_inputs(6, 12)
+    inputs["lengths"][:] = lengths
+    want = bench.load(padded.lir, params).run(inputs)["embedding"]
+    assert [t.shape for t in ragged.lir.inputs] == [(rows,), (rows,), (6,)]
+    for threads in (1, 2, 3):
+        got = bench.load(ragged.lir, params, threads).run(pack_inputs(inputs, rows))["embedding"]
+        assert got.tobytes() == want.tobytes()
+
+
+def test_lengths_past_the_bounds_are_cut_to_them(bench: Bench) -> None:
+    made = stages(bert(), 6, 12, rows=30)
+    loaded = bench.load(made.lir, random_params(made.lir))
+    inputs = pack_inputs(random_inputs(6, 12, lengths=[5] * 6), 30)
+    inputs["lengths"][:] = [99, -4, 12, 12, 2**31 - 1, -(2**31)]
+    assert np.isfinite(loaded.run(inputs)["embedding"]).all()
+
+
+def test_a_chunked_feed_forward_gives_the_bits_of_a_whole_one(bench: Bench, monkeypatch) -> None:
+    hir = bert(intermediate=512, layers=1)
+    whole = stages(hir, 4, 16, tiling=Tiling("sequences", 2))
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 1 << 13)
+    parts = stages(hir, 4, 16, tiling=Tiling("sequences", 2))
+    assert len(parts.lir.regions[0].calls) > len(whole.lir.regions[0].calls)
+    params, inputs = random_params(whole.lir), random_inputs(4, 16)
+    one = bench.load(whole.lir, params).run(inputs)["embedding"]
+    assert bench.load(parts.lir, params).run(inputs)["embedding"].tobytes() == one.tobytes()
 
 
 def test_padding_never_leaks(bench: Bench) -> None:

@@ -1,13 +1,13 @@
-/* GEMM: c[m][n] = epilogue(sum over k of a[m][k] * w[k][n]), float32, compile-time m, n, k.
+/* GEMM: c[m][n] = epilogue(sum over k of a[m][k] * w[k][n]), float32.
  *
  * a is row-major. w is packed in panels of RLX_PANEL columns: panel j holds w[k][j * RLX_PANEL ..]
- * for k = 0 .. K-1, one row of the panel after the other, zero beyond column n - 1.
+ * for k = 0 .. depth - 1, one row of the panel after the other, zero beyond the last column.
  *
- * The micro-kernel keeps rows x RLX_TILE_VECTORS accumulators in registers. Panels are the outer
- * loop and rows the inner one, so that one panel's block of GEMM_KC rows stays in the first-level
- * cache while the rows of a stream past it; meanwhile the next panel is prefetched. Every element
- * of c is summed over k in ascending order whatever the tile shape, so equal rows give equal bits.
- */
+ * The micro-kernels keep rows x RLX_TILE_VECTORS accumulators in registers; there is one for each
+ * number of rows, and all matmuls of a unit share them. Panels are the outer loop and rows the inner
+ * one, so that one panel's block of GEMM_KC rows stays in the first-level cache while the rows of a
+ * stream past it; meanwhile the next panel is prefetched. Every element of c is summed over k in
+ * ascending order whatever the tile shape, so equal rows give equal bits. */
 #ifndef RLX_GEMM_H
 #define RLX_GEMM_H
 
@@ -18,81 +18,158 @@
 #endif
 #define GEMM_UNROLL 8
 
+/* The value of register (row, col) of c from its sum and the operands. */
 typedef vf (*rlx_epilogue)(vf acc, const float *const *x, long row, long col);
 
-/* One step of k: acc[r][j] += a[r][0] * b[j]. */
-RLX_INLINE void micro_step(const int rows, const float *a, long lda, const float *b,
-                           vf acc[][RLX_TILE_VECTORS]) {
+/* A micro tile: c[rows][panel] (+)= a[rows][0 .. k) * panel[0 .. k), added to c if `more`. `lines`
+ * cache lines of `ahead` are prefetched every GEMM_UNROLL steps; row and col are the tile's place in
+ * the result, for an epilogue over the operands x. */
+typedef struct {
+    long k;
+    const float *a;
+    long lda;
+    const float *panel;
+    float *c;
+    long ldc;
+    int more;
+    const char *ahead;
+    long lines;
+    const float *const *x;
+    long row, col;
+} rlx_micro;
+typedef void (*rlx_micro_kernel)(const rlx_micro *t, long rows);
+
+/* One step of k: acc[r][j] += a[r][u] * b[j]; `a` points at every third row. */
+RLX_INLINE void micro_step(const int rows, const float *const *a, long lda, const int u,
+                           const float *b, vf acc[][RLX_TILE_VECTORS]) {
     vf w[RLX_TILE_VECTORS];
     RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) w[j] = ld(b + j * RLX_LANES);
     RLX_UNROLL for (int r = 0; r < rows; r++) {
-        vf x = splat(a[r * lda]);
+        vf x = splat(a[r / 3][r % 3 * lda + u]);
         RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) acc[r][j] += x * w[j];
     }
 }
 
-/* acc[rows][vectors] += a[rows][0 .. k) * panel[0 .. k), touching `lines` cache lines of `ahead`
- * every GEMM_UNROLL steps. */
-RLX_INLINE void micro(const int rows, long k, const float *a, long lda, const float *panel,
-                      vf acc[][RLX_TILE_VECTORS], const char *ahead, const int lines) {
-    long i = 0;
-    for (; i + GEMM_UNROLL <= k; i += GEMM_UNROLL) {
-        RLX_UNROLL for (int line = 0; line < lines; line++)
-            __builtin_prefetch(ahead + line * 64, 0, 2);
-        ahead += lines * 64;
-        RLX_UNROLL for (int u = 0; u < GEMM_UNROLL; u++)
-            micro_step(rows, a + i + u, lda, panel + (i + u) * RLX_PANEL, acc);
-    }
-    for (; i < k; i++) micro_step(rows, a + i, lda, panel + i * RLX_PANEL, acc);
-}
-
-/* One micro tile: rows from `row`, the panel's columns from `col`. first and last say whether the
- * sum over k begins or ends with this block of k. */
-RLX_INLINE void gemm_tile(const int rows, long row, long col, const long n, long k, const float *a,
-                          long lda, const float *panel, float *c, long ldc, int first, int last,
-                          rlx_epilogue epilogue, const float *const *x, const char *ahead,
-                          const int lines) {
+RLX_INLINE void micro_body(const int rows, const rlx_micro *t, rlx_epilogue epilogue) {
     vf acc[RLX_TILE_ROWS][RLX_TILE_VECTORS];
-    RLX_UNROLL for (int r = 0; r < rows; r++) {
+    const long lda = t->lda, lines = t->lines;
+    const float *a[3] = {t->a, t->a + 3 * lda, t->a + 6 * lda}, *panel = t->panel;
+    const char *ahead = t->ahead;
+    RLX_UNROLL for (int r = 0; r < rows; r++)
         RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
-            acc[r][j] = first ? (vf){0} : ld(c + (row + r) * ldc + col + j * RLX_LANES);
+            acc[r][j] = t->more ? ld(t->c + r * t->ldc + j * RLX_LANES) : (vf){0};
+    for (long i = t->k / GEMM_UNROLL; i > 0; i--) {
+        for (long line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        RLX_UNROLL for (int u = 0; u < GEMM_UNROLL; u++)
+            micro_step(rows, a, lda, u, panel + u * RLX_PANEL, acc);
+        panel += GEMM_UNROLL * RLX_PANEL;
+        RLX_UNROLL for (int p = 0; p < (rows + 2) / 3; p++) a[p] += GEMM_UNROLL;
     }
-    micro(rows, k, a + row * lda, lda, panel, acc, ahead, lines);
-    RLX_UNROLL for (int r = 0; r < rows; r++) {
+    for (long i = t->k % GEMM_UNROLL; i > 0; i--) {
+        micro_step(rows, a, lda, 0, panel, acc);
+        panel += RLX_PANEL;
+        RLX_UNROLL for (int p = 0; p < (rows + 2) / 3; p++) a[p]++;
+    }
+    RLX_UNROLL for (int r = 0; r < rows; r++)
         RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) {
-            long at = col + j * RLX_LANES;
-            float *to = c + (row + r) * ldc + at;
-            vf y = last ? epilogue(acc[r][j], x, row + r, at) : acc[r][j];
-            if (at + RLX_LANES <= n) st(to, y);
-            else if (at < n) st_part(to, y, n - at);
+            const long col = j * RLX_LANES;
+            st(t->c + r * t->ldc + col,
+               epilogue ? epilogue(acc[r][j], t->x, t->row + r, t->col + col) : acc[r][j]);
         }
+}
+
+#define MICRO(ROWS) \
+    RLX_KERNEL void micro_##ROWS(const rlx_micro *t) { micro_body(ROWS, t, 0); }
+MICRO(1)
+MICRO(2)
+MICRO(3)
+MICRO(4)
+MICRO(5)
+MICRO(6)
+#if RLX_TILE_ROWS == 8
+MICRO(7)
+MICRO(8)
+#elif RLX_TILE_ROWS != 6
+#error "micro tiles have 6 or 8 rows"
+#endif
+
+/* The micro-kernel without epilogue, 1 <= rows <= RLX_TILE_ROWS. */
+RLX_KERNEL void micro(const rlx_micro *t, long rows) {
+    switch (rows) {
+#if RLX_TILE_ROWS == 8
+    case 8: micro_8(t); return;
+    case 7: micro_7(t); return;
+#endif
+    case 6: micro_6(t); return;
+    case 5: micro_5(t); return;
+    case 4: micro_4(t); return;
+    case 3: micro_3(t); return;
+    case 2: micro_2(t); return;
+    default: micro_1(t); return;
     }
 }
 
-/* Rows are shared out evenly: `tiles` micro tiles of m / tiles rows, the first m % tiles of them
- * with one row more, so that no tile is much smaller than the others. */
-RLX_INLINE void gemm(const long m, const long n, const long k, const float *a, const long lda,
-                     const float *w, float *c, const long ldc, rlx_epilogue epilogue,
+/* A micro-kernel with an epilogue. Tiles of one row less than the most, and of the most, are all
+ * that many rows are cut into: these have it inlined; smaller ones take a second look at c. */
+RLX_INLINE void micro_with(const rlx_micro *t, long rows, rlx_epilogue epilogue) {
+    if (rows == RLX_TILE_ROWS) {
+        micro_body(RLX_TILE_ROWS, t, epilogue);
+    } else if (rows == RLX_TILE_ROWS - 1) {
+        micro_body(RLX_TILE_ROWS - 1, t, epilogue);
+    } else {
+        micro(t, rows);
+        float *c = t->c;
+        for (long r = 0; r < rows; r++, c += t->ldc)
+            RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
+                st(c + j * RLX_LANES, epilogue(ld(c + j * RLX_LANES), t->x, t->row + r,
+                                               t->col + j * RLX_LANES));
+    }
+}
+
+/* A tile of the last panel, of which only `width` columns exist: through a buffer. */
+RLX_KERNEL void gemm_edge(const rlx_micro *t, long rows, long width, rlx_micro_kernel kernel) {
+    float part[RLX_TILE_ROWS * RLX_PANEL];
+    rlx_micro inner = *t;
+    for (long r = 0; r < rows; r++)
+        for (long j = 0; j < RLX_PANEL; j++)
+            part[r * RLX_PANEL + j] = t->more && j < width ? t->c[r * t->ldc + j] : 0;
+    inner.c = part, inner.ldc = RLX_PANEL, inner.lines = 0;
+    kernel(&inner, rows);
+    for (long r = 0; r < rows; r++)
+        for (long j = 0; j < width; j++) t->c[r * t->ldc + j] = part[r * RLX_PANEL + j];
+}
+
+/* c[m][n] (+)= a[m][k] * w, whose panels have `depth` rows; added to c if `more`. `kernel` ends the
+ * sums: it is `micro` where they go on later or have no epilogue. Rows are shared out evenly:
+ * `tiles` micro tiles of m / tiles rows, the first m % tiles of them with one row more, so that no
+ * tile is much smaller than the others. */
+RLX_KERNEL void gemm(long m, long n, long k, long depth, const float *a, long lda, const float *w,
+                     float *c, long ldc, int more, rlx_micro_kernel kernel,
                      const float *const *x) {
-    const long tiles = (m + RLX_TILE_ROWS - 1) / RLX_TILE_ROWS, rows = m / tiles, more = m % tiles;
-    const int step = RLX_PANEL * 4 * GEMM_UNROLL / 64; /* cache lines of a panel per unrolled step */
-    const int lines = tiles >= step ? 1 : (step + tiles - 1) / tiles;
-    const long panels = (n + RLX_PANEL - 1) / RLX_PANEL;
-    const long blocks = (k + GEMM_KC - 1) / GEMM_KC;
-    for (long block = 0; block < blocks; block++) {
-        const long k0 = block * GEMM_KC, kc = k - k0 < GEMM_KC ? k - k0 : GEMM_KC;
-        const int first = block == 0, last = block == blocks - 1;
-        for (long p = 0; p < panels; p++) {
-            const float *panel = w + (p * k + k0) * RLX_PANEL;
-            const char *ahead = (const char *)(panel + k * RLX_PANEL);
-            const long part = kc / GEMM_UNROLL * lines * 64;
-            long row = 0;
-            for (long t = 0; t < more; t++, row += rows + 1, ahead += part)
-                gemm_tile(rows + 1, row, p * RLX_PANEL, n, kc, a + k0, lda, panel, c, ldc, first,
-                          last, epilogue, x, ahead, lines);
-            for (long t = more; t < tiles; t++, row += rows, ahead += part)
-                gemm_tile(rows, row, p * RLX_PANEL, n, kc, a + k0, lda, panel, c, ldc, first, last,
-                          epilogue, x, ahead, lines);
+    if (m <= 0) return;
+    const long tiles = (m + RLX_TILE_ROWS - 1) / RLX_TILE_ROWS, rows = m / tiles, extra = m % tiles;
+    const long step = RLX_PANEL * 4 * GEMM_UNROLL / 64; /* cache lines of a panel per unrolled step */
+    rlx_micro t = {.lda = lda, .ldc = ldc, .x = x};
+    for (long k0 = 0; k0 < k; k0 += GEMM_KC) {
+        const rlx_micro_kernel run = k0 + GEMM_KC < k ? micro : kernel;
+        t.k = least(GEMM_KC, k - k0);
+        t.more = more || k0;
+        for (t.col = 0; t.col < n; t.col += RLX_PANEL) {
+            t.panel = w + t.col * depth + k0 * RLX_PANEL;
+            t.ahead = (const char *)(t.panel + depth * RLX_PANEL);
+            const char *end = t.ahead + t.k * RLX_PANEL * 4;
+            t.lines = (step + tiles - 1) / tiles;
+            t.row = 0;
+            for (long i = 0; i < tiles; i++) {
+                const long r = rows + (i < extra);
+                t.a = a + t.row * lda + k0;
+                t.c = c + t.row * ldc + t.col;
+                if (n - t.col < RLX_PANEL) gemm_edge(&t, r, n - t.col, run);
+                else run(&t, r);
+                t.row += r;
+                t.ahead += t.k / GEMM_UNROLL * t.lines * 64;
+                if (t.ahead >= end) t.lines = 0;
+            }
         }
     }
 }

@@ -9,7 +9,9 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define LINE __attribute__((aligned(64)))
-#define SPINS 800 /* about 20 microseconds of pause instructions */
+#define SPINS 800         /* about 20 microseconds of pause instructions, between jobs */
+#define BARRIER_SPINS 8000 /* ten times that within a job, whose other threads are at work: waking a
+                              parked one costs more than most waits */
 
 typedef struct {
     LINE int generation; /* counts jobs; workers wait for it to move */
@@ -57,8 +59,8 @@ static long futex(int *word, long op, long value) {
 
 /* Wait until *word differs from `seen`. The sleeper is counted before it looks again, and the
  * other side changes the word before it looks for sleepers: neither can miss the other. */
-static void await_change(rlx_pool *p, int *word, int seen) {
-    for (int i = 0; i < SPINS; i++) {
+static void await_change(rlx_pool *p, int *word, int seen, int spins) {
+    for (int i = 0; i < spins; i++) {
         if (LOAD(*word) != seen) return;
         relax();
     }
@@ -78,7 +80,7 @@ static void meet(rlx_pool *p) {
         __atomic_store_n(&p->arrived, 0, __ATOMIC_SEQ_CST);
         advance(p, &p->barrier);
     } else {
-        await_change(p, &p->barrier, seen);
+        await_change(p, &p->barrier, seen, BARRIER_SPINS);
     }
 }
 
@@ -105,7 +107,7 @@ EXPORT void rlx_pool_init(rlx_pool *p, int threads) { p->threads = threads; }
 EXPORT void rlx_pool_worker(rlx_pool *p, long thread) {
     int seen = 0;
     for (;;) {
-        await_change(p, &p->generation, seen);
+        await_change(p, &p->generation, seen, SPINS);
         seen++;
         if (LOAD(p->stopping)) return;
         work(p, thread);
@@ -117,7 +119,7 @@ EXPORT int rlx_pool_run(void *pool, const rlx_region *regions, long count,
                         const rlx_frame *frame) {
     rlx_pool *p = pool;
     const int ticket = __atomic_fetch_add(&p->next, 1, __ATOMIC_SEQ_CST);
-    for (int now; (now = LOAD(p->serving)) != ticket;) await_change(p, &p->serving, now);
+    for (int now; (now = LOAD(p->serving)) != ticket;) await_change(p, &p->serving, now, SPINS);
     const int stopped = LOAD(p->stopping);
     if (!stopped) {
         p->regions = regions;
@@ -133,7 +135,7 @@ EXPORT int rlx_pool_run(void *pool, const rlx_region *regions, long count,
 /* Let the running job end, then send the workers home; later jobs are refused. */
 EXPORT void rlx_pool_stop(rlx_pool *p) {
     const int ticket = __atomic_fetch_add(&p->next, 1, __ATOMIC_SEQ_CST);
-    for (int now; (now = LOAD(p->serving)) != ticket;) await_change(p, &p->serving, now);
+    for (int now; (now = LOAD(p->serving)) != ticket;) await_change(p, &p->serving, now, SPINS);
     __atomic_store_n(&p->stopping, 1, __ATOMIC_SEQ_CST);
     advance(p, &p->generation);
     advance(p, &p->serving);

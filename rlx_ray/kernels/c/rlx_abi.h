@@ -7,13 +7,14 @@
 #ifndef RLX_ABI_H
 #define RLX_ABI_H
 
-#define RLX_ABI 1
+#define RLX_ABI 2
 
 typedef struct {
     const float *const *params; /* packed weights, in the order of the binding manifest */
     char *arena;                /* shared by all threads, 64-byte aligned */
     char *scratch;              /* `scratch_stride` bytes for each thread, 64-byte aligned */
     long scratch_stride;
+    long threads; /* of the pool: how many tiles are worth having may depend on it */
 } rlx_frame;
 
 typedef void (*rlx_tile)(const rlx_frame *frame, char *scratch, long tile);

@@ -16,6 +16,7 @@ typedef float vf __attribute__((vector_size(RLX_LANES * 4)));
 typedef int vi __attribute__((vector_size(RLX_LANES * 4)));
 typedef float vf_any __attribute__((vector_size(RLX_LANES * 4), aligned(4), may_alias));
 
+RLX_INLINE long least(long a, long b) { return a < b ? a : b; }
 RLX_INLINE vf ld(const float *p) { return *(const vf_any *)p; }
 RLX_INLINE void st(float *p, vf v) { *(vf_any *)p = v; }
 RLX_INLINE vf splat(float x) { return x - (vf){0}; }

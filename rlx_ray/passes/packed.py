@@ -1,0 +1,142 @@
+"""From a MIR node to a kernel instance over packed token rows: how many there are is the span's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlx_ray.errors import VerifyError
+from rlx_ray.ir.lir import Kernel
+from rlx_ray.ir.mir import Mir, Node, Op, Shape
+from rlx_ray.passes.kernels import POOLS, REDUCTIONS, Lowered, operand
+from rlx_ray.passes.regions import Domain
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a node runs: the axis of its region, and what its rows are."""
+
+    axis: str
+    domain: Domain
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of a matmul that one call does.
+
+    Attributes:
+        n: columns of the result.
+        k: terms of each sum.
+        more: the sum goes on from what is in the result.
+        last: the sum ends here, and the epilogue follows.
+        lda: columns of a row of the left operand.
+        ldc: columns of a row of the result.
+        domain: what the rows are.
+    """
+
+    n: int
+    k: int
+    more: bool
+    last: bool
+    lda: int
+    ldc: int
+    domain: Domain
+
+
+def _rows(domain: Domain) -> tuple[tuple[str, int], ...]:
+    """The mark of a kernel whose rows are sequences; token rows are the rule."""
+    return (("per_sequence", 1),) if domain is Domain.SEQUENCES else ()
+
+
+def lower_matmul(mir: Mir, node: Node, part: Part) -> Lowered:
+    """A matmul, or a part of one."""
+    operands = tuple(range(2, len(node.inputs))) if part.last else ()
+    views = tuple(operand(node.shape, mir.nodes[node.inputs[i]].shape) for i in operands)
+    depth = mir.nodes[node.inputs[1]].shape[0]
+    constants = (
+        ("n", part.n),
+        ("k", part.k),
+        ("depth", depth),
+        ("lda", part.lda),
+        ("ldc", part.ldc),
+        ("more", int(part.more)),
+        ("last", int(part.last)),
+        *_rows(part.domain),
+    )
+    kernel = Kernel("gemm", constants, node.expr if part.last else None, views)
+    return Lowered(kernel, (0, 1), operands)
+
+
+def _attention(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    constants = (
+        ("keys", node.number("keys")),
+        ("heads", node.number("heads")),
+        ("dim", node.number("dim")),
+        ("own", int(site.axis == "sequences")),
+    )
+    template = "attention_heads" if site.axis == "heads" else "attention"
+    return Lowered(Kernel(template, constants), (0,))
+
+
+def _gather(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    rest = list(range(1, len(node.inputs)))
+    ids = rest.pop(0) if node.number("ids") else None
+    base = rest.pop(0) if node.number("base") else None
+    rectangle = ids is not None and len(shapes[ids]) == 2
+    constants = (
+        ("columns", node.shape[1]),
+        ("pitch", shapes[ids][1] if ids is not None and rectangle else 0),
+        ("first", node.number("first")),
+        ("extent", shapes[0][0]),
+    )
+    return Lowered(Kernel("gather_span", constants), (0, ids, base))
+
+
+def _pool(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    constants = (("columns", node.shape[1]), ("kind", POOLS[str(node.attr("kind"))]))
+    return Lowered(Kernel("pool_span", constants), (0,))
+
+
+def _layer_norm(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    eps = node.attr("eps")
+    assert isinstance(eps, float)
+    constants = (("columns", node.shape[1]), ("eps", eps), *_rows(site.domain))
+    return Lowered(Kernel("layer_norm", constants), (0, 1, 2))
+
+
+def _map(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    operands = tuple(range(len(node.inputs)))
+    views = tuple(operand(node.shape, s) for s in shapes)
+    constants = (("columns", node.shape[1]), *_rows(site.domain))
+    return Lowered(Kernel("map", constants, node.expr, views), (), operands)
+
+
+def _reduce(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    constants = (
+        ("extent", shapes[0][1]),
+        ("inner", 1),
+        ("kind", REDUCTIONS[str(node.attr("kind"))]),
+    )
+    return Lowered(Kernel("reduce", constants), (0,))
+
+
+_RULES: dict[Op, Callable[[Node, tuple[Shape, ...], Site], Lowered]] = {
+    Op.ATTENTION: _attention,
+    Op.GATHER: _gather,
+    Op.POOL: _pool,
+    Op.LAYER_NORM: _layer_norm,
+    Op.ELEMENTWISE: _map,
+    Op.REDUCE: _reduce,
+}
+
+
+def lower_packed(mir: Mir, node: Node, site: Site) -> Lowered:
+    """The kernel instance that computes one tile of a node that is not a matmul.
+
+    Raises:
+        VerifyError: the operation has no kernel over packed rows.
+    """
+    rule = _RULES.get(node.op)
+    if rule is None:
+        raise VerifyError(f"MIR op {node.op.value!r} has no kernel over packed rows.")
+    return rule(node, tuple(mir.nodes[i].shape for i in node.inputs), site)

@@ -1,0 +1,180 @@
+"""Where a variant's time goes, kernel by kernel, from counters that are compiled in on request.
+
+The unit with counters is another artifact than the served one: it is built in a temporary folder,
+run, and forgotten.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlx_ray.artifact import BindingManifest
+from rlx_ray.codegen import c, zig
+from rlx_ray.compiler import binding, stages
+from rlx_ray.ir.lir import Call, Lir, Region, Space
+from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
+from rlx_ray.runtime.weights import Weights
+from rlx_ray.spec import BuildSpec
+
+_THREADS, _CALLS = 64, 1024  # COUNTER_THREADS and COUNTER_CALLS of kernels/c/counters.h
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """All calls of one kernel in one forward pass.
+
+    Attributes:
+        kernel: template and sizes.
+        calls: how often it ran.
+        milliseconds: over all threads together.
+        share: its part of the time in kernels.
+        gflops: 10^9 floating-point operations a second of one thread; 0 where none are counted.
+        gbytes: 10^9 bytes of weights a second that one thread read.
+    """
+
+    kernel: str
+    calls: int
+    milliseconds: float
+    share: float
+    gflops: float
+    gbytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A variant's profile.
+
+    Attributes:
+        kernels: the kernels, the most expensive first.
+        milliseconds: median wall time of a forward pass with the counters on.
+        busy: the part of the threads' time that they spent in kernels.
+        threads: how many threads ran.
+    """
+
+    kernels: tuple[KernelTime, ...]
+    milliseconds: float
+    busy: float
+    threads: int
+
+
+def profile(
+    spec: BuildSpec, weights: Weights, pool_library: Path, threads: int, rounds: int
+) -> Profile:
+    """Build a variant with counters and run it on full sequences.
+
+    Args:
+        spec: the variant, of a target that this host can run.
+        weights: the model's packed weights.
+        pool_library: the `pool` blob of any artifact for this host's architecture.
+        threads: threads of the pool, 1 to 64.
+        rounds: forward passes that are counted, after one that is not.
+
+    Raises:
+        ToolchainMissing: this machine has no compiler.
+    """
+    lir = stages(spec).lir
+    text = c.emit(lir, spec.target, counters=True)
+    pool = ThreadPool(pool_library, threads)
+    try:
+        with tempfile.TemporaryDirectory(prefix="rlx-profile-") as folder:
+            path = Path(folder) / "code.so"
+            path.write_bytes(zig.build(text, spec.target, spec.toolchain))
+            run = CpuExecutable(path, binding(lir), weights, pool, ArenaPool()).run
+            library = ctypes.CDLL(str(path))
+        return _measure(library, run, lir, threads, rounds)
+    finally:
+        pool.close()
+
+
+def _measure(
+    library: ctypes.CDLL,
+    run: Callable[[dict[str, np.ndarray]], object],
+    lir: Lir,
+    threads: int,
+    rounds: int,
+) -> Profile:
+    library.rlx_counters.restype = ctypes.POINTER(ctypes.c_ulong)
+    library.rlx_now.restype = ctypes.c_ulong
+    counters = np.ctypeslib.as_array(library.rlx_counters(), (_THREADS, _CALLS))
+    inputs = full_inputs(binding(lir))
+    run(inputs)
+    counters[:] = 0
+    begun, ticks, spent = time.perf_counter(), library.rlx_now(), []
+    for _ in range(rounds):
+        since = time.perf_counter()
+        run(inputs)
+        spent.append(time.perf_counter() - since)
+    rate = (library.rlx_now() - ticks) / (time.perf_counter() - begun)
+    kernels = _kernels(lir, counters[:threads].sum(0) / rate / rounds)
+    wall = float(np.mean(spent)) * 1e3
+    busy = sum(k.milliseconds for k in kernels) / (wall * threads)
+    return Profile(kernels, float(np.median(spent)) * 1e3, busy, threads)
+
+
+def _kernels(lir: Lir, seconds: np.ndarray) -> tuple[KernelTime, ...]:
+    calls = [(region, call) for region in lir.regions for call in region.calls]
+    grouped: dict[str, list[int]] = {}
+    for i, (_, call) in enumerate(calls):
+        grouped.setdefault(_name(call), []).append(i)
+    total = float(seconds[: len(calls)].sum())
+    made = []
+    for name, members in grouped.items():
+        own = float(seconds[members].sum())
+        flops = sum(_flops(lir, *calls[i]) for i in members)
+        read = sum(_streamed(*calls[i]) for i in members)
+        rates = (flops / own / 1e9, read / own / 1e9) if own else (0.0, 0.0)
+        count = sum(calls[i][0].tiles for i in members)
+        made.append(KernelTime(name, count, own * 1e3, own / total if total else 0.0, *rates))
+    return tuple(sorted(made, key=lambda k: -k.milliseconds))
+
+
+def _name(call: Call) -> str:
+    sizes = dict(call.kernel.constants)
+    wanted = ("n", "k", "keys", "heads", "dim", "columns")
+    return " ".join([call.kernel.template, *(f"{k}={sizes[k]}" for k in wanted if k in sizes)])
+
+
+def _rows(lir: Lir, region: Region, call: Call) -> int:
+    """Rows of all tiles of a call together, on full sequences."""
+    sizes = dict(call.kernel.constants)
+    if "m" in sizes:
+        return int(sizes["m"]) * region.tiles
+    assert lir.packing is not None
+    rows = lir.packing.sequences if sizes.get("per_sequence") else lir.packing.rows
+    return rows * region.tiles if region.axis in ("columns", "heads") else rows
+
+
+def _flops(lir: Lir, region: Region, call: Call) -> int:
+    """Floating-point operations of all tiles of a matmul or an attention; 0 for others."""
+    sizes = dict(call.kernel.constants)
+    if call.kernel.template in ("gemm", "gemm_columns"):
+        return int(2 * _rows(lir, region, call) * sizes["n"] * sizes["k"])
+    if call.kernel.template.startswith("attention") and lir.packing is not None:
+        width = sizes["heads"] * sizes["dim"]
+        return int(4 * lir.packing.rows * min(sizes["keys"], lir.packing.rows) * width)
+    return 0
+
+
+def _streamed(region: Region, call: Call) -> int:
+    """Bytes of the weights that all tiles of a matmul read."""
+    sizes = dict(call.kernel.constants)
+    weights = [s for s in call.inputs if s is not None and s.space is Space.PARAM]
+    if not call.kernel.template.startswith("gemm") or not weights:
+        return 0
+    return int(4 * sizes["n"] * sizes["k"]) * region.tiles
+
+
+def full_inputs(bound: BindingManifest) -> dict[str, np.ndarray]:
+    """Inputs of the largest size that a variant takes: every sequence as long as it can be."""
+    found = {t.name: np.ones(t.shape, np.int32) for t in bound.inputs}
+    if "token_type_ids" in found:
+        found["token_type_ids"][:] = 0
+    found["lengths"][:] = found["input_ids"].size // found["lengths"].size
+    return found
