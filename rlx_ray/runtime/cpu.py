@@ -62,7 +62,8 @@ class ThreadPool:
             raise ArtifactError(f"{library} is not a thread pool: {error}.") from error
         if abi != ABI:
             raise ArtifactError(f"the thread pool has abi {abi}, this runtime has {ABI}.")
-        self._memory = aligned(int(lib.rlx_pool_bytes()))
+        lib.rlx_pool_bytes.restype = ctypes.c_long
+        self._memory = aligned(int(lib.rlx_pool_bytes(ctypes.c_long(self.threads))))
         self.address = self._memory.ctypes.data
         lib.rlx_pool_init(ctypes.c_void_p(self.address), self.threads)
         self.run_address = ctypes.cast(lib.rlx_pool_run, ctypes.c_void_p).value

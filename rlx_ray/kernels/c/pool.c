@@ -1,8 +1,9 @@
 /* The thread pool that every variant of a process runs on (ABI version below).
  *
  * Threads are the host language's: each worker enters rlx_pool_worker once and stays there. A job
- * is a list of regions; thread t of T takes the t-th contiguous share of a region's tiles, and all
- * meet at a barrier behind each region. Jobs are admitted one at a time, first come first served,
+ * is a list of regions; thread t of T takes the t-th contiguous share of a region's tiles, helps out
+ * in the shares of slower threads once its own is done, and all meet at a barrier behind each
+ * region. Which thread runs a tile never changes its bits. Jobs are admitted one at a time, first come first served,
  * so that several variants share the pool fairly. Waiting spins for a moment, then parks in the
  * kernel. No libc: futex by system call. */
 #include "rlx_abi.h"
@@ -12,6 +13,12 @@
 #define SPINS 800         /* about 20 microseconds of pause instructions, between jobs */
 #define BARRIER_SPINS 8000 /* ten times that within a job, whose other threads are at work: waking a
                               parked one costs more than most waits */
+
+/* How far a thread's share of a region has been taken: one word for odd and one for even regions,
+ * so that the next region's can be set while this one's is in use. */
+typedef struct {
+    LINE long next[2];
+} rlx_share;
 
 typedef struct {
     LINE int generation; /* counts jobs; workers wait for it to move */
@@ -25,6 +32,7 @@ typedef struct {
     const rlx_region *regions;
     long count;
     const rlx_frame *frame;
+    rlx_share shares[];
 } rlx_pool;
 
 #if defined(__x86_64__)
@@ -84,23 +92,35 @@ static void meet(rlx_pool *p) {
     }
 }
 
+/* Set where a thread's share of a region begins; nobody uses that word before the next barrier. */
+static void open_share(rlx_pool *p, long owner, long region) {
+    const long start = p->regions[region].tiles * owner / p->threads;
+    __atomic_store_n(&p->shares[owner].next[region % 2], start, __ATOMIC_RELAXED);
+}
+
 static void work(rlx_pool *p, long thread) {
     const rlx_frame *frame = p->frame;
     const rlx_region *regions = p->regions;
     const long count = p->count, threads = p->threads;
     char *scratch = frame->scratch + thread * frame->scratch_stride;
     for (long r = 0; r < count; r++) {
-        const long tiles = regions[r].tiles, end = tiles * (thread + 1) / threads;
-        for (long tile = tiles * thread / threads; tile < end; tile++)
-            regions[r].run(frame, scratch, tile);
+        const long tiles = regions[r].tiles;
+        if (r + 1 < count) open_share(p, thread, r + 1);
+        for (long i = 0; i < threads; i++) {
+            const long owner = (thread + i) % threads, end = tiles * (owner + 1) / threads;
+            long *next = &p->shares[owner].next[r % 2], tile;
+            while (__atomic_load_n(next, __ATOMIC_RELAXED) < end &&
+                   (tile = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < end)
+                regions[r].run(frame, scratch, tile);
+        }
         if (threads > 1) meet(p);
     }
 }
 
 EXPORT long rlx_pool_abi(void) { return RLX_ABI; }
-EXPORT long rlx_pool_bytes(void) { return sizeof(rlx_pool); }
+EXPORT long rlx_pool_bytes(long threads) { return sizeof(rlx_pool) + threads * sizeof(rlx_share); }
 
-/* `p` is zeroed memory of rlx_pool_bytes() bytes, 64-byte aligned. */
+/* `p` is zeroed memory of rlx_pool_bytes(threads) bytes, 64-byte aligned. */
 EXPORT void rlx_pool_init(rlx_pool *p, int threads) { p->threads = threads; }
 
 /* Enter as worker `thread`, 1 <= thread < T; returns when the pool stops. */
@@ -125,6 +145,7 @@ EXPORT int rlx_pool_run(void *pool, const rlx_region *regions, long count,
         p->regions = regions;
         p->count = count;
         p->frame = frame;
+        for (long owner = 0; owner < p->threads && count; owner++) open_share(p, owner, 0);
         if (p->threads > 1) advance(p, &p->generation);
         work(p, 0);
     }
