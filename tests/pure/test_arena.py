@@ -62,12 +62,12 @@ def test_every_way_to_cut_puts_a_barrier_before_a_read_of_the_whole(batch: int, 
                     assert not any(known.root[i] in one.nodes for i in node.inputs)
 
 
-def test_a_batch_is_one_region_and_a_single_long_sequence_is_cut_into_rows() -> None:
+def test_a_batch_is_one_region_a_pair_is_cut_into_rows_and_one_text_into_columns() -> None:
     wide = stages(bert(**MINILM), 8, 128, target=target("cpu-x86_64-v3")).lir
     assert [r.axis for r in wide.regions] == ["sequences"]
-    single = stages(bert(**MINILM), 1, 128, target=target("cpu-x86_64-v3")).lir
-    assert single.regions[0].axis == "rows"
-    assert len(single.regions) == 6 + 2
+    pair = stages(bert(**MINILM), 2, 64, target=target("cpu-x86_64-v3")).lir
+    assert pair.regions[0].axis == "rows"
+    assert len(pair.regions) == 6 + 2
     short = stages(bert(**MINILM), 1, 16, target=target("cpu-x86_64-v3")).lir
     assert {r.axis for r in short.regions} == {"rows", "columns", "heads", "each"}
 
