@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from rlx_ray.artifact import BlobRef, WeightsManifest
 from rlx_ray.checkpoint.safetensors import to_f32
@@ -14,8 +15,10 @@ from rlx_ray.models.family import Family, ModelFacts, family
 from rlx_ray.models.packing import pack
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import ModelSpec
-from rlx_ray.store import Miss, Store, TieredStore
+from rlx_ray.store import HostCache, Miss, Store, TieredStore
 from rlx_ray.target import PACK_VERSION, Target
+
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,21 @@ class OpenModel:
     family: Family
     facts: ModelFacts
     checkpoint: Checkpoint
-    source_digest: str
+    _digests: list[str] = field(default_factory=list, compare=False, repr=False)
+
+    def source_digest(self, cache: HostCache | None = None) -> str:
+        """The digest of the source tensors; reads every byte of them, once.
+
+        Args:
+            cache: of this host, where the digest of a local folder is kept by the stamp of its
+                files (size, inode and times of change), so that the next process need not hash.
+
+        Raises:
+            CheckpointError: a tensor cannot be read.
+        """
+        if not self._digests:
+            self._digests.append(_source_digest(self.checkpoint, cache))
+        return self._digests[0]
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, truncating at the model's limit.
@@ -53,17 +70,39 @@ def open_model(spec: ModelSpec) -> OpenModel:
     kind = family(spec.family)
     checkpoint = open_checkpoint(spec.source)
     facts = kind.facts(checkpoint.text, checkpoint.tensors)
-    return OpenModel(spec, kind, facts, checkpoint, checkpoint.source_digest())
+    return OpenModel(spec, kind, facts, checkpoint)
 
 
-def ensure_weights(store: Store, model: OpenModel, target: Target) -> WeightsManifest:
+def _source_digest(checkpoint: Checkpoint, cache: HostCache | None) -> str:
+    if cache is None or checkpoint.stamp is None:
+        return checkpoint.source_digest()
+    name = f"source-{checkpoint.stamp}"
+    kept = cache.copy(name)
+    if kept is not None and _DIGEST.fullmatch(kept):
+        return kept.decode()
+    digest = checkpoint.source_digest()
+    if checkpoint.folder.stamp() == checkpoint.stamp:
+        cache.keep_copy(name, digest.encode())
+    return digest
+
+
+def ensure_weights(
+    store: Store, model: OpenModel, target: Target, cache: HostCache | None = None
+) -> WeightsManifest:
     """The model's packed weights for a target's family, packed and published if not there.
+
+    Args:
+        store: where they are looked for and published.
+        model: whose they are.
+        target: whose layout they have.
+        cache: of this host, for the source's digest.
 
     Raises:
         StoreError: the store cannot be reached or written.
         CheckpointError: a tensor cannot be read.
     """
-    found = store.find_weights(model.spec.name, model.source_digest, PACK_VERSION, target.family)
+    source = model.source_digest(cache)
+    found = store.find_weights(model.spec.name, source, PACK_VERSION, target.family)
     if not isinstance(found, Miss):
         return found
     if found.kind == "unreachable":
@@ -77,7 +116,7 @@ def ensure_weights(store: Store, model: OpenModel, target: Target) -> WeightsMan
     view = data.data
     manifest = WeightsManifest(
         model.spec.name,
-        model.source_digest,
+        source,
         PACK_VERSION,
         target.family,
         BlobRef("weights", sha256_hex(view), len(view)),
@@ -93,7 +132,7 @@ def load_weights(store: TieredStore, model: OpenModel, target: Target) -> Weight
     Raises:
         StoreError: the store cannot be reached, or does not have them after packing.
     """
-    manifest = ensure_weights(store.store, model, target)
+    manifest = ensure_weights(store.store, model, target, store.cache)
     found = store.fetch_weights(
         manifest.model, manifest.source, manifest.pack_version, manifest.target_family
     )

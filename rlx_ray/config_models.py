@@ -21,7 +21,7 @@ from rlx_ray.component import (
 )
 from rlx_ray.config_reader import MOST, Node, absolute_url
 from rlx_ray.errors import ConfigError, nearest
-from rlx_ray.models.family import family_names
+from rlx_ray.models.family import family_names, is_family
 from rlx_ray.spec import MatrixRow, ModelSpec
 from rlx_ray.target import Target, target, this_host
 
@@ -102,8 +102,8 @@ def _name(node: Node) -> str:
 
 
 def _family(node: Node) -> str:
-    names = family_names()
-    if node.text() not in names:
+    if not is_family(node.text()):
+        names = family_names()
         raise ConfigError(
             f"{node.path}: family {node.text()!r} is not known.",
             nearest(node.text(), names) or f"Installed are {list(names)}.",

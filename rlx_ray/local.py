@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from rlx_ray.catalog import OpenModel, load_weights, open_model
+from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
 from rlx_ray.config import load as load_config
 from rlx_ray.errors import ConfigError, InputError, UnknownModelError, nearest
@@ -70,13 +72,21 @@ class LocalModel:
         self.cells = runnable_cells(config, self.model)
         store = open_store(config.store.url, config.store.storage_options)
         self.store = TieredStore(store, HostCache(Path(config.store.cache_dir)))
-        self.tokenizer = self.model.tokenizer()
         self._threads = threads
         self._pool: ThreadPool | None = None
         self._weights: Weights | None = None
         self._arenas = ArenaPool()
         self._loaded: dict[str, CpuExecutable] = {}
         self._lock = threading.Lock()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer, read at first use.
+
+        Raises:
+            CheckpointError: the checkpoint has none.
+        """
+        return self.model.tokenizer()
 
     @property
     def variants(self) -> tuple[ModelVariant, ...]:

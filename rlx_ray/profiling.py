@@ -158,7 +158,8 @@ def _flops(lir: Lir, region: Region, call: Call) -> int:
         return int(2 * _rows(lir, region, call) * sizes["n"] * sizes["k"])
     if call.kernel.template.startswith("attention") and lir.packing is not None:
         width = sizes["heads"] * sizes["dim"]
-        return int(4 * lir.packing.rows * min(sizes["keys"], lir.packing.rows) * width)
+        keys = min(sizes["keys"], lir.packing.rows // lir.packing.sequences)
+        return int(4 * lir.packing.rows * keys * width)
     return 0
 
 

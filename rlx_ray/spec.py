@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property
 
 from rlx_ray.component import (
     CompilationMode,
@@ -57,7 +57,7 @@ Everything else counts in the digest; `tests/pure/test_spec.py` flips each field
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BuildSpec:
     """All that a builder needs to compile one variant, and all that its result depends on.
 
@@ -120,13 +120,20 @@ class BuildSpec:
             "pack_version": self.pack_version,
         }
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The artifact digest: sha256 over everything that decides the bytes, as 64 hex digits.
 
         The order of a force list decides nothing, so the lists are sorted here.
         """
-        return _digest(self)
+        value = self.to_json()
+        del value["model"]
+        component = value["component"]
+        assert isinstance(component, dict)
+        del component["mode"]
+        for name in ("force_common", "force_native"):
+            component[name] = sorted(component[name])
+        return json_digest(value)
 
     @property
     def store_name(self) -> str:
@@ -178,19 +185,6 @@ class BuildSpec:
             abi=_int(value["abi"]),
             pack_version=_int(value["pack_version"]),
         )
-
-
-@lru_cache(maxsize=4096)
-def _digest(spec: BuildSpec) -> str:
-    """Kept for specs seen before: a load asks for it several times, each costs 0.2 ms."""
-    value = spec.to_json()
-    del value["model"]
-    component = value["component"]
-    assert isinstance(component, dict)
-    del component["mode"]
-    for name in ("force_common", "force_native"):
-        component[name] = sorted(component[name])
-    return json_digest(value)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
+from rlx_ray.digest import json_digest
 from rlx_ray.errors import CheckpointError
 
 
@@ -44,6 +45,10 @@ class Folder(Protocol):
 
     def open(self, name: str) -> RangedFile | None:
         """A file for reading by ranges; None where there is no such file."""
+        ...
+
+    def stamp(self) -> str | None:
+        """What changes when a file of the folder changes; None where that costs a read."""
         ...
 
 
@@ -80,6 +85,17 @@ class LocalFolder:
         view = memoryview(data)
         return RangedFile(str(path), size, lambda start, stop: view[start:stop])
 
+    def stamp(self) -> str | None:
+        """Path, and size, inode and times of change of every file."""
+        try:
+            found = sorted((p.name, p.stat()) for p in self.root.iterdir() if p.is_file())
+        except OSError:
+            return None
+        rows = [
+            [name, s.st_size, s.st_dev, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in found
+        ]
+        return json_digest([str(self.root.resolve()), rows])
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteFolder:
@@ -115,6 +131,10 @@ class RemoteFolder:
                 raise _unreadable(url, error) from error
 
         return RangedFile(url, size, read)
+
+    def stamp(self) -> str | None:
+        """None: what a remote store says of a file is not the same on all of them."""
+        return None
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"

@@ -21,11 +21,13 @@ class Checkpoint:
         url: as it was asked for.
         folder: where its files are.
         tensors: by name, in the file's order; nothing of them is read yet.
+        stamp: changes when a file of a local folder does; None where that is not known.
     """
 
     url: str
     folder: Folder
     tensors: Mapping[str, StoredTensor]
+    stamp: str | None = None
 
     def text(self, name: str) -> str | None:
         """A small UTF-8 metadata file such as `1_Pooling/config.json`; None if it is not there.
@@ -72,4 +74,6 @@ def open_checkpoint(url: str, storage_options: Mapping[str, object] | None = Non
         CheckpointError: it is missing or damaged.
     """
     folder = open_folder(url, storage_options)
-    return Checkpoint(url, folder, MappingProxyType(read_tensors(folder)))
+    before = folder.stamp()
+    tensors = MappingProxyType(read_tensors(folder))
+    return Checkpoint(url, folder, tensors, before if folder.stamp() == before else None)

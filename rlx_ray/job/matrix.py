@@ -65,7 +65,7 @@ def expand(
                 cell = _cell(model, facts, row, variant, wanted, toolchain)
                 key = (wanted.name, cell.spec.component.cache_key_hex)
                 known = cells.setdefault(key, cell)
-                if known.spec.digest != cell.spec.digest:
+                if known is not cell and known.spec.digest != cell.spec.digest:
                     raise ConfigError(
                         f"{row.path}: {variant} of {model.name!r} has the cache key {key[1]} of "
                         f"{known.spec.component.variant} in {known.path}, but is another build.",

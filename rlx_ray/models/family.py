@@ -143,6 +143,11 @@ def family_names() -> tuple[str, ...]:
     return tuple(sorted(_BUILT_IN.keys() | {point.name for point in _foreign()}))
 
 
+def is_family(name: str) -> bool:
+    """Whether a family is installed; looks at other distributions only where it has to."""
+    return name in _BUILT_IN or name in family_names()
+
+
 def family(name: str) -> Family:
     """The family with a name. A built-in one cannot be replaced by another distribution.
 
