@@ -7,7 +7,7 @@ then each further one is resolved (store asked, blobs checked against their hash
 bound; the figure is the median over variants and rounds. `variant:load+run` adds the first forward
 pass of `encoder:b1:s16`. `process` is a new process, timed after imports, from the model's files to
 its first answer at `encoder:b1:s128`: ONNX Runtime with a saved optimised model, OpenVINO with its
-model cache, this project with a filled store.
+model cache, AOTInductor from a package, this project with a filled store and host cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from encoder import CACHE, feed, prepare
+from encoder import CACHE, feed, prepare, torch_model
 from harness import arguments, child, report, row
 
 CASE = (1, 128)
@@ -45,6 +45,19 @@ def inputs_of(batch: int, seq: int) -> dict[str, np.ndarray]:
         "token_type_ids": np.zeros((batch, seq), np.int32),
         "lengths": np.full(batch, seq, np.int32),
     }
+
+
+def aotinductor_package() -> Path:
+    """The AOTInductor package of the model at CASE, compiled once; needs a C++ compiler."""
+    path = CACHE / "model.pt2"
+    if not path.exists():
+        import torch
+
+        tensors = tuple(torch.tensor(f) for f in (feed(*CASE), np.ones(CASE, np.int64)))
+        with torch.inference_mode():
+            exported = torch.export.export(torch_model(), tensors)
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+    return path
 
 
 def child_variants(threads: int) -> dict:
@@ -79,6 +92,16 @@ def child_process(engine: str, threads: int) -> dict:
         model = open_ours(threads)
         loaded, _ = model.executable(ModelVariant.encoder(*CASE))
         loaded.run(inputs_of(*CASE))
+    elif engine == "aotinductor":
+        import torch
+        import torch._inductor.package
+
+        torch.set_num_threads(threads)
+        tensors = [torch.tensor(v) for v in both.values()]
+        begun = time.perf_counter()
+        package = torch._inductor.aoti_load_package(str(aotinductor_package()))
+        with torch.inference_mode():
+            package(*tensors).numpy()
     elif engine == "onnxruntime":
         import onnxruntime
 
@@ -117,7 +140,7 @@ def main() -> None:
     args = arguments(__doc__.splitlines()[0]).parse_args()
     prepare()
     threads = str(args.threads)
-    engines = ("ours", "onnxruntime", "openvino")
+    engines = ("ours", "onnxruntime", "openvino", "aotinductor")
     for engine in (*engines, "variants"):  # fills every engine's cache
         child("cold_start.py", "--child", engine, threads)
     warm = [child("cold_start.py", "--child", "variants", threads) for _ in range(args.rounds)]

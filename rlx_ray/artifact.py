@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from rlx_ray.digest import canonical_json, json_digest, sha256_hex
@@ -156,6 +156,7 @@ class Manifest:
     binding: BindingManifest
     blobs: tuple[BlobRef, ...]
     build: BuildRecord
+    _data: bytes | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -174,8 +175,8 @@ class Manifest:
         raise ArtifactError(f"artifact {self.spec.store_name} has no blob of role {role!r}.")
 
     def dumps(self) -> bytes:
-        """The manifest file's bytes: canonical JSON."""
-        return _seal(
+        """The manifest file's bytes: canonical JSON, or the very bytes that it was read from."""
+        return self._data or _seal(
             {
                 "format": FORMAT,
                 "model": self.spec.model,
@@ -219,6 +220,7 @@ class Manifest:
             )
         if value.get("digest") != manifest.spec.digest:
             raise ArtifactError("manifest contradicts itself: its digest is not that of its spec.")
+        object.__setattr__(manifest, "_data", bytes(data))
         return manifest
 
 

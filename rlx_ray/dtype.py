@@ -36,10 +36,13 @@ class DType(Enum):
         Raises:
             ConfigError: no such type.
         """
-        for one in cls:
-            if one.text == text:
-                return one
-        names = [one.text for one in cls]
+        found = _BY_TEXT.get(text)
+        if found is not None:
+            return found
+        names = list(_BY_TEXT)
         raise ConfigError(
             f"dtype {text!r} is not known.", nearest(text, names) or f"Use one of {names}."
         )
+
+
+_BY_TEXT = {one.text: one for one in DType}
