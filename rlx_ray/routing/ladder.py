@@ -19,11 +19,11 @@ _ATTENTION_ROWS = 2048
 """A row of a sequence of this many tokens costs twice a row of a very short one."""
 
 _LOOSE = 0.15
-"""What a row that a padded variant could take and does not get costs, of a whole row: its tiles are
+"""What a row that a padded batch could take and does not get costs, of a whole row: its tiles are
 whole sequences, and unequal ones keep some threads waiting."""
 
-_LOOSE_RAGGED = 0.01
-"""The same of a ragged variant, whose tiles are equal shares of the rows."""
+_LOOSE_EVEN = 0.01
+"""The same where tiles are equal shares of the rows: in a ragged variant, and in one sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,8 @@ class Rung:
         if not self.packed:
             return self.rows * (1 + self.variant.seq / _ATTENTION_ROWS) + _CALL_ROWS
         real = sum(n * (1 + n / _ATTENTION_ROWS) for n in lengths)
-        loose = _LOOSE if self.variant.ragged_rows is None else _LOOSE_RAGGED
+        even = self.variant.batch == 1 or self.variant.ragged_rows is not None
+        loose = _LOOSE_EVEN if even else _LOOSE
         return real + loose * (self.rows - sum(lengths)) + _CALL_ROWS
 
 

@@ -87,8 +87,9 @@ def test_a_mixed_list_takes_a_ragged_variant_and_a_single_text_a_padded_one() ->
     lengths = list(itertools.islice(itertools.cycle([6, 9, 14, 30, 12, 60, 8, 120]), 24))
     batches = cut(lengths, LADDER + RAGGED)
     assert [b.variant for b in batches] == [RAGGED[1]]
-    (single,) = cut([20], LADDER + RAGGED)
-    assert single.variant == ModelVariant.encoder(1, 32)
+    for length, seq in ((20, 32), (33, 64), (130, 256)):
+        (single,) = cut([length], LADDER + RAGGED)
+        assert single.variant == ModelVariant.encoder(1, seq)
 
 
 def test_a_ragged_variant_takes_no_more_rows_than_it_has() -> None:

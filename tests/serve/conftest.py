@@ -109,6 +109,8 @@ def site(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for built in MODES
         if served != built
     ]
+    ragged = [*one(16), {"phase": "encoder", "batch": 8, "seq": 16, "rows": 48}]
+    models.append({**tiny_model(folder, "ann", 1), "name": "mixed", "matrix": ragged})
     models.append(tiny_model(folder, "bare", 3, mode="aot"))
     models.append(tiny_model(folder, "torn-lazy", 4, matrix=one(12)))
     models.append(tiny_model(folder, "torn-aot", 4, matrix=one(20), mode="aot"))

@@ -73,6 +73,14 @@ def test_two_models_of_one_shape_on_one_replica_answer_each_their_own(site: Site
     assert rows["ann"] == rows["bob"]
 
 
+def test_a_mixed_list_runs_on_a_ragged_variant_without_padding(site: Site) -> None:
+    reply = site.embed("mixed", TEXTS)
+    assert reply.headers["x-rlx-variant"] == "encoder:b8:s16:x2=48"
+    assert reply.headers["x-rlx-pad-waste"] == "0.0000"
+    assert np.abs(vectors(site, "mixed", TEXTS) - reference(site, "mixed", 1)).max() < 2e-6
+    assert site.embed("mixed", TEXTS[0]).headers["x-rlx-variant"] == "encoder:b1:s16"
+
+
 @pytest.mark.parametrize(("served", "built"), [(a, b) for a in MODES for b in MODES if a != b])
 def test_what_was_built_for_one_mode_is_loaded_in_every_other(
     site: Site, served: str, built: str

@@ -150,6 +150,23 @@ def test_explain_shows_every_stage(run, config: str) -> None:
     assert "== hir ==" not in out
 
 
+def test_explain_profiles_a_variant_with_counters(bench: Bench, run, config: str) -> None:
+    words = ("explain", config, "tiny", "--variant", "encoder:b2:s16", "--profile")
+    code, out, _ = run(*words, "--rounds", "3", "--threads", "2", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["threads"] == 2
+    assert 0 < found["busy"] <= 1
+    matmuls = [k for k in found["kernels"] if k["kernel"].startswith("gemm")]
+    assert all(k["gflops"] > 0 and k["gbytes"] > 0 for k in matmuls)
+    assert sum(k["share"] for k in found["kernels"]) == pytest.approx(1)
+    code, out, _ = run(*words, "--rounds", "2")
+    assert "GFLOP/s" in out
+    code, _, said = run(*words, "--threads", "0")
+    assert code == 2
+    assert "--threads is 0" in said
+
+
 def test_doctor_says_what_is_wrong_and_the_remedy(bench: Bench, run, config: str) -> None:
     code, out, _ = run("doctor", config, "--json")
     assert code == 0, out

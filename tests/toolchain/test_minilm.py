@@ -85,6 +85,23 @@ def test_a_list_of_mixed_lengths_is_split_and_answered_in_order(models: dict) ->
     assert done.pad_waste < 0.5
 
 
+def test_a_mixed_list_runs_ragged_without_padding(models: dict, tmp_path: Path) -> None:
+    padded: LocalModel = models[KernelDispatchPolicy.PREFER_NATIVE]
+    found = load(ROOT / "configs" / "minilm-ragged.yaml", store_override=f"file://{tmp_path}/store")
+    config = replace(found, store=replace(found.store, cache_dir=str(tmp_path / "cache")))
+    ragged = LocalModel(config, "minilm")
+    texts = [c["text"] for c in CASES] * 3
+    done = ragged.embed(texts)
+    assert done.pad_waste == 0
+    assert all(v.ragged_rows for v in done.calls)
+    for row, case in zip(done.vectors, CASES * 3, strict=True):
+        assert np.abs(row - np.array(case["embedding"])).max() <= 2e-5
+    assert (
+        done.vectors[: len(CASES)].tobytes() == padded.embed(texts).vectors[: len(CASES)].tobytes()
+    )
+    ragged.close()
+
+
 def test_a_text_past_the_models_limit_is_truncated(models: dict) -> None:
     model: LocalModel = models[KernelDispatchPolicy.PREFER_NATIVE]
     done = model.embed(["word " * 5000])
