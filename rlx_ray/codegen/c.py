@@ -153,7 +153,7 @@ def _function(kernel: Kernel, name: str) -> str:
 def _finish(name: str) -> str:
     """A matmul's micro-kernel with its epilogue."""
     return (
-        f"RLX_KERNEL void {name}_e(const rlx_micro *t, long rows) {{\n"
+        f"RLX_INLINE void {name}_e(const rlx_micro *t, long rows) {{\n"
         f"    micro_with(t, rows, {name}_f);\n}}\n"
     )
 

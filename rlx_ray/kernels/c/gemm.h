@@ -93,8 +93,7 @@ MICRO(8)
 #error "micro tiles have 6 or 8 rows"
 #endif
 
-/* The micro-kernel without epilogue, 1 <= rows <= RLX_TILE_ROWS. */
-RLX_KERNEL void micro(const rlx_micro *t, long rows) {
+RLX_KERNEL void micro_any(const rlx_micro *t, long rows) {
     switch (rows) {
 #if RLX_TILE_ROWS == 8
     case 8: micro_8(t); return;
@@ -107,6 +106,13 @@ RLX_KERNEL void micro(const rlx_micro *t, long rows) {
     case 2: micro_2(t); return;
     default: micro_1(t); return;
     }
+}
+
+/* The micro-kernel without epilogue, 1 <= rows <= RLX_TILE_ROWS. It takes a copy, so that the
+ * caller's own can stay in registers. */
+RLX_INLINE void micro(const rlx_micro *t, long rows) {
+    const rlx_micro copy = *t;
+    micro_any(&copy, rows);
 }
 
 /* A micro-kernel with an epilogue. Tiles of one row less than the most, and of the most, are all
@@ -127,7 +133,7 @@ RLX_INLINE void micro_with(const rlx_micro *t, long rows, rlx_epilogue epilogue)
 }
 
 /* A tile of the last panel, of which only `width` columns exist: through a buffer. */
-RLX_KERNEL void gemm_edge(const rlx_micro *t, long rows, long width, rlx_micro_kernel kernel) {
+RLX_INLINE void gemm_edge(const rlx_micro *t, long rows, long width, rlx_micro_kernel kernel) {
     float part[RLX_TILE_ROWS * RLX_PANEL];
     rlx_micro inner = *t;
     for (long r = 0; r < rows; r++)
@@ -143,7 +149,7 @@ RLX_KERNEL void gemm_edge(const rlx_micro *t, long rows, long width, rlx_micro_k
  * sums: it is `micro` where they go on later or have no epilogue. Rows are shared out evenly:
  * `tiles` micro tiles of m / tiles rows, the first m % tiles of them with one row more, so that no
  * tile is much smaller than the others. */
-RLX_KERNEL void gemm(long m, long n, long k, long depth, const float *a, long lda, const float *w,
+RLX_INLINE void gemm(long m, long n, long k, long depth, const float *a, long lda, const float *w,
                      float *c, long ldc, int more, rlx_micro_kernel kernel,
                      const float *const *x) {
     if (m <= 0) return;
@@ -151,7 +157,7 @@ RLX_KERNEL void gemm(long m, long n, long k, long depth, const float *a, long ld
     const long step = RLX_PANEL * 4 * GEMM_UNROLL / 64; /* cache lines of a panel per unrolled step */
     rlx_micro t = {.lda = lda, .ldc = ldc, .x = x};
     for (long k0 = 0; k0 < k; k0 += GEMM_KC) {
-        const rlx_micro_kernel run = k0 + GEMM_KC < k ? micro : kernel;
+        const int last = k0 + GEMM_KC >= k;
         t.k = least(GEMM_KC, k - k0);
         t.more = more || k0;
         for (t.col = 0; t.col < n; t.col += RLX_PANEL) {
@@ -164,8 +170,10 @@ RLX_KERNEL void gemm(long m, long n, long k, long depth, const float *a, long ld
                 const long r = rows + (i < extra);
                 t.a = a + t.row * lda + k0;
                 t.c = c + t.row * ldc + t.col;
-                if (n - t.col < RLX_PANEL) gemm_edge(&t, r, n - t.col, run);
-                else run(&t, r);
+                if (n - t.col < RLX_PANEL && last) gemm_edge(&t, r, n - t.col, kernel);
+                else if (n - t.col < RLX_PANEL) gemm_edge(&t, r, n - t.col, micro);
+                else if (last) kernel(&t, r);
+                else micro(&t, r);
                 t.row += r;
                 t.ahead += t.k / GEMM_UNROLL * t.lines * 64;
                 if (t.ahead >= end) t.lines = 0;
