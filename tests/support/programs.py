@@ -117,9 +117,9 @@ def pack_inputs(inputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.nda
 class Bench:
     """Builds and runs programs in one folder, on one pool a thread count."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, target: Target | None = None) -> None:
         self.folder = folder
-        self.target = this_host().best()
+        self.target = target or this_host().best()
         self.toolchain = toolchain_for(self.target, {})
         self.arenas = ArenaPool()
         self._pools: dict[int, ThreadPool] = {}
