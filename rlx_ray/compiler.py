@@ -9,7 +9,6 @@ import time
 from rlx_ray.artifact import Artifact, Binding, BindingManifest, BuildRecord
 from rlx_ray.codegen.backend import ENTRY, backend_for
 from rlx_ray.digest import build_id
-from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError
 from rlx_ray.graphs import builder
 from rlx_ray.ir.lir import Lir, Tensor
@@ -87,5 +86,4 @@ def binding(lir: Lir) -> BindingManifest:
 
 
 def _bind(tensor: Tensor) -> Binding:
-    dtype = DType.I32 if tensor.ctype == "int" else DType.F32
-    return Binding(tensor.name, dtype, tensor.shape, tensor.offset, tensor.layout)
+    return Binding(tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.layout)

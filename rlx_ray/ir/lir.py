@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from rlx_ray.dtype import DType
 from rlx_ray.ir.expr import Expr
 from rlx_ray.ir.mir import Note, Shape
 
@@ -19,7 +20,7 @@ class Space(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """An argument: a buffer, and how far in it a tile's part begins. `ctype` is `float` or `int`.
+    """An argument: a buffer, and how far in it a tile's part begins.
 
     Attributes:
         offset: of the buffer (bytes; for a parameter its index in the table).
@@ -32,7 +33,6 @@ class Slot:
     space: Space
     offset: int
     stride: int = 0
-    ctype: str = "float"
     row: int = 0
     sequence: int = 0
     shift: int = 0
@@ -135,7 +135,7 @@ class Tensor:
     """An input, output or parameter of the program, with its offset in the arena (bytes)."""
 
     name: str
-    ctype: str
+    dtype: DType
     shape: Shape
     offset: int
     layout: str = "plain"

@@ -48,7 +48,7 @@ def lir_text(lir: Lir) -> str:
     names = {kernel: f"k{i}" for i, kernel in enumerate(lir.kernels)}
     lines = []
     for what, tensors in (("input", lir.inputs), ("output", lir.outputs)):
-        lines += [f"{what} {t.name}: {t.ctype}{list(t.shape)} at {t.offset}" for t in tensors]
+        lines += [f"{what} {t.name}: {t.dtype}{list(t.shape)} at {t.offset}" for t in tensors]
     for kernel, name in names.items():
         constants = " ".join(f"{k}={v}" for k, v in kernel.constants)
         tail = f" epilogue={expr.text(kernel.expr)}" if kernel.expr is not None else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlx_ray.dtype import DType
 from rlx_ray.ir.lir import Call, Lir, Packing, Region, Slot, Space, Tensor
 from rlx_ray.ir.mir import Mir, Node, Note, Op, Shape, node_flops
 from rlx_ray.passes.cost import THREADS, Cost, group_cost, latency, program_cost
@@ -95,23 +94,19 @@ def _emit(
     )
 
 
-def _ctype(dtype: DType) -> str:
-    return "int" if dtype is DType.I32 else "float"
-
-
 def _tensor(node: Node, offset: int) -> Tensor:
-    return Tensor(str(node.attr("name")), _ctype(node.dtype), node.shape, offset)
+    return Tensor(str(node.attr("name")), node.dtype, node.shape, offset)
 
 
 def _output(mir: Mir, index: int, offset: int) -> Tensor:
     node = mir.nodes[index]
     name = "embedding" if len(mir.outputs) == 1 else node.origin
-    return Tensor(name, _ctype(node.dtype), node.shape, offset)
+    return Tensor(name, node.dtype, node.shape, offset)
 
 
 def _param(node: Node, target: Target) -> Tensor:
     layout = f"panel{target.panel}" if node.attr("layout") == "matrix" else "plain"
-    return Tensor(str(node.attr("name")), _ctype(node.dtype), node.shape, -1, layout)
+    return Tensor(str(node.attr("name")), node.dtype, node.shape, -1, layout)
 
 
 class _Calls:
@@ -225,15 +220,15 @@ class _Calls:
         """A value of a packed program: what is shared moves with the tile's span."""
         made = self._mir.nodes[value]
         if made.op is Op.PARAM:
-            return Slot(Space.PARAM, self._table[value], 0, _ctype(made.dtype))
+            return Slot(Space.PARAM, self._table[value])
         space, offset = self._layout.place[self._known.root[value]]
         if space is Space.SCRATCH or made.op is Op.INPUT or not moving:
-            return Slot(space, offset, 0, _ctype(made.dtype))
+            return Slot(space, offset)
         step = value_bytes(made) // made.shape[0]
         if self._known.domain[value] is Domain.TOKENS:
-            return Slot(space, offset, 0, _ctype(made.dtype), row=step)
+            return Slot(space, offset, row=step)
         batched = self._known.batched[value]
-        return Slot(space, offset, 0, _ctype(made.dtype), sequence=step if batched else 0)
+        return Slot(space, offset, sequence=step if batched else 0)
 
     def _rectangle(self, index: int, tiles: int) -> Call:
         """A node of a program that is not packed, or one that does not depend on the batch."""
@@ -245,12 +240,10 @@ class _Calls:
         def slot(value: int) -> Slot:
             made = self._mir.nodes[value]
             if made.op is Op.PARAM:
-                return Slot(Space.PARAM, self._table[value], 0, _ctype(made.dtype))
+                return Slot(Space.PARAM, self._table[value])
             space, offset = self._layout.place[self._known.root[value]]
             moves = space is Space.ARENA and self._known.batched[value]
-            return Slot(
-                space, offset, value_bytes(made) // tiles if moves else 0, _ctype(made.dtype)
-            )
+            return Slot(space, offset, value_bytes(made) // tiles if moves else 0)
 
         sources = tuple(None if i is None else node.inputs[i] for i in lowered.inputs)
         return Call(
