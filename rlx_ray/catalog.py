@@ -11,7 +11,9 @@ from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import CheckpointError, StoreError
-from rlx_ray.models.family import Family, ModelFacts, family
+from rlx_ray.matrix import weights_family
+from rlx_ray.models.family import Family, ModelFacts
+from rlx_ray.models.family import family as find_family
 from rlx_ray.models.packing import pack
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import ModelSpec
@@ -67,7 +69,7 @@ def open_model(spec: ModelSpec) -> OpenModel:
         CheckpointError: the checkpoint is missing, damaged, or lacks a tensor.
         ConfigError: the family is not known.
     """
-    kind = family(spec.family)
+    kind = find_family(spec.family)
     checkpoint = open_checkpoint(spec.source)
     facts = kind.facts(checkpoint.text, checkpoint.tensors)
     return OpenModel(spec, kind, facts, checkpoint)
@@ -87,7 +89,11 @@ def _source_digest(checkpoint: Checkpoint, cache: HostCache | None) -> str:
 
 
 def ensure_weights(
-    store: Store, model: OpenModel, target: Target, cache: HostCache | None = None
+    store: Store,
+    model: OpenModel,
+    target: Target,
+    precision: str,
+    cache: HostCache | None = None,
 ) -> WeightsManifest:
     """The model's packed weights for a target's family, packed and published if not there.
 
@@ -95,6 +101,7 @@ def ensure_weights(
         store: where they are looked for and published.
         model: whose they are.
         target: whose layout they have.
+        precision: of the linear layers' weights, a `precision.compute` that has a format.
         cache: of this host, for the source's digest.
 
     Raises:
@@ -102,7 +109,8 @@ def ensure_weights(
         CheckpointError: a tensor cannot be read.
     """
     source = model.source_digest(cache)
-    found = store.find_weights(model.spec.name, source, PACK_VERSION, target.family)
+    family = weights_family(target, precision)
+    found = store.find_weights(model.spec.name, source, PACK_VERSION, family)
     if not isinstance(found, Miss):
         return found
     if found.kind == "unreachable":
@@ -112,13 +120,14 @@ def ensure_weights(
         model.facts.params,
         lambda name: to_f32(tensors[name].read(), tensors[name].dtype),
         target.panel,
+        precision,
     )
     view = data.data
     manifest = WeightsManifest(
         model.spec.name,
         source,
         PACK_VERSION,
-        target.family,
+        family,
         BlobRef("weights", sha256_hex(view), len(view)),
         bindings,
     )
@@ -126,13 +135,13 @@ def ensure_weights(
     return manifest
 
 
-def load_weights(store: TieredStore, model: OpenModel, target: Target) -> Weights:
+def load_weights(store: TieredStore, model: OpenModel, target: Target, precision: str) -> Weights:
     """The model's packed weights, mapped from this host's cache.
 
     Raises:
         StoreError: the store cannot be reached, or does not have them after packing.
     """
-    manifest = ensure_weights(store.store, model, target, store.cache)
+    manifest = ensure_weights(store.store, model, target, precision, store.cache)
     found = store.fetch_weights(
         manifest.model, manifest.source, manifest.pack_version, manifest.target_family
     )

@@ -74,7 +74,7 @@ class LocalModel:
         self.store = TieredStore(store, HostCache(Path(config.store.cache_dir)))
         self._threads = threads
         self._pool: ThreadPool | None = None
-        self._weights: Weights | None = None
+        self._weights: dict[str, Weights] = {}
         self._arenas = ArenaPool()
         self._loaded: dict[str, CpuExecutable] = {}
         self._lock = threading.Lock()
@@ -118,12 +118,15 @@ class LocalModel:
             paths = resolved.fetched.paths
             if self._pool is None:
                 self._pool = ThreadPool(paths["pool"], self._threads)
-            if self._weights is None:
-                self._weights = load_weights(self.store, self.model, spec.target)
+            precision = spec.profile.precision.compute
+            if precision not in self._weights:
+                self._weights[precision] = load_weights(
+                    self.store, self.model, spec.target, precision
+                )
             executable = CpuExecutable(
                 paths["code"],
                 resolved.fetched.manifest.binding,
-                self._weights,
+                self._weights[precision],
                 self._pool,
                 self._arenas,
             )
@@ -133,10 +136,10 @@ class LocalModel:
     def parts(self, variant: ModelVariant) -> tuple[Weights, Path]:
         """The packed weights and the thread pool's library, as a loaded variant has them."""
         self.executable(variant)
-        assert self._weights is not None
-        fetched = self.store.fetch(self.spec(variant))
+        spec = self.spec(variant)
+        fetched = self.store.fetch(spec)
         assert isinstance(fetched, Fetched)
-        return self._weights, fetched.paths["pool"]
+        return self._weights[spec.profile.precision.compute], fetched.paths["pool"]
 
     def spec(self, variant: ModelVariant) -> BuildSpec:
         """The BuildSpec of a variant for this host.

@@ -128,7 +128,7 @@ def _kernels(lir: Lir, seconds: np.ndarray) -> tuple[KernelTime, ...]:
     for name, members in grouped.items():
         own = float(seconds[members].sum())
         flops = sum(_flops(lir, *calls[i]) for i in members)
-        read = sum(_streamed(*calls[i]) for i in members)
+        read = sum(_streamed(lir, *calls[i]) for i in members)
         rates = (flops / own / 1e9, read / own / 1e9) if own else (0.0, 0.0)
         count = sum(calls[i][0].tiles for i in members)
         made.append(KernelTime(name, count, own * 1e3, own / total if total else 0.0, *rates))
@@ -154,7 +154,7 @@ def _rows(lir: Lir, region: Region, call: Call) -> int:
 def _flops(lir: Lir, region: Region, call: Call) -> int:
     """Floating-point operations of all tiles of a matmul or an attention; 0 for others."""
     sizes = dict(call.kernel.constants)
-    if call.kernel.template in ("gemm", "gemm_columns"):
+    if call.kernel.template.startswith("gemm"):
         return int(2 * _rows(lir, region, call) * sizes["n"] * sizes["k"])
     if call.kernel.template.startswith("attention") and lir.packing is not None:
         width = sizes["heads"] * sizes["dim"]
@@ -163,13 +163,14 @@ def _flops(lir: Lir, region: Region, call: Call) -> int:
     return 0
 
 
-def _streamed(region: Region, call: Call) -> int:
+def _streamed(lir: Lir, region: Region, call: Call) -> int:
     """Bytes of the weights that all tiles of a matmul read."""
     sizes = dict(call.kernel.constants)
     weights = [s for s in call.inputs if s is not None and s.space is Space.PARAM]
     if not call.kernel.template.startswith("gemm") or not weights:
         return 0
-    return int(4 * sizes["n"] * sizes["k"]) * region.tiles
+    dtype = lir.params[weights[0].offset].dtype
+    return int(dtype.size * sizes["n"] * sizes["k"]) * region.tiles
 
 
 def full_inputs(bound: BindingManifest) -> dict[str, np.ndarray]:

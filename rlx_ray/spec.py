@@ -16,6 +16,7 @@ from rlx_ray.component import (
     QuantScheme,
 )
 from rlx_ray.digest import canonical_json, json_digest
+from rlx_ray.matrix import weights_family
 from rlx_ray.target import TARGETS, Target, Toolchain
 
 
@@ -93,6 +94,11 @@ class BuildSpec:
     build_id: str
     abi: int
     pack_version: int
+
+    @property
+    def weights_family(self) -> str:
+        """Which packed weights the artifact reads."""
+        return weights_family(self.target, self.profile.precision.compute)
 
     @property
     def config_json(self) -> dict[str, object]:

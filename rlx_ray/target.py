@@ -53,6 +53,16 @@ class Target:
         """Targets of one family share packed weights."""
         return f"{self.kind}-p{self.panel}"
 
+    @property
+    def int8_dot(self) -> bool:
+        """Whether one instruction adds four int8 products to an int32 lane."""
+        return bool({"avx512_vnni", "asimddp"} & set(self.features))
+
+    @property
+    def bf16_dot(self) -> bool:
+        """Whether one instruction adds two bf16 products to a float32 lane."""
+        return bool({"avx512_bf16", "bf16"} & set(self.features))
+
     def to_json(self) -> dict[str, object]:
         """All fields as a JSON object."""
         return {

@@ -23,7 +23,8 @@ class Template:
 
     In a body `y` is the output, `a`, `b`, `c` the inputs (const void *), `x` the operands, `t` the
     kernel's own scratch, `s` the tile's span and `tile` its number; `$f` is the function of one
-    register of elements, `$e` a matmul's micro-kernel. `$rows` that is no constant is the span's.
+    register of elements, `$e` a matmul's micro-kernel, `$g` the epilogue of one of low precision.
+    `$rows` that is no constant is the span's.
     """
 
     body: str
@@ -34,6 +35,16 @@ TEMPLATES: dict[str, Template] = {
     "gemm_columns": Template(
         "gemm($m, least($total - tile * $n, $n), $k, $depth, a, $lda, b, y, $ldc, $more, $e, x)"
     ),
+    "gemm_int8": Template("gemm_int8($m, $n, $k, a, $pitch, b, y, $ldc, $g, x)"),
+    "gemm_int8_columns": Template(
+        "gemm_int8($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
+    ),
+    "gemm_bf16": Template("gemm_bf16($m, $n, $k, a, $pitch, b, y, $ldc, $g, x)"),
+    "gemm_bf16_columns": Template(
+        "gemm_bf16($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
+    ),
+    "quantize_int8": Template("quantize_int8($rows, $k, a, (char *)y, $pitch)"),
+    "quantize_bf16": Template("quantize_bf16($rows, $k, a, (char *)y, $pitch)"),
     "map": Template("map($rows, $columns, y, $f, x)"),
     "layer_norm": Template("layer_norm($rows, $columns, $eps, a, b, c, y)"),
     "softmax": Template("softmax($rows, $columns, a, y)"),
@@ -77,7 +88,7 @@ def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
     """
     names = {kernel: f"k{i}" for i, kernel in enumerate(lir.kernels)}
     parts = ['#include "counters.h"'] if counters else []
-    parts.append(_head(target, lir.packing))
+    parts.append(_head(target, lir))
     parts += [_kernel(kernel, name) for kernel, name in names.items()]
     first = 0
     for i, region in enumerate(lir.regions):
@@ -87,7 +98,8 @@ def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
     return "\n".join(parts)
 
 
-def _head(target: Target, packing: Packing | None) -> str:
+def _head(target: Target, lir: Lir) -> str:
+    packing = lir.packing
     defines = [
         ("RLX_LANES", target.lanes),
         ("RLX_TILE_ROWS", target.tile_rows),
@@ -100,7 +112,10 @@ def _head(target: Target, packing: Packing | None) -> str:
             ("SPAN_ROWS", packing.rows),
         ]
     lines = [f"#define {name} {value}" for name, value in defines]
-    return "\n".join([*lines, *(f'#include "{header}"' for header in _HEADERS), ""])
+    headers = [*_HEADERS]
+    if any(k.template.startswith("quantize") for k in lir.kernels):
+        headers.append("quantize.h")
+    return "\n".join([*lines, *(f'#include "{header}"' for header in headers), ""])
 
 
 def number(value: float) -> str:
@@ -127,6 +142,9 @@ def _kernel(kernel: Kernel, name: str) -> str:
     if "$f" in body or ("$e" in body and kernel.expr is not None):
         function = _function(kernel, f"{name}_f")
         body = body.replace("$f", f"{name}_f")
+    if "$g" in body:
+        function = "" if kernel.expr is None else _function(kernel, f"{name}_f")
+        body = body.replace("$g", "0" if kernel.expr is None else f"{name}_f")
     if "$e" in body:
         function += "" if kernel.expr is None else _finish(name)
         body = body.replace("$e", "micro" if kernel.expr is None else f"{name}_e")

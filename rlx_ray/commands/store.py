@@ -104,12 +104,10 @@ def run_pull(args: argparse.Namespace) -> int:
     wanted = select(cells, args.model, args.target, args.variant, args.limit)
     for spec, found in store.pull([c.spec for c in wanted if not c.unsupported]):
         rows.append(_pulled(spec, found))
-    names = {c.spec.model for c in wanted}
-    for model in models:
-        if model.spec.name in names:
-            families = {t.family: t for t in model.spec.targets}
-            for one in families.values():
-                load_weights(store, model, one)
+    by_name = {m.spec.name: m for m in models}
+    specs = [c.spec for c in wanted if not c.unsupported]
+    for spec in {(s.model, s.weights_family): s for s in specs}.values():
+        load_weights(store, by_name[spec.model], spec.target, spec.profile.precision.compute)
     lacking = sum(r["status"] == "missing" for r in rows)
     if args.json:
         write_json({"total": len(rows), "missing": lacking, "rows": rows})

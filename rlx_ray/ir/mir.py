@@ -37,6 +37,7 @@ class Op(Enum):
     STRIDED = "strided"
     REDUCE = "reduce"
     RESHAPE = "reshape"
+    QUANTIZE = "quantize"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ def _told(node: Node, shapes: tuple[Shape, ...]) -> None:
 
 def _matmul(node: Node, shapes: tuple[Shape, ...]) -> Shape:
     (m, k), (k2, n) = shapes[0], shapes[1]
-    if k != k2:
+    if node.attr("precision") is None and k != k2:
         raise ValueError(f"inner extents {k} and {k2} differ")
     return (m, n)
 
@@ -213,7 +214,7 @@ def _elementwise_flops(node: Node, shapes: tuple[Shape, ...]) -> int:
 
 
 def _matmul_flops(node: Node, shapes: tuple[Shape, ...]) -> int:
-    return 2 * elements(node.shape) * shapes[0][-1] + _elementwise_flops(node, shapes)
+    return 2 * elements(node.shape) * shapes[1][-2] + _elementwise_flops(node, shapes)
 
 
 def _attention_flops(node: Node, shapes: tuple[Shape, ...]) -> int:
@@ -243,6 +244,7 @@ OPS: dict[Op, OpDef] = {
     Op.STRIDED: OpDef((1, 1), _told),
     Op.REDUCE: OpDef((1, 1), _reduce, None, _several(1)),
     Op.RESHAPE: OpDef((1, 1), _told),
+    Op.QUANTIZE: OpDef((1, 1), _told, None, _several(6)),
 }
 """Every operation, its rules side by side. A new one is a row here, a lowering in
 `passes/kernels.py` and, where it is a logical kernel, a rule in `passes/common.py`."""

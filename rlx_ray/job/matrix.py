@@ -12,16 +12,21 @@ from rlx_ray.component import (
     ModelComponent,
     ModelPhase,
     ModelVariant,
+    OpKind,
     QuantScheme,
     composition_key,
     preset_for_phase,
 )
+from rlx_ray.component.dispatch import decide
 from rlx_ray.component.variant import ROWS
 from rlx_ray.digest import build_id
 from rlx_ray.errors import ConfigError
+from rlx_ray.matrix import FORMATS
 from rlx_ray.models.family import Family, ModelFacts
 from rlx_ray.spec import BuildSpec, MatrixRow, ModelSpec
 from rlx_ray.target import ABI, PACK_VERSION, Target, target, toolchain_for
+
+_MATMUL = OpKind.parse("MatMul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +184,11 @@ def _unsupported(
 ) -> str:
     if variant.ragged_rows is not None and not dispatch.all_native:
         return "ragged variants (rows) need native kernels: dispatch forces common ones"
-    if profile.precision.compute != "f32":
-        return f"precision.compute {profile.precision.compute} is not built by this version"
+    precision = profile.precision.compute
+    if precision not in FORMATS:
+        return f"precision.compute {precision} has no kernels on CPU targets"
+    if precision != "f32" and decide(dispatch, _MATMUL, (_MATMUL,), (_MATMUL,)).lower_to_common:
+        return f"precision.compute {precision} needs native MatMul: dispatch forces the common one"
     if scheme is not None:
         return f"quantised weights ({scheme}) are not built by this version"
     if profile.backend:

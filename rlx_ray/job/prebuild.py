@@ -136,19 +136,21 @@ class _Packing:
     """Packs and publishes weights beside the builds, in one thread."""
 
     def __init__(self, cells: Sequence[Cell], models: Sequence[OpenModel], store: Store) -> None:
-        wanted = dict.fromkeys((c.spec.model, c.spec.target.family) for c in cells)
-        targets = {c.spec.target.family: c.spec.target for c in cells}
         by_name = {m.spec.name: m for m in models}
-        self._work = [(by_name[name], targets[family]) for name, family in wanted]
+        wanted = {(c.spec.model, c.spec.weights_family): c.spec for c in cells}
+        self._work = [
+            (by_name[spec.model], spec.target, spec.profile.precision.compute)
+            for spec in wanted.values()
+        ]
         self._store = store
         self._failures: list[tuple[str, str]] = []
         self._thread = threading.Thread(target=self._run, name="rlx-weights")
         self._thread.start()
 
     def _run(self) -> None:
-        for model, target in self._work:
+        for model, target, precision in self._work:
             try:
-                ensure_weights(self._store, model, target)
+                ensure_weights(self._store, model, target, precision)
             except Exception as error:
                 self._failures.append((type(error).__name__, str(error)))
 

@@ -1,11 +1,10 @@
 """Packing: the parameters of a graph in one buffer, in the layout that kernels read.
 
-Layouts (all float32, little-endian):
+Layouts (little-endian):
 
-* `plain`: row-major.
-* `panelP` of a (K, N) matrix: ceil(N / P) panels, each [K][P]: row k of panel p holds the columns
-  p P ... p P + P - 1 of row k, with zeros for columns beyond N. A kernel that computes P columns
-  of y = x W walks one panel from its first byte to its last.
+* `plain`: float32, row-major.
+* `panelP` and its kin: a (K, N) matrix of a precision in panels of P columns, as `rlx_ray.matrix`
+  says. A kernel that computes P columns of y = x W walks one panel from its first byte to its last.
 
 A change to the bytes written here must bump `target.PACK_VERSION`.
 """
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from rlx_ray.artifact import Binding
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
+from rlx_ray.matrix import FORMATS, MatrixFormat
 from rlx_ray.models.family import ParamSpec
 
 ALIGN = 64
@@ -34,7 +34,7 @@ Read = Callable[[str], npt.NDArray[Any]]
 
 
 def pack(
-    params: Sequence[ParamSpec], read: Read, panel: int
+    params: Sequence[ParamSpec], read: Read, panel: int, precision: str = "f32"
 ) -> tuple[npt.NDArray[np.uint8], tuple[Binding, ...]]:
     """All parameters in one buffer.
 
@@ -42,26 +42,31 @@ def pack(
         params: what to pack, in this order.
         read: gives a checkpoint tensor by name as float32.
         panel: columns of one panel of a matrix.
+        precision: of the matrices: `f32`, `bf16` (rounded to nearest, ties to even) or `int8` (each
+            column scaled so that its largest magnitude is 127).
 
     Returns:
         The buffer (uint8, 64-byte-aligned in memory), and for each parameter a binding with its
         logical shape, its layout and its offset in bytes (a multiple of 64).
 
     Raises:
-        CheckpointError: a source has another shape or type than its parameter needs.
+        CheckpointError: a source has another shape or type than its parameter needs, or a matrix
+            that is to be quantised holds an infinity or NaN.
     """
+    form = FORMATS[precision]
     bindings: list[Binding] = []
     end = 0
     for param in params:
         start = -(-end // ALIGN) * ALIGN
-        layout = f"panel{panel}" if param.layout == "matrix" else "plain"
-        bindings.append(Binding(param.name, DType.F32, param.shape, start, layout))
-        end = start + 4 * math.prod(_stored(param, panel))
+        matrix = param.layout == "matrix"
+        layout = form.layout(panel) if matrix else "plain"
+        dtype = form.dtype if matrix else DType.F32
+        bindings.append(Binding(param.name, dtype, param.shape, start, layout))
+        end = start + _stored_bytes(param, panel, form)
     buffer = _zeros(end + TAIL)
     for param, binding in zip(params, bindings, strict=True):
-        shape = _stored(param, panel)
-        place = buffer[binding.offset : binding.offset + 4 * math.prod(shape)]
-        _fill(place.view(np.float32).reshape(shape), param, read)
+        place = buffer[binding.offset : binding.offset + _stored_bytes(param, panel, form)]
+        _fill(place, param, read, panel, form)
     return buffer, tuple(bindings)
 
 
@@ -71,15 +76,16 @@ def _zeros(size: int) -> npt.NDArray[np.uint8]:
     return raw[skip : skip + size]
 
 
-def _stored(param: ParamSpec, panel: int) -> tuple[int, ...]:
-    """The shape in the buffer: panels, K and columns for a matrix."""
+def _stored_bytes(param: ParamSpec, panel: int, form: MatrixFormat) -> int:
     if param.layout == "matrix":
         k, n = param.shape
-        return -(-n // panel), k, panel
-    return param.shape
+        return form.nbytes(k, n, panel)
+    return 4 * math.prod(param.shape)
 
 
-def _fill(place: npt.NDArray[np.float32], param: ParamSpec, read: Read) -> None:
+def _fill(
+    place: npt.NDArray[np.uint8], param: ParamSpec, read: Read, panel: int, form: MatrixFormat
+) -> None:
     arrays = [(name, read(name)) for name in param.sources]
     for name, array in arrays:
         if array.dtype != np.float32:
@@ -90,27 +96,66 @@ def _fill(place: npt.NDArray[np.float32], param: ParamSpec, read: Read) -> None:
     _check_shapes(param, [(name, array.shape) for name, array in arrays])
     match param.layout:
         case "plain":
-            place[...] = arrays[0][1]
+            place.view(np.float32).reshape(param.shape)[...] = arrays[0][1]
         case "vector":
-            np.concatenate([array for _, array in arrays], out=place)
+            np.concatenate([array for _, array in arrays], out=place.view(np.float32))
         case _:
+            panels = place.reshape(-(-param.shape[1] // panel), -1)
             column = 0
-            for _, array in arrays:
-                _fill_columns(place, column, array)
+            for name, array in arrays:
+                if form.precision != "f32" and not np.isfinite(array).all():
+                    raise CheckpointError(
+                        f"parameter {param.name!r}: tensor {name!r} holds an infinity or NaN, "
+                        f"which {form.precision} cannot be made of.",
+                        "Use precision.compute f32, or repair the checkpoint.",
+                    )
+                _fill_columns(panels, column, array, panel, form)
                 column += array.shape[0]
 
 
 def _fill_columns(
-    place: npt.NDArray[np.float32], column: int, source: npt.NDArray[np.float32]
+    panels: npt.NDArray[np.uint8],
+    column: int,
+    source: npt.NDArray[np.float32],
+    panel: int,
+    form: MatrixFormat,
 ) -> None:
-    """Write a [N_i, K] source as the columns from `column` on of a panel-packed matrix."""
-    panel = place.shape[2]
+    """Write a [N_i, K] source as the columns from `column` on of a matrix's panels."""
+    k = source.shape[1]
+    terms = form.groups(k) * form.group
+    dtype = {"f32": np.float32, "bf16": np.uint16, "int8": np.int8}[form.precision]
+    body = terms * panel * form.dtype.size
     row = 0
     while row < source.shape[0]:
         index, first = divmod(column + row, panel)
         count = min(panel - first, source.shape[0] - row)
-        place[index, :, first : first + count] = source[row : row + count].T
+        part: npt.NDArray[Any] = source[row : row + count]
+        place = panels[index, :body].view(dtype).reshape(-1, panel, form.group)
+        own = slice(first, first + count)
+        if form.precision == "int8":
+            part, scales = _int8(part)
+            facts = panels[index, body:].reshape(2, panel * 4)
+            facts[0].view(np.float32)[own] = scales
+            facts[1].view(np.int32)[own] = part.sum(1, dtype=np.int32)
+        elif form.precision == "bf16":
+            part = to_bf16(part)
+        padded = np.zeros((count, terms), dtype)
+        padded[:, :k] = part
+        place[:, own] = padded.reshape(count, -1, form.group).swapaxes(0, 1)
         row += count
+
+
+def _int8(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Rows as int8 from -127 to 127, and each one's scale; a row of zeros has scale 1."""
+    most = np.abs(rows).max(1, initial=0)
+    scales = np.where(most > 0, most / np.float32(127), np.float32(1)).astype(np.float32)
+    return np.rint(rows / scales[:, None]).clip(-127, 127).astype(np.int8), scales
+
+
+def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The bit patterns of finite float32 values rounded to bf16, ties to even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _check_shapes(param: ParamSpec, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlx_ray.ir.lir import Space
-from rlx_ray.ir.mir import Mir, Op, node_flops
+from rlx_ray.ir.mir import Mir, Node, Op, node_flops
 from rlx_ray.passes.layout import Layout
 from rlx_ray.passes.regions import Facts, Group, reads_whole, tile_rows, value_bytes
 from rlx_ray.target import Target
@@ -68,6 +68,17 @@ def gemm_share(rows: float, target: Target) -> float:
     return 0.98 * min(1.0, accumulators / 9) * rows / (rows + 2.5)
 
 
+def _gemm_rate(node: Node, target: Target) -> float:
+    """How much faster than float32 a matmul's arithmetic is (docs/performance.md)."""
+    match node.attr("precision"):
+        case "int8":
+            return 4.0 if target.int8_dot else 1.4
+        case "bf16":
+            return 2.0 if target.bf16_dot else 0.9
+        case _:
+            return 1.0
+
+
 def group_cost(mir: Mir, group: Group, known: Facts, layout: Layout, target: Target) -> Cost:
     """What a group costs on a full batch."""
     peak = _GIGAHERTZ * 1e3 * target.lanes * 4
@@ -79,7 +90,8 @@ def group_cost(mir: Mir, group: Group, known: Facts, layout: Layout, target: Tar
         flops = node_flops(mir, index) / group.tiles
         if node.op is Op.MATMUL:
             rows = node.shape[0] if group.axis == "columns" else node.shape[0] / group.tiles
-            total += flops / (peak * gemm_share(rows, target)) * slow
+            rate = gemm_share(rows, target) * _gemm_rate(node, target)
+            total += flops / (peak * rate) * slow
             weights = value_bytes(mir.nodes[node.inputs[1]])
             streamed += weights / group.tiles if group.axis == "columns" else weights
         else:

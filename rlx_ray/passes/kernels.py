@@ -87,9 +87,33 @@ def _gemm(t: Tiled) -> Lowered:
     (m, k), n = t.inputs[0], t.shape[1]
     operands = tuple(range(2, len(t.inputs)))
     views = tuple(operand(t.shape, t.inputs[i]) for i in operands)
+    if t.node.attr("precision") is not None:
+        low = (("m", m), *low_sizes(t.node, n, t.inputs[1][0], n))
+        return Lowered(Kernel(low_template(t.node), low, t.node.expr, views), (0, 1), operands)
     sizes = (("m", m), ("n", n), ("k", k), ("depth", k), ("lda", k), ("ldc", n))
     constants = (*sizes, ("more", 0), ("last", 1))
     return Lowered(Kernel("gemm", constants, t.node.expr, views), (0, 1), operands)
+
+
+def low_template(node: Node) -> str:
+    """The template of a matmul of low precision or of a `quantize`."""
+    word = "gemm" if node.op is Op.MATMUL else "quantize"
+    return f"{word}_{node.attr('precision')}"
+
+
+def low_sizes(node: Node, n: int, k: int, ldc: int) -> tuple[tuple[str, int], ...]:
+    """The constants of such a matmul."""
+    return (("n", n), ("k", k), ("pitch", node.number("pitch")), ("ldc", ldc))
+
+
+def _quantize(t: Tiled) -> Lowered:
+    constants = (("rows", t.shape[0]), *quantize_sizes(t.node))
+    return Lowered(Kernel(low_template(t.node), constants), (0,))
+
+
+def quantize_sizes(node: Node) -> tuple[tuple[str, int], ...]:
+    """The constants of a `quantize`, but for the rows."""
+    return (("k", node.number("k")), ("pitch", node.shape[1] * node.dtype.size))
 
 
 def _map(t: Tiled) -> Lowered:
@@ -217,6 +241,7 @@ _RULES: dict[Op, Callable[[Tiled], Lowered]] = {
     Op.LENGTH_MASK: _length_mask,
     Op.STRIDED: _strided,
     Op.REDUCE: _reduce,
+    Op.QUANTIZE: _quantize,
 }
 
 

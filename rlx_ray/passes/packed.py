@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from rlx_ray.errors import VerifyError
 from rlx_ray.ir.lir import Kernel
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
-from rlx_ray.passes.kernels import POOLS, REDUCTIONS, Lowered, operand
+from rlx_ray.passes.kernels import (
+    POOLS,
+    REDUCTIONS,
+    Lowered,
+    low_sizes,
+    low_template,
+    operand,
+    quantize_sizes,
+)
 from rlx_ray.passes.regions import Domain
 
 
@@ -53,6 +61,9 @@ def lower_matmul(mir: Mir, node: Node, part: Part) -> Lowered:
     operands = tuple(range(2, len(node.inputs))) if part.last else ()
     views = tuple(operand(node.shape, mir.nodes[node.inputs[i]].shape) for i in operands)
     depth = mir.nodes[node.inputs[1]].shape[0]
+    if node.attr("precision") is not None:
+        low = (*low_sizes(node, part.n, depth, part.ldc), *_rows(part.domain))
+        return Lowered(Kernel(low_template(node), low, node.expr, views), (0, 1), operands)
     constants = (
         ("n", part.n),
         ("k", part.k),
@@ -111,6 +122,10 @@ def _map(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
     return Lowered(Kernel("map", constants, node.expr, views), (), operands)
 
 
+def _quantize(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    return Lowered(Kernel(low_template(node), (*quantize_sizes(node), *_rows(site.domain))), (0,))
+
+
 def _reduce(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
     constants = (
         ("extent", shapes[0][1]),
@@ -127,6 +142,7 @@ _RULES: dict[Op, Callable[[Node, tuple[Shape, ...], Site], Lowered]] = {
     Op.LAYER_NORM: _layer_norm,
     Op.ELEMENTWISE: _map,
     Op.REDUCE: _reduce,
+    Op.QUANTIZE: _quantize,
 }
 
 

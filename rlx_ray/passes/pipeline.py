@@ -11,9 +11,11 @@ from rlx_ray.ir.hir import Hir
 from rlx_ray.ir.lir import Lir
 from rlx_ray.ir.mir import Mir
 from rlx_ray.ir.verify import verify_hir, verify_lir, verify_mir
+from rlx_ray.matrix import FORMATS
 from rlx_ray.passes.dispatch import dispatch
 from rlx_ray.passes.fuse import fuse
 from rlx_ray.passes.lower import lower
+from rlx_ray.passes.precision import lower_precision
 from rlx_ray.passes.schedule import schedule
 from rlx_ray.passes.simplify import drop_dead, fold_constants, share_equal
 from rlx_ray.target import Target
@@ -32,7 +34,10 @@ class Stages:
 
 
 def mir_passes(
-    profile: CompileProfile, config: KernelDispatchConfig, supported: Collection[OpKind]
+    profile: CompileProfile,
+    config: KernelDispatchConfig,
+    supported: Collection[OpKind],
+    target: Target,
 ) -> tuple[tuple[str, MirPass], ...]:
     """The passes over the MIR that a profile asks for, in order."""
     passes: list[tuple[str, MirPass]] = [("dispatch", lambda m: dispatch(m, config, supported))]
@@ -43,6 +48,9 @@ def mir_passes(
         passes.append(("drop_dead", drop_dead))
     if not profile.fusion.skip:
         passes.append(("fuse", fuse))
+    if profile.precision.compute != "f32":
+        form = FORMATS[profile.precision.compute]
+        passes.append(("lower_precision", lambda m: lower_precision(m, form, target)))
     return tuple(passes)
 
 
@@ -72,6 +80,6 @@ def run(
     direct = profile.fusion.policy == "direct"
     lowered = verify_mir(lower(bound, direct=direct))
     mir = lowered
-    for _, one in mir_passes(profile, config, supported):
+    for _, one in mir_passes(profile, config, supported, target):
         mir = verify_mir(one(mir))
     return Stages(bound, lowered, mir, verify_lir(schedule(mir, target)))

@@ -17,6 +17,8 @@ from rlx_ray.shape import elements
 COLUMN_TILES = 32
 """Most tiles that a matmul's columns are cut into."""
 
+_ROW_WISE = (Op.MATMUL, Op.LAYER_NORM, Op.ELEMENTWISE, Op.QUANTIZE)
+
 ROW_TILES = 16
 """Tiles that row-wise operations have beside matmuls that are cut by columns."""
 
@@ -139,7 +141,9 @@ def _domains(mir: Mir, batched: list[bool]) -> list[Domain | None] | None:
                 domain.append(Domain.TOKENS)
             case Op.ATTENTION:
                 domain.append(Domain.TOKENS)
-            case Op.MATMUL | Op.LAYER_NORM | Op.ELEMENTWISE if _row_by_row(mir, node, sources):
+            case Op.MATMUL | Op.LAYER_NORM | Op.ELEMENTWISE | Op.QUANTIZE if _row_by_row(
+                mir, node, sources
+            ):
                 (own,) = sources
                 domain.append(own)
             case Op.REDUCE if sources == {Domain.SEQUENCES} and node.number("axis") > 0:

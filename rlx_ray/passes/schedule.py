@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from rlx_ray.ir.lir import Call, Lir, Packing, Region, Slot, Space, Tensor
 from rlx_ray.ir.mir import Mir, Node, Note, Op, Shape, node_flops
+from rlx_ray.matrix import FORMATS
 from rlx_ray.passes.cost import THREADS, Cost, group_cost, latency, program_cost
 from rlx_ray.passes.kernels import Lowered, Tiled, lower_node
 from rlx_ray.passes.layout import Layout, lay_out
@@ -25,6 +26,8 @@ from rlx_ray.target import Target
 
 _SCRATCH_LIMIT = 256 << 20
 """Bytes of scratch per thread beyond which a tile size is not considered if a smaller one is."""
+
+_FORMAT_OF = {form.dtype: form for form in FORMATS.values()}
 
 _NEAR = 1.02
 """Ways whose cost and latency are within this factor of the best are equal: memory decides."""
@@ -105,7 +108,8 @@ def _output(mir: Mir, index: int, offset: int) -> Tensor:
 
 
 def _param(node: Node, target: Target) -> Tensor:
-    layout = f"panel{target.panel}" if node.attr("layout") == "matrix" else "plain"
+    matrix = node.attr("layout") == "matrix"
+    layout = _FORMAT_OF[node.dtype].layout(target.panel) if matrix else "plain"
     return Tensor(str(node.attr("name")), node.dtype, node.shape, -1, layout)
 
 
@@ -156,15 +160,16 @@ class _Calls:
         x, weight = call.inputs
         assert weight is not None
         columns = node.shape[1]
+        form = _FORMAT_OF[self._mir.nodes[node.inputs[1]].dtype]
         operands = tuple(
             _moved(slot, own * 4) if self._mir.nodes[i].shape[-1] == columns else slot
             for slot, i in zip(call.operands, node.inputs[2:], strict=True)
         )
         constants = (*call.kernel.constants, ("total", columns))
         return Call(
-            replace(call.kernel, template="gemm_columns", constants=constants),
+            replace(call.kernel, template=f"{call.kernel.template}_columns", constants=constants),
             _moved(call.output, own * 4),
-            (x, _moved(weight, own * depth * 4)),
+            (x, _moved(weight, own // self._panel * form.panel_bytes(depth, self._panel))),
             operands,
             None,
             call.origin,

@@ -74,7 +74,9 @@ class Executor:
         self._host, table = await self._in(self._loaders, lambda: self._open(config, target))
         self._rows = {row.route.route_id: row for row in table.select(target)}
         for name in sorted({row.route.model for row in self._rows.values()}):
-            add = partial(self._host.add_weights, table.models[name])
+            specs = [row.spec for row in self._rows.values() if row.route.model == name]
+            precisions = sorted({spec.profile.precision.compute for spec in specs})
+            add = partial(self._host.add_weights, table.models[name], precisions)
             self._slots.weigh(name, await self._in(self._loaders, add))
         await self._warm_up()
         self._reporter = self._loop.create_task(self._report())

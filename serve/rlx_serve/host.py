@@ -6,6 +6,7 @@ No Ray here: a miss is handed to whoever was given for it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,19 +67,26 @@ class Host:
         self._refuse = Resolver(self.store, refuse)
         self._arenas = ArenaPool()
         self._pool: ThreadPool | None = None
-        self._weights: dict[str, Weights] = {}
+        self._weights: dict[tuple[str, str], Weights] = {}
         self._lock = threading.Lock()
 
-    def add_weights(self, model: OpenModel) -> int:
+    def add_weights(self, model: OpenModel, precisions: Collection[str]) -> int:
         """Map a model's packed weights, packing them first if nobody has; their bytes.
+
+        Args:
+            model: whose they are.
+            precisions: every `precision.compute` of the variants that will be loaded.
 
         Raises:
             StoreError: the store cannot be reached or written.
             CheckpointError: a tensor cannot be read.
         """
-        weights = load_weights(self.store, model, self.target)
-        self._weights[model.spec.name] = weights
-        return weights.nbytes
+        total = 0
+        for precision in precisions:
+            weights = load_weights(self.store, model, self.target, precision)
+            self._weights[model.spec.name, precision] = weights
+            total += weights.nbytes
+        return total
 
     def load(self, spec: BuildSpec) -> Loaded:
         """Load a variant from disk or store; what a miss does depends on the variant's mode.
@@ -96,7 +104,7 @@ class Host:
         executable = CpuExecutable(
             paths["code"],
             manifest.binding,
-            self._weights[spec.model],
+            self._weights[spec.model, spec.profile.precision.compute],
             self._threads_from(paths["pool"]),
             self._arenas,
         )

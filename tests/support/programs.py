@@ -21,6 +21,7 @@ from rlx_ray.component import (
 from rlx_ray.graphs.bert import build
 from rlx_ray.ir.hir import Hir
 from rlx_ray.ir.lir import Lir
+from rlx_ray.matrix import FORMATS
 from rlx_ray.models.family import ParamSpec
 from rlx_ray.models.packing import pack
 from rlx_ray.passes.pipeline import Stages, run
@@ -145,6 +146,7 @@ class Bench:
     def weights(self, lir: Lir, params: Mapping[str, np.ndarray]) -> Weights:
         """Packed parameters."""
         specs, sources = [], {}
+        matrices = {t.dtype for t in lir.params if t.layout != "plain"}
         for tensor in lir.params:
             matrix = tensor.layout != "plain"
             specs.append(
@@ -154,7 +156,8 @@ class Bench:
             )
             value = params[tensor.name]
             sources[tensor.name] = np.ascontiguousarray(value.T) if matrix else value
-        data, bindings = pack(specs, sources.__getitem__, self.target.panel)
+        precision = next((f.precision for f in FORMATS.values() if f.dtype in matrices), "f32")
+        data, bindings = pack(specs, sources.__getitem__, self.target.panel, precision)
         manifest = WeightsManifest(
             "m", "0" * 64, 1, self.target.family, BlobRef("weights", "0" * 64, len(data)), bindings
         )
