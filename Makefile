@@ -40,6 +40,7 @@ lint: $(STAMP)  ## style, types, floors
 
 bench: .venv-bench/.stamp  ## this project and its peers in one run
 	.venv-bench/bin/python benchmarks/encoder.py
+	.venv-bench/bin/python benchmarks/accuracy.py
 	.venv-bench/bin/python benchmarks/ragged.py
 	.venv-bench/bin/python benchmarks/cold_start.py
 

@@ -98,8 +98,10 @@ class LocalModel:
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """The same, with what routing has to know of them."""
-        specs = {c.spec.component.variant: c.spec for c in self.cells}
-        return tuple(Rung(v, specs[v].component.dispatch.all_native) for v in self.variants)
+        return tuple(
+            Rung(v, self.spec(v).component.dispatch.all_native)
+            for v in dict.fromkeys(self.variants)
+        )
 
     def executable(self, variant: ModelVariant) -> tuple[CpuExecutable, str]:
         """A loaded variant and its tier; loads or compiles it at first use.

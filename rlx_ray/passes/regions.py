@@ -17,10 +17,10 @@ from rlx_ray.shape import elements
 COLUMN_TILES = 32
 """Most tiles that a matmul's columns are cut into."""
 
-_ROW_WISE = (Op.MATMUL, Op.LAYER_NORM, Op.ELEMENTWISE, Op.QUANTIZE)
-
 ROW_TILES = 16
 """Tiles that row-wise operations have beside matmuls that are cut by columns."""
+
+_ROW_WISE = (Op.MATMUL, Op.LAYER_NORM, Op.ELEMENTWISE, Op.QUANTIZE)
 
 
 class Domain(Enum):

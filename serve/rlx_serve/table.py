@@ -47,12 +47,15 @@ class Table:
         return tuple(t for t in listed if t in found) + tuple(t for t in found if t not in listed)
 
     def routes(self, model: str, target: Target) -> dict[ModelVariant, Route]:
-        """The encoder variants of a model for a target that texts can be routed to."""
-        return {
-            row.variant: row.route
-            for row in self.select(target)
-            if row.route.model == model and row.variant.phase is ModelPhase.ENCODER
-        }
+        """The encoder variants of a model for a target that texts can be routed to.
+
+        Where two rows make one variant (another profile, say), the first is taken.
+        """
+        found: dict[ModelVariant, Route] = {}
+        for row in self.select(target):
+            if row.route.model == model and row.variant.phase is ModelPhase.ENCODER:
+                found.setdefault(row.variant, row.route)
+        return found
 
     def select(self, target: Target) -> tuple[Row, ...]:
         """The rows for a target that can be built."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rlx_ray.codegen.zig import installed_version
+from rlx_ray.component.profile import Precision
 from rlx_ray.passes.regions import Tiling
 from rlx_ray.target import target
 from tests.support.aarch64 import CPUS, EmulatedBench
@@ -16,6 +18,7 @@ from tests.support.needs import needs
 from tests.support.programs import (
     COMMON,
     NATIVE,
+    PROFILE,
     bert,
     pack_inputs,
     random_inputs,
@@ -72,6 +75,18 @@ def test_a_ragged_variant_gives_the_bits_of_a_padded_one(arm: EmulatedBench) -> 
     want = arm.load(padded.lir, params).run(inputs)["embedding"]
     got = arm.load(ragged.lir, params).run(pack_inputs(inputs, 30))["embedding"]
     assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("arm", EITHER, indirect=True)
+@pytest.mark.parametrize(("precision", "error"), [("int8", 0.03), ("bf16", 0.006)])
+def test_low_precision(arm: EmulatedBench, precision: str, error: float) -> None:
+    profile = replace(PROFILE, precision=Precision(precision))
+    made = stages(bert(**ODD), 3, 7, profile=profile, target=arm.target)
+    params, inputs = random_params(made.lir), random_inputs(3, 7)
+    (want,) = evaluate(made.lowered, params | inputs)
+    got = arm.load(made.lir, params).run(inputs)["embedding"]
+    np.testing.assert_allclose(got, want, atol=error)
+    assert np.abs(got - want).max() > 1e-5, "this is not low precision"
 
 
 FUNCTIONS = {

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import struct
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlx_ray.artifact import Binding
+from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
 from rlx_ray.models import ParamSpec, pack
 
@@ -70,6 +73,77 @@ def test_packing_agrees_with_plain_loops(
         end = binding.offset + 4 * len(want)
     assert buffer.nbytes == end + 256
     assert not buffer[end:].any()
+
+
+@given(problems(), st.sampled_from(["bf16", "int8"]))
+def test_packing_in_low_precision_agrees_with_plain_loops(
+    problem: tuple[list[ParamSpec], dict[str, np.ndarray], int], precision: str
+) -> None:
+    params, source, panel = problem
+    buffer, bindings = pack(params, source.__getitem__, panel, precision)
+    group = {"bf16": 2, "int8": 4}[precision]
+    for param, binding in zip(params, bindings, strict=True):
+        if param.layout != "matrix":
+            want = oracle(param, source, panel)
+            assert floats(buffer, binding, len(want)) == want
+            assert (binding.dtype, binding.layout) == (DType.F32, "plain")
+            continue
+        assert (binding.dtype.text, binding.layout) == (
+            {"bf16": "bf16", "int8": "i8"}[precision],
+            f"panel{panel}x{group}",
+        )
+        data = buffer[binding.offset :].tobytes()
+        for expected in low_oracle(param, source, panel, precision):
+            assert data.startswith(expected)
+            data = data[len(expected) :]
+
+
+def low_oracle(
+    param: ParamSpec, source: dict[str, np.ndarray], panel: int, precision: str
+) -> Iterator[bytes]:
+    """The pieces of a matrix in memory order, by plain loops."""
+    k, n = param.shape
+    columns = [row for name in param.sources for row in source[name]]
+    columns += [np.zeros(k, np.float32)] * (-n % panel)
+    for p in range(0, len(columns), panel):
+        own = columns[p : p + panel]
+        if precision == "bf16":
+            for i in range(0, k, 2):
+                for column in own:
+                    for term in (i, i + 1):
+                        value = float(column[term]) if term < k else 0.0
+                        yield struct.pack("<H", nearest_bf16(value))
+            continue
+        scales = [np.abs(c).max() / np.float32(127) for c in own]
+        codes = [
+            [round(float(v / s)) if s else 0 for v in c] for c, s in zip(own, scales, strict=True)
+        ]
+        for i in range(0, k, 4):
+            for code in codes:
+                yield struct.pack("<4b", *(code[i : i + 4] + [0] * 3)[:4])
+        for j, scale in enumerate(scales):
+            yield struct.pack("<f", scale if p + j < n else 0.0)
+        for code in codes:
+            yield struct.pack("<i", sum(code))
+
+
+def nearest_bf16(value: float) -> int:
+    """The bits of the bf16 nearest to a float32, the even one of two."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    low, high = bits >> 16, (bits >> 16) + 1
+    distance = bits - (low << 16), (high << 16) - bits
+    if distance[0] == distance[1]:
+        return low if low % 2 == 0 else high
+    return low if distance[0] < distance[1] else high
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_cannot_be_quantised(bad: float) -> None:
+    source = {"s": np.array([[1, bad], [2, 3]], np.float32)}
+    param = ParamSpec("p", (2, 2), "matrix", ("s",))
+    for precision in ("int8", "bf16"):
+        with pytest.raises(CheckpointError, match=r"'p'.*'s' holds an infinity or NaN"):
+            pack([param], source.__getitem__, 8, precision)
 
 
 def test_the_buffer_itself_lies_on_a_cache_line() -> None:

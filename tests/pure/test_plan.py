@@ -114,10 +114,15 @@ def test_what_the_model_cannot_do_is_named(tmp_path: Path, row: str, message: st
 def test_what_this_version_cannot_build_is_unsupported_with_a_reason(tmp_path: Path) -> None:
     rows = """
       - {phase: encoder, batch: 4, seq: 8, rows: 16, dispatch: {policy: force_common}}
-      - {phase: encoder, batch: 1, seq: 8, profile: {precision: {compute: bf16}}}
+      - {phase: encoder, batch: 1, seq: 8, profile: {precision: {compute: f16}}}
+      - phase: encoder
+        batch: 2
+        seq: 8
+        profile: {precision: {compute: int8}}
+        dispatch: {force_common: [MatMul]}
       - {phase: encoder, batch: 1, seq: 16, quant: gguf_q8_0}"""
     plan = make_plan(cells_of(tmp_path, rows), {})
-    assert [r.status for r in plan.rows] == ["unsupported"] * 6
+    assert [r.status for r in plan.rows] == ["unsupported"] * 8
     assert all(r.reason for r in plan.rows)
     assert not plan.todo
 

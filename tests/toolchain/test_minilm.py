@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.component import KernelDispatchConfig, KernelDispatchPolicy, ModelVariant
+from rlx_ray.component import (
+    CompileProfile,
+    KernelDispatchConfig,
+    KernelDispatchPolicy,
+    ModelVariant,
+    Preset,
+)
 from rlx_ray.config import load
 from rlx_ray.local import LocalModel
 from rlx_ray.runtime.executable import pad_tokens
@@ -107,3 +113,34 @@ def test_a_text_past_the_models_limit_is_truncated(models: dict) -> None:
     done = model.embed(["word " * 5000])
     assert done.truncated == 1
     assert done.tokens == (256,)
+
+
+@pytest.mark.parametrize(("name", "least"), [("minilm-int8", 0.99), ("minilm-bf16", 0.9999)])
+def test_lower_precision_stays_near_the_reference(tmp_path: Path, name: str, least: float) -> None:
+    needs_minilm()
+    found = load(ROOT / "configs" / "minilm-low.yaml", store_override=f"file://{tmp_path}/store")
+    config = replace(found, store=replace(found.store, cache_dir=str(tmp_path / "cache")))
+    model = LocalModel(config, name)
+    rows = [model.embed([c["text"]]).vectors[0] for c in CASES]
+    cosines = [row @ np.array(c["embedding"]) for row, c in zip(rows, CASES, strict=True)]
+    assert least <= min(cosines) < 1 - 1e-6
+    together = model.embed([c["text"] for c in CASES]).vectors
+    assert together.tobytes() == np.stack(rows).tobytes()
+    model.close()
+
+
+def test_one_model_may_have_variants_of_two_precisions(tmp_path: Path) -> None:
+    needs_minilm()
+    found = load(ROOT / "configs" / "minilm-low.yaml", store_override=f"file://{tmp_path}/store")
+    row = replace(found.models[0].matrix[0], batch=(1,), seq=(16,))
+    exact = CompileProfile.preset(Preset.ENCODER)
+    mixed = replace(found.models[0], matrix=(row, replace(row, seq=(128,), profile=exact)))
+    config = replace(
+        found, models=(mixed,), store=replace(found.store, cache_dir=str(tmp_path / "cache"))
+    )
+    model = LocalModel(config, "minilm-int8")
+    for case in CASES:
+        (vector,) = model.embed([case["text"]]).vectors
+        error = np.abs(vector - np.array(case["embedding"])).max()
+        assert (error <= 2e-5) == (len(case["input_ids"]) > 16)
+    model.close()

@@ -51,15 +51,19 @@ RLX_INLINE void low_store(const rlx_low *t, long r, long col, vf v, rlx_epilogue
 }
 
 /* Keeps the compiler from adding integer products up in another order, which costs registers. */
-#if defined __x86_64__
+#if RLX_LANES == 16 && defined __AVX512F__ || RLX_LANES == 8 && defined __AVX2__
 #define RLX_KEEP(v) __asm__("" : "+v"(v))
-#else
+#elif RLX_LANES == 4 && defined __aarch64__
 #define RLX_KEEP(v) __asm__("" : "+w"(v))
+#else
+#define RLX_KEEP(v)
 #endif
 
 /* int8 --------------------------------------------------------------------------------------- */
 
-#if defined __AVX512VNNI__ && RLX_LANES == 16
+#if defined INT8_DOT
+/* given: a test's stand-in for an instruction that its processor lacks */
+#elif defined __AVX512VNNI__ && RLX_LANES == 16
 #define INT8_DOT(acc, a, w) __builtin_ia32_vpdpbusd512(acc, a, w)
 #elif defined __ARM_FEATURE_DOTPROD
 #include <arm_neon.h>
@@ -188,7 +192,9 @@ RLX_INLINE void int8_micro(const rlx_low *t, long rows, rlx_epilogue epilogue) {
 
 /* bf16 --------------------------------------------------------------------------------------- */
 
-#if defined __AVX512BF16__ && RLX_LANES == 16
+#if defined BF16_DOT
+/* given, as above */
+#elif defined __AVX512BF16__ && RLX_LANES == 16
 typedef __bf16 vh __attribute__((vector_size(RLX_LANES * 4)));
 #define BF16_DOT(acc, a, w) __builtin_ia32_dpbf16ps_512(acc, (vh)(a), (vh)(w))
 #elif defined __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
