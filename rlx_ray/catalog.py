@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field
 
 from rlx_ray.artifact import BlobRef, WeightsManifest
-from rlx_ray.checkpoint.safetensors import to_f32
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.digest import sha256_hex
@@ -83,7 +82,7 @@ def _source_digest(checkpoint: Checkpoint, cache: HostCache | None) -> str:
     if kept is not None and _DIGEST.fullmatch(kept):
         return kept.decode()
     digest = checkpoint.source_digest()
-    if checkpoint.folder.stamp() == checkpoint.stamp:
+    if checkpoint.stamp_now() == checkpoint.stamp:
         cache.keep_copy(name, digest.encode())
     return digest
 
@@ -118,7 +117,7 @@ def ensure_weights(
     tensors = model.checkpoint.tensors
     data, bindings = pack(
         model.facts.params,
-        lambda name: to_f32(tensors[name].read(), tensors[name].dtype),
+        lambda name: tensors[name].f32(),
         target.panel,
         precision,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlx_ray.checkpoint.safetensors import StoredTensor, to_f32
+from rlx_ray.checkpoint.tensor import StoredTensor, to_f32
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Encoded, Tokenizer
 

@@ -115,7 +115,10 @@ def test_a_text_past_the_models_limit_is_truncated(models: dict) -> None:
     assert done.tokens == (256,)
 
 
-@pytest.mark.parametrize(("name", "least"), [("minilm-int8", 0.99), ("minilm-bf16", 0.9999)])
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("minilm-int8", 0.99), pytest.param("minilm-bf16", 0.9999, marks=pytest.mark.slow)],
+)
 def test_lower_precision_stays_near_the_reference(tmp_path: Path, name: str, least: float) -> None:
     needs_minilm()
     found = load(ROOT / "configs" / "minilm-low.yaml", store_override=f"file://{tmp_path}/store")

@@ -1,0 +1,162 @@
+"""Block formats of quantised weights, unpacked to float32 by NumPy.
+
+A row of K weights is ceil(K / size) blocks one after the other; the layouts are those of GGML
+(https://github.com/ggml-org/ggml, ggml-common.h), little-endian. `d` and `m` are float16 unless
+said. Packing is done by whoever wrote the file; kernels that multiply packed weights read the same
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rlx_ray.component.quant import QuantScheme
+from rlx_ray.errors import CheckpointError
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...]) -> Floats:
+    """A packed tensor as float32.
+
+    Args:
+        raw: the blocks of all rows, one row after the other.
+        scheme: a GGUF block format.
+        shape: row-major; the last extent is a multiple of the block size.
+
+    Raises:
+        CheckpointError: the scheme is none of GGUF's, or the bytes are not as many as the shape
+            needs.
+    """
+    rule = _RULES.get(scheme.debug)
+    if rule is None:
+        raise CheckpointError(f"weights in {scheme} cannot be unpacked from a file.")
+    count = int(np.prod(shape))
+    blocks = count // scheme.gguf_block_size
+    if shape[-1] % scheme.gguf_block_size or len(raw) != blocks * scheme.gguf_block_bytes:
+        raise CheckpointError(
+            f"{len(raw)} bytes are no {scheme} tensor of shape {list(shape)}: its rows are blocks of "
+            f"{scheme.gguf_block_size} weights in {scheme.gguf_block_bytes} bytes.",
+            "The file is damaged: fetch it again.",
+        )
+    data = np.frombuffer(raw, np.uint8).reshape(blocks, scheme.gguf_block_bytes)
+    return rule(data).astype(np.float32, copy=False).reshape(shape)
+
+
+def _f16(data: Bytes, at: int) -> Floats:
+    """The float16 at a byte of every block, as a column of float32."""
+    return np.ascontiguousarray(data[:, at : at + 2]).view(np.float16).astype(np.float32)
+
+
+def _nibbles(data: Bytes) -> npt.NDArray[np.int32]:
+    """Low halves of all bytes, then high halves."""
+    return np.concatenate([data & 15, data >> 4], axis=1).astype(np.int32)
+
+
+def _fifth_bits(data: Bytes, at: int) -> npt.NDArray[np.int32]:
+    """Bit i of the u32 at a byte of every block, as 16 at place i."""
+    bits = np.ascontiguousarray(data[:, at : at + 4]).view(np.uint32)
+    return ((bits >> np.arange(32, dtype=np.uint32)) & 1).astype(np.int32) << 4
+
+
+def _q4_0(b: Bytes) -> Floats:
+    return _f16(b, 0) * (_nibbles(b[:, 2:]) - 8)
+
+
+def _q4_1(b: Bytes) -> Floats:
+    return _f16(b, 0) * _nibbles(b[:, 4:]) + _f16(b, 2)
+
+
+def _q5_0(b: Bytes) -> Floats:
+    return _f16(b, 0) * ((_nibbles(b[:, 6:]) | _fifth_bits(b, 2)) - 16)
+
+
+def _q5_1(b: Bytes) -> Floats:
+    return _f16(b, 0) * (_nibbles(b[:, 8:]) | _fifth_bits(b, 4)) + _f16(b, 2)
+
+
+def _q8_0(b: Bytes) -> Floats:
+    return _f16(b, 0) * b[:, 2:].view(np.int8)
+
+
+def _pairs_of_bits(data: Bytes) -> npt.NDArray[np.int32]:
+    """[blocks, 64] bytes as [blocks, 2, 4, 32]: bits 2 s, 2 s + 1 of each half's 32 bytes."""
+    halves = data.reshape(-1, 2, 1, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    return ((halves >> shifts) & 3).astype(np.int32)
+
+
+def _q2_k(b: Bytes) -> Floats:
+    scales, quants = b[:, :16], _pairs_of_bits(b[:, 16:80]).reshape(-1, 16, 16)
+    d, least = _f16(b, 80)[:, :, None], _f16(b, 82)[:, :, None]
+    low, high = (scales & 15)[:, :, None], (scales >> 4)[:, :, None]
+    return d * low * quants - least * high
+
+
+def _q3_k(b: Bytes) -> Floats:
+    mask, quants, packed = b[:, :32], _pairs_of_bits(b[:, 32:96]), b[:, 96:108]
+    high = (mask[:, None, :] >> np.arange(8, dtype=np.uint8)[None, :, None]) & 1
+    values = quants.reshape(-1, 8, 32) - 4 * (1 - high.astype(np.int32))
+    low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
+    top = np.concatenate([(packed[:, 8:] >> s) & 3 for s in (0, 2, 4, 6)], axis=1)
+    scales = (low | (top << 4)).astype(np.int32) - 32
+    d = _f16(b, 108)
+    return (d * scales)[:, :, None] * values.reshape(-1, 16, 16)
+
+
+def _scales_and_mins(packed: Bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Eight 6-bit scales and eight 6-bit minimums from the twelve bytes of Q4_K and Q5_K."""
+    first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = np.concatenate([first & 63, (third & 15) | ((first >> 6) << 4)], axis=1)
+    mins = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], axis=1)
+    return scales.astype(np.float32), mins.astype(np.float32)
+
+
+def _q4_k(b: Bytes) -> Floats:
+    scales, mins = _scales_and_mins(b[:, 4:16])
+    bytes_ = b[:, 16:].reshape(-1, 4, 1, 32)
+    quants = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=2).reshape(-1, 8, 32)
+    return (_f16(b, 0) * scales)[:, :, None] * quants - (_f16(b, 2) * mins)[:, :, None]
+
+
+def _q5_k(b: Bytes) -> Floats:
+    scales, mins = _scales_and_mins(b[:, 4:16])
+    bytes_ = b[:, 48:].reshape(-1, 4, 1, 32)
+    low = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=2).reshape(-1, 8, 32)
+    high = (b[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None]) & 1
+    quants = low | (high << 4)
+    return (_f16(b, 0) * scales)[:, :, None] * quants - (_f16(b, 2) * mins)[:, :, None]
+
+
+def _q6_k(b: Bytes) -> Floats:
+    low = b[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
+    high = _pairs_of_bits(b[:, 128:192])
+    quants = (low.astype(np.int32) | (high << 4)) - 32
+    scales = _f16(b, 208) * b[:, 192:208].view(np.int8)
+    return scales[:, :, None] * quants.reshape(-1, 16, 16)
+
+
+def _q8_k(b: Bytes) -> Floats:
+    d = np.ascontiguousarray(b[:, :4]).view(np.float32)
+    return d * b[:, 4:260].view(np.int8)
+
+
+_RULES: dict[str, Callable[[Bytes], Floats]] = {
+    "GgufQ4_0": _q4_0,
+    "GgufQ4_1": _q4_1,
+    "GgufQ5_0": _q5_0,
+    "GgufQ5_1": _q5_1,
+    "GgufQ8_0": _q8_0,
+    "GgufQ2K": _q2_k,
+    "GgufQ3K": _q3_k,
+    "GgufQ4K": _q4_k,
+    "GgufQ5K": _q5_k,
+    "GgufQ6K": _q6_k,
+    "GgufQ8K": _q8_k,
+}

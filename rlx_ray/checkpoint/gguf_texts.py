@@ -1,0 +1,146 @@
+"""What a GGUF file holds in the place of a checkpoint's small files: config, tokenizer, template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rlx_ray.errors import CheckpointError, ConfigError
+
+METADATA = "gguf.json"
+"""Name of the text that holds a file's metadata as JSON, but for its long lists."""
+
+_NORMAL, _CONTROL, _USER = 1, 3, 4
+"""Token types of `tokenizer.ggml.token_type`."""
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+_SPLITS: dict[str, list[dict[str, Any]]] = {
+    "default": [],
+    "gpt-2": [],
+    "smollm": [{"type": "Digits", "individual_digits": True}],
+    "llama-bpe": [
+        {"type": "Split", "pattern": {"Regex": _LLAMA3}, "behavior": "Isolated", "invert": False}
+    ],
+    "qwen2": [
+        {"type": "Split", "pattern": {"Regex": _QWEN2}, "behavior": "Isolated", "invert": False}
+    ],
+}
+"""Pre-tokenizers by `tokenizer.ggml.pre`, before the byte-level one."""
+
+
+def gguf_texts(metadata: Mapping[str, Any], url: str) -> dict[str, str]:
+    """Texts by the name of the file that a folder would have.
+
+    Args:
+        metadata: of the GGUF file.
+        url: the file's, for messages.
+
+    Raises:
+        CheckpointError: its tokenizer is torn.
+        ConfigError: its tokenizer is of a kind that is not known here.
+    """
+    short = {k: v for k, v in metadata.items() if not isinstance(v, list) or len(v) <= 64}
+    texts = {METADATA: json.dumps(short)}
+    if "tokenizer.ggml.tokens" in metadata:
+        texts["tokenizer.json"] = json.dumps(_tokenizer(metadata, url), ensure_ascii=False)
+    template = metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        texts["chat_template.jinja"] = template
+    return texts
+
+
+def _tokenizer(metadata: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """A Hugging Face tokenizer from the file's lists."""
+    model = metadata.get("tokenizer.ggml.model")
+    if model != "gpt2":
+        raise ConfigError(
+            f"{url}: tokenizer.ggml.model {model!r} is not known.",
+            "Use a model with a byte-level BPE tokenizer (gpt2), or its folder with tokenizer.json.",
+        )
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if pre not in _SPLITS:
+        raise ConfigError(
+            f"{url}: tokenizer.ggml.pre {pre!r} is not known.", f"Known are {sorted(_SPLITS)}."
+        )
+    tokens = _strings(metadata, "tokenizer.ggml.tokens", url)
+    merges = _strings(metadata, "tokenizer.ggml.merges", url)
+    kinds = metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    if len(kinds) != len(tokens):
+        raise CheckpointError(
+            f"{url}: {len(tokens)} tokens and {len(kinds)} token types.", "Fetch the file again."
+        )
+    vocab = {token: i for i, token in enumerate(tokens)}
+    space = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": space,
+        "trim_offsets": True,
+        "use_regex": pre in ("default", "gpt-2", "smollm"),
+    }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(i, token, kinds[i] == _CONTROL)
+            for i, token in enumerate(tokens)
+            if kinds[i] in (_CONTROL, _USER)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*_SPLITS[pre], byte_level]},
+        "post_processor": _post_processor(metadata, tokens),
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre == "llama-bpe",
+            "vocab": vocab,
+            "merges": [merge.split(" ", 1) for merge in merges],
+        },
+    }
+
+
+def _strings(metadata: Mapping[str, Any], key: str, url: str) -> list[str]:
+    value = metadata.get(key)
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise CheckpointError(f"{url}: {key} is no list of strings.", "Fetch the file again.")
+    return value
+
+
+def _added(index: int, token: str, special: bool) -> dict[str, Any]:
+    return {
+        "id": index,
+        "content": token,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def _post_processor(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, Any] | None:
+    """What puts the beginning-of-text token before every text, where the file asks for it."""
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    if not metadata.get("tokenizer.ggml.add_bos_token", False) or type(bos) is not int:
+        return None
+    name = tokens[bos]
+    piece = {"SpecialToken": {"id": name, "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [piece, text],
+        "pair": [piece, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {name: {"id": name, "ids": [bos], "tokens": [name]}},
+    }
