@@ -86,6 +86,7 @@ class BindingManifest:
         scratch: bytes for each thread, behind the shared part.
         alignment: of the arena and of every offset in it, in bytes.
         entry: name of the function in the code blob.
+        page: bytes of a page of the key-value cache that it works on; 0 if it has none.
     """
 
     inputs: tuple[Binding, ...]
@@ -95,6 +96,7 @@ class BindingManifest:
     scratch: int
     alignment: int
     entry: str
+    page: int = 0
 
     def to_json(self) -> dict[str, object]:
         """All fields as a JSON object."""
@@ -106,6 +108,7 @@ class BindingManifest:
             "scratch": self.scratch,
             "alignment": self.alignment,
             "entry": self.entry,
+            "page": self.page,
         }
 
     @classmethod
@@ -119,6 +122,7 @@ class BindingManifest:
             int(value["scratch"]),
             int(value["alignment"]),
             str(value["entry"]),
+            int(value["page"]),
         )
 
 

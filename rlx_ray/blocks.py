@@ -18,7 +18,7 @@ from rlx_ray.component.quant import QuantScheme
 from rlx_ray.errors import CheckpointError
 
 Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Floats = Any  # float32 arrays; NumPy widens beyond what its types can say
 
 
 def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...]) -> Floats:
@@ -40,12 +40,12 @@ def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...])
     blocks = count // scheme.gguf_block_size
     if shape[-1] % scheme.gguf_block_size or len(raw) != blocks * scheme.gguf_block_bytes:
         raise CheckpointError(
-            f"{len(raw)} bytes are no {scheme} tensor of shape {list(shape)}: its rows are blocks of "
-            f"{scheme.gguf_block_size} weights in {scheme.gguf_block_bytes} bytes.",
+            f"{len(raw)} bytes are no {scheme} tensor of shape {list(shape)}: its rows are blocks "
+            f"of {scheme.gguf_block_size} weights in {scheme.gguf_block_bytes} bytes.",
             "The file is damaged: fetch it again.",
         )
     data = np.frombuffer(raw, np.uint8).reshape(blocks, scheme.gguf_block_bytes)
-    return rule(data).astype(np.float32, copy=False).reshape(shape)
+    return rule(data).reshape(shape)
 
 
 def _f16(data: Bytes, at: int) -> Floats:
@@ -53,38 +53,43 @@ def _f16(data: Bytes, at: int) -> Floats:
     return np.ascontiguousarray(data[:, at : at + 2]).view(np.float16).astype(np.float32)
 
 
-def _nibbles(data: Bytes) -> npt.NDArray[np.int32]:
+def _real(numbers: Any) -> Floats:
+    """Whole numbers as float32, so that NumPy does not widen the product to float64."""
+    return numbers.astype(np.float32)
+
+
+def _nibbles(data: Bytes) -> Any:
     """Low halves of all bytes, then high halves."""
     return np.concatenate([data & 15, data >> 4], axis=1).astype(np.int32)
 
 
-def _fifth_bits(data: Bytes, at: int) -> npt.NDArray[np.int32]:
+def _fifth_bits(data: Bytes, at: int) -> Any:
     """Bit i of the u32 at a byte of every block, as 16 at place i."""
     bits = np.ascontiguousarray(data[:, at : at + 4]).view(np.uint32)
     return ((bits >> np.arange(32, dtype=np.uint32)) & 1).astype(np.int32) << 4
 
 
 def _q4_0(b: Bytes) -> Floats:
-    return _f16(b, 0) * (_nibbles(b[:, 2:]) - 8)
+    return _f16(b, 0) * _real(_nibbles(b[:, 2:]) - 8)
 
 
 def _q4_1(b: Bytes) -> Floats:
-    return _f16(b, 0) * _nibbles(b[:, 4:]) + _f16(b, 2)
+    return _f16(b, 0) * _real(_nibbles(b[:, 4:])) + _f16(b, 2)
 
 
 def _q5_0(b: Bytes) -> Floats:
-    return _f16(b, 0) * ((_nibbles(b[:, 6:]) | _fifth_bits(b, 2)) - 16)
+    return _f16(b, 0) * _real((_nibbles(b[:, 6:]) | _fifth_bits(b, 2)) - 16)
 
 
 def _q5_1(b: Bytes) -> Floats:
-    return _f16(b, 0) * (_nibbles(b[:, 8:]) | _fifth_bits(b, 4)) + _f16(b, 2)
+    return _f16(b, 0) * _real(_nibbles(b[:, 8:]) | _fifth_bits(b, 4)) + _f16(b, 2)
 
 
 def _q8_0(b: Bytes) -> Floats:
     return _f16(b, 0) * b[:, 2:].view(np.int8)
 
 
-def _pairs_of_bits(data: Bytes) -> npt.NDArray[np.int32]:
+def _pairs_of_bits(data: Bytes) -> Any:
     """[blocks, 64] bytes as [blocks, 2, 4, 32]: bits 2 s, 2 s + 1 of each half's 32 bytes."""
     halves = data.reshape(-1, 2, 1, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
@@ -95,7 +100,7 @@ def _q2_k(b: Bytes) -> Floats:
     scales, quants = b[:, :16], _pairs_of_bits(b[:, 16:80]).reshape(-1, 16, 16)
     d, least = _f16(b, 80)[:, :, None], _f16(b, 82)[:, :, None]
     low, high = (scales & 15)[:, :, None], (scales >> 4)[:, :, None]
-    return d * low * quants - least * high
+    return d * low * _real(quants) - least * high
 
 
 def _q3_k(b: Bytes) -> Floats:
@@ -106,7 +111,7 @@ def _q3_k(b: Bytes) -> Floats:
     top = np.concatenate([(packed[:, 8:] >> s) & 3 for s in (0, 2, 4, 6)], axis=1)
     scales = (low | (top << 4)).astype(np.int32) - 32
     d = _f16(b, 108)
-    return (d * scales)[:, :, None] * values.reshape(-1, 16, 16)
+    return (d * _real(scales))[:, :, None] * _real(values.reshape(-1, 16, 16))
 
 
 def _scales_and_mins(packed: Bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -139,7 +144,7 @@ def _q6_k(b: Bytes) -> Floats:
     high = _pairs_of_bits(b[:, 128:192])
     quants = (low.astype(np.int32) | (high << 4)) - 32
     scales = _f16(b, 208) * b[:, 192:208].view(np.int8)
-    return scales[:, :, None] * quants.reshape(-1, 16, 16)
+    return scales[:, :, None] * _real(quants.reshape(-1, 16, 16))
 
 
 def _q8_k(b: Bytes) -> Floats:

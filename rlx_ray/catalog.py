@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rlx_ray.artifact import BlobRef, WeightsManifest
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
-from rlx_ray.digest import sha256_hex
+from rlx_ray.digest import json_digest, sha256_hex
 from rlx_ray.errors import CheckpointError, StoreError
 from rlx_ray.matrix import weights_family
 from rlx_ray.models.family import Family, ModelFacts
@@ -87,6 +87,12 @@ def _source_digest(checkpoint: Checkpoint, cache: HostCache | None) -> str:
     return digest
 
 
+def _with_made(source: str, facts: ModelFacts) -> str:
+    """The digest of the source tensors and of what computed parameters are made from."""
+    made = [p.made for p in facts.params if p.made]
+    return json_digest([source, made]) if made else source
+
+
 def ensure_weights(
     store: Store,
     model: OpenModel,
@@ -107,7 +113,7 @@ def ensure_weights(
         StoreError: the store cannot be reached or written.
         CheckpointError: a tensor cannot be read.
     """
-    source = model.source_digest(cache)
+    source = _with_made(model.source_digest(cache), model.facts)
     family = weights_family(target, precision)
     found = store.find_weights(model.spec.name, source, PACK_VERSION, family)
     if not isinstance(found, Miss):

@@ -82,6 +82,7 @@ def binding(lir: Lir) -> BindingManifest:
         (lir.scratch.size + TAIL + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT,
         ALIGNMENT,
         ENTRY,
+        lir.page,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rlx_ray.errors import VerifyError
 
-_NAMES = {0: "batch", 1: "seq", 2: "rows", 3: "past_seq"}
+_NAMES = {0: "batch", 1: "seq", 2: "rows", 3: "past_seq", 16: "pages"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,10 @@ BATCH = Dim(1, (0,))
 SEQ = Dim(1, (1,))
 ROWS = Dim(1, (2,))
 """Token rows: the most that a run may have. Batch times seq, or fewer in a ragged variant."""
+PAGES = Dim(1, (16,))
+"""Entries of a sequence's page table: enough for past_seq and seq tokens."""
+PAGE = 32
+"""Tokens of one page of a key-value cache; CACHE_PAGE in kernels/c/decoder.h."""
 
 
 def elements(shape: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlx_ray.errors import ConfigError, nearest
 
-ABI = 2
+ABI = 3
 """Version of the contract between artifacts and the runtime: entry point, pool, binding manifest.
 
 Bump it when kernels/c/rlx_abi.h changes in a way that an older runtime would misread.

@@ -1,4 +1,4 @@
-"""What a GGUF file holds in the place of a checkpoint's small files: config, tokenizer, template."""
+"""What a GGUF file holds in the place of small files: metadata, tokenizer, chat template."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _tokenizer(metadata: Mapping[str, Any], url: str) -> dict[str, Any]:
     if model != "gpt2":
         raise ConfigError(
             f"{url}: tokenizer.ggml.model {model!r} is not known.",
-            "Use a model with a byte-level BPE tokenizer (gpt2), or its folder with tokenizer.json.",
+            "Known is gpt2 (byte-level BPE): use that, or the model's folder with tokenizer.json.",
         )
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if pre not in _SPLITS:

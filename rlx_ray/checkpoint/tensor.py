@@ -79,7 +79,6 @@ class StoredTensor:
         array.flags.writeable = False
         return array
 
-
     def f32(self) -> npt.NDArray[np.float32]:
         """The tensor as float32 of its shape, unpacked and widened as need be.
 
@@ -87,7 +86,8 @@ class StoredTensor:
             CheckpointError: the file gives fewer bytes than its header promises.
         """
         if self.scheme is not None:
-            return unpack(self.raw(), self.scheme, self.shape)
+            unpacked: npt.NDArray[np.float32] = unpack(self.raw(), self.scheme, self.shape)
+            return unpacked
         return to_f32(self.read(), self.dtype)
 
 
@@ -102,5 +102,3 @@ def to_f32(array: npt.NDArray[Any], dtype: DType) -> npt.NDArray[np.float32]:
         # bf16 is the upper half of a float32.
         return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array.astype(np.float32, copy=False)
-
-

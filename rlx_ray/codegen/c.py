@@ -15,19 +15,23 @@ from rlx_ray.ir.mir import SCALAR_FUNCTIONS
 from rlx_ray.target import Target
 
 _HEADERS = ("span.h", "gemm.h", "map.h", "norm.h", "attention.h", "gather.h", "pooling.h", "prim.h")
+_INPUTS = "abcdeg"
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """How a kernel template is called: its body from constants; `$name` is a constant.
 
-    In a body `y` is the output, `a`, `b`, `c` the inputs (const void *), `x` the operands, `t` the
+    In a body `y` is the output, `a`, `b`, `c` and so on the inputs (const void *), `cache` the
+    key-value cache where the template takes it, `x` the operands, `t` the
     kernel's own scratch, `s` the tile's span and `tile` its number; `$f` is the function of one
     register of elements, `$e` a matmul's micro-kernel, `$g` the epilogue of one of low precision.
     `$rows` that is no constant is the span's.
     """
 
     body: str
+    inputs: int = 3
+    cache: bool = False
 
 
 TEMPLATES: dict[str, Template] = {
@@ -47,6 +51,23 @@ TEMPLATES: dict[str, Template] = {
     "quantize_bf16": Template("quantize_bf16($rows, $k, a, (char *)y, $pitch)"),
     "map": Template("map($rows, $columns, y, $f, x)"),
     "layer_norm": Template("layer_norm($rows, $columns, $eps, a, b, c, y)"),
+    "rms_norm": Template("rms_norm($rows, $columns, $eps, a, b, y)"),
+    "rope_cache": Template(
+        "rope_cache(s, $heads, $kv_heads, $dim, $layers, $layer, $table, $positions, $eps, a, b, "
+        "c, d, e, g, cache, y)",
+        6,
+        True,
+    ),
+    "attention_cached": Template(
+        "attention_cached(s, -1, $heads, $kv_heads, $dim, $scale, $layers, $layer, $table, "
+        "$window, (const float *)a - $own * s->row * $heads * $dim, b, c, cache, y, t)",
+        cache=True,
+    ),
+    "attention_cached_heads": Template(
+        "attention_cached(s, tile, $heads, $kv_heads, $dim, $scale, $layers, $layer, $table, "
+        "$window, a, b, c, cache, y, t)",
+        cache=True,
+    ),
     "softmax": Template("softmax($rows, $columns, a, y)"),
     "attention": Template(
         "attention(s, 0, $heads, $keys, $heads, $dim, $scale, "
@@ -115,6 +136,8 @@ def _head(target: Target, lir: Lir) -> str:
     headers = [*_HEADERS]
     if any(k.template.startswith("quantize") for k in lir.kernels):
         headers.append("quantize.h")
+    if any(k.template in ("rms_norm", "rope_cache") for k in lir.kernels):
+        headers.append("decoder.h")
     return "\n".join([*lines, *(f'#include "{header}"' for header in headers), ""])
 
 
@@ -133,6 +156,8 @@ def _kernel(kernel: Kernel, name: str) -> str:
     if "dim" in constants:
         constants["scale"] = float(dict(kernel.constants)["dim"] ** -0.5)
     body = template.body
+    arguments = ", ".join(f"const void *{letter}" for letter in _INPUTS[: template.inputs])
+    arguments += ", char *cache" if template.cache else ""
     span: int | float | str = "s->seqs" if constants.get("per_sequence") else "s->rows"
     constants = {"m": span, "rows": span, "outer": "s->seqs"} | constants
     for key in sorted(constants, key=len, reverse=True):
@@ -149,7 +174,7 @@ def _kernel(kernel: Kernel, name: str) -> str:
         function += "" if kernel.expr is None else _finish(name)
         body = body.replace("$e", "micro" if kernel.expr is None else f"{name}_e")
     return (
-        f"{function}RLX_KERNEL void {name}(float *y, const void *a, const void *b, const void *c,\n"
+        f"{function}RLX_KERNEL void {name}(float *y, {arguments},\n"
         f"    const float *const *x, float *t, const rlx_span *s, long tile) {{\n"
         f"    (void)a, (void)b, (void)c, (void)x, (void)t, (void)s, (void)tile;\n"
         f"    {body};\n}}\n"
@@ -235,7 +260,9 @@ def _region(
 
 def _call(call: Call, name: str) -> str:
     inputs = [_slot(s) for s in call.inputs]
-    inputs += ["0"] * (3 - len(inputs))
+    template = TEMPLATES[call.kernel.template]
+    inputs += ["0"] * (template.inputs - len(inputs))
+    inputs += ["f->cache"] if template.cache else []
     operands = ", ".join(_slot(s) for s in call.operands)
     table = f"((const float *const[]){{{operands}}})" if operands else "0"
     scratch = _slot(call.scratch)

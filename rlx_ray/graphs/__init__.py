@@ -7,13 +7,17 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from rlx_ray.errors import ConfigError, nearest
-from rlx_ray.graphs import bert
+from rlx_ray.graphs import bert, llama
 from rlx_ray.ir.hir import Hir
 
 GraphBuilder = Callable[[Mapping[str, Any]], Hir]
 
 GROUP = "rlx_ray.graphs"
-_BUILT_IN: dict[str, GraphBuilder] = {"bert": bert.build, "roberta": bert.build}
+_BUILT_IN: dict[str, GraphBuilder] = {
+    "bert": bert.build,
+    "llama": llama.build,
+    "roberta": bert.build,
+}
 
 
 def builder(family: str) -> GraphBuilder:

@@ -24,10 +24,10 @@ def build(config: Mapping[str, Any]) -> Hir:
     for i in range(config["layers"]):
         x = _layer(b, config, i, x, lengths)
     b.block(f"{config['pooling']}_pool")
-    out = b.pool("embedding", x, lengths, config["pooling"])
-    if config["normalize"]:
-        out = b.normalize("embedding_normalized", out)
-    return b.finish(out)
+    if not config["normalize"]:
+        return b.finish(b.pool("embedding", x, lengths, config["pooling"]))
+    pooled = b.pool("pooled", x, lengths, config["pooling"])
+    return b.finish(b.normalize("embedding", pooled))
 
 
 def _embeddings(b: HirBuilder, config: Mapping[str, Any]) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from rlx_ray.dtype import DType
-from rlx_ray.shape import BATCH, ROWS, SEQ, Dim
+from rlx_ray.shape import BATCH, PAGE, ROWS, SEQ, Dim
 
 Attr = int | float | str | None
 
@@ -16,11 +16,14 @@ class HirOp(Enum):
     """The operations that graph builders speak in."""
 
     EMBED = "embed"  # (table, ids | -, base | -): rows of a table, added to base
-    LINEAR = "linear"  # (x, weight, bias): x W + b
+    LINEAR = "linear"  # (x, weight, bias | -): x W + b
     ATTENTION = "attention"  # (qkv, lengths): multi-head attention, keys masked by length
+    CACHED_ATTENTION = "cached_attention"  # (qkv, lengths, past, pages, turns, gains | -)
     LAYER_NORM = "layer_norm"  # (x, gain, bias)
+    RMS_NORM = "rms_norm"  # (x, gain)
     ACTIVATION = "activation"  # (x)
     ADD = "add"  # (a, b) of one shape
+    MUL = "mul"  # (a, b) of one shape
     POOL = "pool"  # (x, lengths): token rows to one row a sequence
     NORMALIZE = "normalize"  # (x): rows to unit L2 length
 
@@ -33,6 +36,23 @@ class HirTensor:
     dtype: DType
     shape: tuple[Dim, ...]
     layout: str = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What attention over a paged cache reads beside its rows: names of tensors.
+
+    Attributes:
+        lengths: int32 [batch], new tokens of each sequence.
+        past: int32 [batch], tokens of each that the cache holds.
+        pages: int32 [batch, pages], each sequence's page table.
+        turns: float32 [positions, dim], cosines and then sines of the rotary angles.
+    """
+
+    lengths: str
+    past: str
+    pages: str
+    turns: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +92,8 @@ class Hir:
         """
         full = binding.get(0, 1) * binding.get(1, 1)
         ragged = binding.get(2, full) < full
-        binding = {2: full, **binding}
+        bound = binding.get(3, 0) + binding.get(1, 1)
+        binding = {2: full, 16: -(-bound // PAGE), **binding}
         tokens = (BATCH, SEQ)
 
         def bind(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -137,8 +158,8 @@ class HirBuilder:
         """
         return self._add(name, HirOp.EMBED, (table, ids, base), shape, period="seq", first=first)
 
-    def linear(self, name: str, x: str, weight: str, bias: str) -> str:
-        """X [rows, k] times weight (k, n) plus bias [n]."""
+    def linear(self, name: str, x: str, weight: str, bias: str | None) -> str:
+        """X [rows, k] times weight (k, n), plus bias [n] if there is one."""
         shape = (self._shapes[x][0], self._shapes[weight][1])
         return self._add(name, HirOp.LINEAR, (x, weight, bias), shape)
 
@@ -149,20 +170,77 @@ class HirBuilder:
             name, HirOp.ATTENTION, (qkv, lengths), shape, heads=heads, dim=dim, keys="seq"
         )
 
+    def cached_attention(
+        self,
+        name: str,
+        qkv: str,
+        cached: Cached,
+        gains: tuple[str, str] | None,
+        *,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        layers: int,
+        layer: int,
+        window: int,
+        eps: float,
+    ) -> str:
+        """Qkv [rows, (heads + 2 kv_heads) * dim] to [rows, heads * dim], causal, over a cache.
+
+        Queries and keys are turned by their positions; keys and values go to the cache first.
+
+        Args:
+            name: of the result.
+            qkv: queries, keys, values of the new tokens.
+            cached: the cache's tables.
+            gains: of an RMS norm of each head of queries and of keys, if the model has one.
+            heads: of queries.
+            kv_heads: of keys and values; each serves heads / kv_heads of the queries'.
+            dim: of a head.
+            layers: of the model, all of which a page has room for.
+            layer: which of them this is.
+            window: most tokens that a query sees, itself included; 0 for all.
+            eps: of that norm.
+        """
+        shape = (self._shapes[qkv][0], Dim(heads * dim))
+        inputs = (qkv, cached.lengths, cached.past, cached.pages, cached.turns, *(gains or ()))
+        return self._add(
+            name,
+            HirOp.CACHED_ATTENTION,
+            inputs,
+            shape,
+            heads=heads,
+            kv_heads=kv_heads,
+            dim=dim,
+            layers=layers,
+            layer=layer,
+            window=window,
+            eps=eps,
+            tokens="seq",
+        )
+
+    def rms_norm(self, name: str, x: str, gain: str, eps: float) -> str:
+        """RMS normalisation of each row of x."""
+        return self._add(name, HirOp.RMS_NORM, (x, gain), self._shapes[x], eps=eps)
+
     def layer_norm(self, name: str, x: str, gain: str, bias: str, eps: float) -> str:
         """Layer normalisation of each row of x."""
         return self._add(name, HirOp.LAYER_NORM, (x, gain, bias), self._shapes[x], eps=eps)
 
     def activation(self, name: str, x: str, function: str) -> str:
-        """An elementwise function: `gelu`, `gelu_tanh` or `relu`."""
+        """An elementwise function: `gelu`, `gelu_tanh`, `relu` or `silu`."""
         return self._add(name, HirOp.ACTIVATION, (x,), self._shapes[x], function=function)
 
     def add(self, name: str, a: str, b: str) -> str:
         """The sum of two tensors of one shape."""
         return self._add(name, HirOp.ADD, (a, b), self._shapes[a])
 
+    def mul(self, name: str, a: str, b: str) -> str:
+        """The product of two tensors of one shape, element by element."""
+        return self._add(name, HirOp.MUL, (a, b), self._shapes[a])
+
     def pool(self, name: str, x: str, lengths: str, kind: str) -> str:
-        """Token rows [batch * seq, n] to [batch, n]: `mean`, `max` or `cls`."""
+        """Token rows [batch * seq, n] to [batch, n]: `mean`, `max`, `cls` or `last`."""
         shape = (*self._shapes[lengths], self._shapes[x][1])
         return self._add(name, HirOp.POOL, (x, lengths), shape, kind=kind, tokens="seq")
 

@@ -154,6 +154,7 @@ class Lir:
     flops: int
     packing: Packing | None = None
     notes: tuple[Note, ...] = ()
+    page: int = 0  # bytes of a page of the key-value cache; 0 without one
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:

@@ -10,7 +10,7 @@ from enum import Enum
 from rlx_ray.component.dispatch import OpKind
 from rlx_ray.dtype import DType
 from rlx_ray.ir.expr import Expr, size
-from rlx_ray.shape import elements
+from rlx_ray.shape import PAGE, elements
 
 Shape = tuple[int, ...]
 Attr = int | float | str | None | tuple[int, ...] | Expr
@@ -21,6 +21,7 @@ class Op(Enum):
 
     MATMUL = "matmul"
     LAYER_NORM = "layer_norm"
+    RMS_NORM = "rms_norm"
     ATTENTION = "attention"
     SOFTMAX = "softmax"
     ACTIVATION = "activation"
@@ -38,6 +39,8 @@ class Op(Enum):
     REDUCE = "reduce"
     RESHAPE = "reshape"
     QUANTIZE = "quantize"
+    ROPE_CACHE = "rope_cache"  # writes the cache that CACHED_ATTENTION reads
+    CACHED_ATTENTION = "cached_attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +128,10 @@ SCALAR_FUNCTIONS: dict[str, ScalarFunction] = {
         lambda a: 0.5 * a * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),
         "vgelu_tanh({})",
     ),
+    "silu": ScalarFunction(1, lambda a: a / (1 + math.exp(-a)), "vsilu({})"),
     "relu": ScalarFunction(1, lambda a: max(a, 0.0), "vmax({}, (vf){{0}})"),
 }
-"""Functions of one output element. The last three are native activations; their common form is
+"""Functions of one output element. The last four are native activations; their common form is
 made of the ones above."""
 
 
@@ -221,6 +225,11 @@ def _attention_flops(node: Node, shapes: tuple[Shape, ...]) -> int:
     return 4 * elements(node.shape) * node.number("keys")
 
 
+def _cached_flops(node: Node, shapes: tuple[Shape, ...]) -> int:
+    """Against half of what the page table can hold."""
+    return 2 * elements(node.shape) * shapes[3][1] * PAGE
+
+
 def _several(factor: int) -> Callable[[Node, tuple[Shape, ...]], int]:
     return lambda node, shapes: factor * elements(shapes[0] if shapes else node.shape)
 
@@ -229,6 +238,7 @@ _EW = (0, 16)
 OPS: dict[Op, OpDef] = {
     Op.MATMUL: OpDef((2, 16), _matmul, OpKind.parse("MatMul"), _matmul_flops),
     Op.LAYER_NORM: OpDef((3, 3), _same, OpKind.parse("LayerNorm"), _several(8)),
+    Op.RMS_NORM: OpDef((2, 2), _same, OpKind.parse("RmsNorm"), _several(5)),
     Op.ATTENTION: OpDef((2, 2), _attention, OpKind.parse("Attention"), _attention_flops),
     Op.SOFTMAX: OpDef((1, 1), _same, OpKind.parse("Softmax"), _several(16)),
     Op.ACTIVATION: OpDef((1, 1), _same, OpKind.parse("Activation"), _several(16)),
@@ -244,6 +254,8 @@ OPS: dict[Op, OpDef] = {
     Op.STRIDED: OpDef((1, 1), _told),
     Op.REDUCE: OpDef((1, 1), _reduce, None, _several(1)),
     Op.RESHAPE: OpDef((1, 1), _told),
+    Op.ROPE_CACHE: OpDef((5, 7), _told, None, _several(6)),
+    Op.CACHED_ATTENTION: OpDef((4, 4), _same, None, _cached_flops),
     Op.QUANTIZE: OpDef((1, 1), _told, None, _several(6)),
 }
 """Every operation, its rules side by side. A new one is a row here, a lowering in

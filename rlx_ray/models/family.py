@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
-from rlx_ray.component import LayerComposition, ModelPhase
+from rlx_ray.component import LayerComposition, ModelPhase, QuantScheme
 from rlx_ray.digest import sha256_hex
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ConfigError, nearest
@@ -25,6 +25,7 @@ GROUP = "rlx_ray.models"
 
 _BUILT_IN = {
     "bert": "rlx_ray.models.bert:FAMILY",
+    "llama": "rlx_ray.models.llama:FAMILY",
     "roberta": "rlx_ray.models.roberta:FAMILY",
 }
 
@@ -40,6 +41,11 @@ class TensorInfo(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """The stored shape."""
+        ...
+
+    @property
+    def scheme(self) -> QuantScheme | None:
+        """How its weights are packed; None for plain elements."""
         ...
 
 
@@ -58,14 +64,21 @@ class ParamSpec:
         name: as the graph names it.
         shape: of a matrix (K, N) as in y = x W; otherwise the row-major shape.
         layout: `plain`: one source as it is. `matrix`: sources of shape [N_i, K], stacked along
-            N and transposed. `vector`: one-dimensional sources one after the other.
+            N and transposed. `vector`: one-dimensional sources one after the other. `rope`: a
+            table of rotary turns, made of `made` and perhaps a source of factors.
         sources: names of checkpoint tensors.
+        heads: for each source how many heads its rows are, where the rows of a head stand in
+            rotary pairs (2 i, 2 i + 1) and are to stand in halves (i, i + dim / 2); 0 for a source
+            whose rows stay. Empty: all stay.
+        made: canonical JSON of what a computed parameter is made from.
     """
 
     name: str
     shape: tuple[int, ...]
     layout: str
     sources: tuple[str, ...]
+    heads: tuple[int, ...] = ()
+    made: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,7 @@ class ModelFacts:
         limits: on the length of texts.
         tensors: the checkpoint tensors that the model needs, sorted by name.
         params: the graph's parameters, in packing order.
+        scheme: how most of the linear layers' weights are packed in the file; None for plain ones.
     """
 
     family: str
@@ -104,6 +118,7 @@ class ModelFacts:
     limits: Limits
     tensors: tuple[TensorSpec, ...]
     params: tuple[ParamSpec, ...]
+    scheme: QuantScheme | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ A change to the bytes written here must bump `target.PACK_VERSION`.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
 from rlx_ray.matrix import FORMATS, MatrixFormat
 from rlx_ray.models.family import ParamSpec
+from rlx_ray.models.rope import turns
 
 ALIGN = 64
 """Bytes: one cache line, and the widest vector register."""
@@ -87,6 +89,11 @@ def _fill(
     place: npt.NDArray[np.uint8], param: ParamSpec, read: Read, panel: int, form: MatrixFormat
 ) -> None:
     arrays = [(name, read(name)) for name in param.sources]
+    if param.heads:
+        arrays = [
+            (name, in_halves(array, heads) if heads else array)
+            for (name, array), heads in zip(arrays, param.heads, strict=True)
+        ]
     for name, array in arrays:
         if array.dtype != np.float32:
             raise CheckpointError(
@@ -97,6 +104,11 @@ def _fill(
     match param.layout:
         case "plain":
             place.view(np.float32).reshape(param.shape)[...] = arrays[0][1]
+        case "rope":
+            factors = arrays[0][1] if arrays else None
+            positions, dim = param.shape
+            table = turns(positions, dim, json.loads(param.made), factors)
+            place.view(np.float32).reshape(param.shape)[...] = table
         case "vector":
             np.concatenate([array for _, array in arrays], out=place.view(np.float32))
         case _:
@@ -145,6 +157,12 @@ def _fill_columns(
         row += count
 
 
+def in_halves(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+    """Rows [heads * dim, ...] whose heads stand in rotary pairs, brought into halves."""
+    split = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
+
+
 def _int8(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
     """Rows as int8 from -127 to 127, and each one's scale; a row of zeros has scale 1."""
     most = np.abs(rows).max(1, initial=0)
@@ -165,6 +183,8 @@ def _check_shapes(param: ParamSpec, shapes: Sequence[tuple[str, tuple[int, ...]]
             fits = found == [param.shape]
         case "vector":
             fits = all(len(s) == 1 for s in found) and (sum(s[0] for s in found),) == param.shape
+        case "rope":
+            fits = found in ([], [(param.shape[1] // 2,)])
         case "matrix":
             fits = all(len(s) == 2 and s[1] == param.shape[0] for s in found)
             fits = fits and sum(s[0] for s in found) == param.shape[1]

@@ -53,6 +53,19 @@ def _layer_norm(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
     return b.elementwise(Fn("add", (scaled, In(3))), (centred, scale, gain, bias), node.shape)
 
 
+def _rms_norm(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
+    x, gain = inputs
+    axis = len(node.shape) - 1
+    column = (*node.shape[:-1], 1)
+    squares = b.add(Op.REDUCE, (b.binary("mul", x, x),), column, axis=axis, kind="sum")
+    eps = node.attr("eps")
+    assert isinstance(eps, float)
+    mean = Fn("add", (Fn("mul", (In(0), Lit(1 / node.shape[-1]))), Lit(eps)))
+    scale = b.elementwise(Fn("rsqrt", (mean,)), (squares,), column)
+    scaled = Fn("mul", (Fn("mul", (In(0), In(1))), In(2)))
+    return b.elementwise(scaled, (x, scale, gain), node.shape)
+
+
 def _softmax(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
     axis = len(node.shape) - 1
     column = (*node.shape[:-1], 1)
@@ -166,6 +179,7 @@ def _pool(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
 COMMON: dict[Op, Callable[[MirBuilder, Node, tuple[int, ...]], int]] = {
     Op.MATMUL: _matmul,
     Op.LAYER_NORM: _layer_norm,
+    Op.RMS_NORM: _rms_norm,
     Op.SOFTMAX: _softmax,
     Op.ATTENTION: _attention,
     Op.ACTIVATION: _activation,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from rlx_ray.errors import VerifyError
 from rlx_ray.ir.lir import Kernel, Operand
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
-from rlx_ray.shape import elements
+from rlx_ray.shape import PAGE, elements
 
-POOLS = {"mean": 0, "max": 1, "cls": 2}
+POOLS = {"mean": 0, "max": 1, "cls": 2, "last": 3}
 REDUCTIONS = {"sum": 0, "max": 1}
 
 
@@ -136,6 +136,14 @@ def _layer_norm(t: Tiled) -> Lowered:
     return Lowered(Kernel("layer_norm", constants), (0, 1, 2))
 
 
+def _rms_norm(t: Tiled) -> Lowered:
+    rows, columns = _grid(t.shape)
+    eps = t.node.attr("eps")
+    assert isinstance(eps, float)
+    constants = (("rows", rows), ("columns", columns), ("eps", eps))
+    return Lowered(Kernel("rms_norm", constants), (0, 1))
+
+
 def _softmax(t: Tiled) -> Lowered:
     rows, columns = _grid(t.shape)
     return Lowered(Kernel("softmax", (("rows", rows), ("columns", columns))), (0,))
@@ -231,6 +239,7 @@ _RULES: dict[Op, Callable[[Tiled], Lowered]] = {
     Op.MATMUL: _gemm,
     Op.ELEMENTWISE: _map,
     Op.LAYER_NORM: _layer_norm,
+    Op.RMS_NORM: _rms_norm,
     Op.SOFTMAX: _softmax,
     Op.ATTENTION: _attention,
     Op.GATHER: _gather,
@@ -259,12 +268,16 @@ def lower_node(tiled: Tiled) -> Lowered:
 
 def scratch_bytes(mir: Mir, node: Node, panel: int, tile_rows: int) -> int:
     """Scratch that a node's kernel wants for itself (bytes); mirrors ATT_SCRATCH in attention.h."""
-    if node.op is not Op.ATTENTION:
-        return 0
-    keys, dim = node.number("keys"), node.number("dim")
 
     def panels(n: int) -> int:
         return (n + panel - 1) // panel
+
+    if node.op is Op.CACHED_ATTENTION:
+        bound = mir.nodes[node.inputs[3]].shape[1] * PAGE
+        return 4 * tile_rows * (bound + panel * panels(node.number("dim")))
+    if node.op is not Op.ATTENTION:
+        return 0
+    keys, dim = node.number("keys"), node.number("dim")
 
     scores = tile_rows * (panels(keys) + panels(dim))
     return 4 * panel * (dim * panels(keys) + keys * panels(dim) + scores)

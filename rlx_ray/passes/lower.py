@@ -74,9 +74,17 @@ def lower(hir: Hir, *, direct: bool) -> Mir:
     return Mir(tuple(b.nodes), tuple(known[name] for name in hir.outputs))
 
 
+_BINARY = {HirOp.ADD: "add", HirOp.MUL: "mul"}
+_NORMS = {HirOp.LAYER_NORM: Op.LAYER_NORM, HirOp.RMS_NORM: Op.RMS_NORM}
+
+
 def _lower_node(b: MirBuilder, node: HirNode, inputs: tuple[int | None, ...], direct: bool) -> int:
     shape = tuple(d.size for d in node.shape)
     present = tuple(i for i in inputs if i is not None)
+    if node.op in _BINARY:
+        return b.binary(_BINARY[node.op], *present)
+    if node.op in _NORMS:
+        return b.add(_NORMS[node.op], present, shape, eps=node.attr("eps"))
     match node.op:
         case HirOp.EMBED:
             _, ids, base = inputs
@@ -90,24 +98,38 @@ def _lower_node(b: MirBuilder, node: HirNode, inputs: tuple[int | None, ...], di
                 first=node.attr("first"),
             )
         case HirOp.LINEAR:
-            x, weight, bias = present
-            if direct:
-                epilogue = Fn("add", (Acc(), In(0)))
-                return b.add(Op.MATMUL, (x, weight, bias), shape, expr=epilogue)
-            return b.binary("add", b.add(Op.MATMUL, (x, weight), shape), bias)
+            return _linear(b, present, shape, direct)
         case HirOp.ATTENTION:
             return b.add(Op.ATTENTION, present, shape, DType.F32, **dict(node.attrs))
-        case HirOp.LAYER_NORM:
-            return b.add(Op.LAYER_NORM, present, shape, eps=node.attr("eps"))
+        case HirOp.CACHED_ATTENTION:
+            return _cached_attention(b, present, shape, dict(node.attrs))
         case HirOp.ACTIVATION:
             return b.add(Op.ACTIVATION, present, shape, function=node.attr("function"))
-        case HirOp.ADD:
-            return b.binary("add", *present)
         case HirOp.POOL:
             return b.add(Op.POOL, present, shape, DType.F32, **dict(node.attrs))
         case HirOp.NORMALIZE:
             return _normalize(b, present[0])
-    raise VerifyError(f"HIR op {node.op} has no lowering.")
+        case _:
+            raise VerifyError(f"HIR op {node.op} has no lowering.")
+
+
+def _linear(b: MirBuilder, inputs: tuple[int, ...], shape: Shape, direct: bool) -> int:
+    x, weight, *bias = inputs
+    if not bias:
+        return b.add(Op.MATMUL, (x, weight), shape)
+    if direct:
+        epilogue = Fn("add", (Acc(), In(0)))
+        return b.add(Op.MATMUL, (x, weight, *bias), shape, expr=epilogue)
+    return b.binary("add", b.add(Op.MATMUL, (x, weight), shape), *bias)
+
+
+def _cached_attention(
+    b: MirBuilder, inputs: tuple[int, ...], shape: Shape, attrs: dict[str, Attr]
+) -> int:
+    """Rows turned and put into the cache, then attention over it."""
+    _, lengths, past, pages, *_ = inputs
+    queries = b.add(Op.ROPE_CACHE, inputs, shape, DType.F32, **attrs)
+    return b.add(Op.CACHED_ATTENTION, (queries, lengths, past, pages), shape, DType.F32, **attrs)
 
 
 def _normalize(b: MirBuilder, x: int) -> int:

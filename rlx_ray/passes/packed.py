@@ -89,6 +89,25 @@ def _attention(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
     return Lowered(Kernel(template, constants), (0,))
 
 
+_CACHED = ("heads", "kv_heads", "dim", "layers", "layer")
+
+
+def _rope_cache(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    eps = node.attr("eps")
+    assert isinstance(eps, float)
+    sizes = tuple((name, node.number(name)) for name in _CACHED)
+    constants = (*sizes, ("table", shapes[3][1]), ("positions", shapes[4][0]), ("eps", eps))
+    inputs = (0, 2, 3, 4, *((5, 6) if len(shapes) == 7 else (None, None)))
+    return Lowered(Kernel("rope_cache", constants), inputs)
+
+
+def _cached_attention(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    sizes = tuple((name, node.number(name)) for name in (*_CACHED, "window"))
+    constants = (*sizes, ("table", shapes[3][1]), ("own", int(site.axis == "sequences")))
+    template = "attention_cached_heads" if site.axis == "heads" else "attention_cached"
+    return Lowered(Kernel(template, constants), (0, 2, 3))
+
+
 def _gather(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
     rest = list(range(1, len(node.inputs)))
     ids = rest.pop(0) if node.number("ids") else None
@@ -113,6 +132,13 @@ def _layer_norm(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
     assert isinstance(eps, float)
     constants = (("columns", node.shape[1]), ("eps", eps), *_rows(site.domain))
     return Lowered(Kernel("layer_norm", constants), (0, 1, 2))
+
+
+def _rms_norm(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
+    eps = node.attr("eps")
+    assert isinstance(eps, float)
+    constants = (("columns", node.shape[1]), ("eps", eps), *_rows(site.domain))
+    return Lowered(Kernel("rms_norm", constants), (0, 1))
 
 
 def _map(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
@@ -140,6 +166,9 @@ _RULES: dict[Op, Callable[[Node, tuple[Shape, ...], Site], Lowered]] = {
     Op.GATHER: _gather,
     Op.POOL: _pool,
     Op.LAYER_NORM: _layer_norm,
+    Op.RMS_NORM: _rms_norm,
+    Op.ROPE_CACHE: _rope_cache,
+    Op.CACHED_ATTENTION: _cached_attention,
     Op.ELEMENTWISE: _map,
     Op.REDUCE: _reduce,
     Op.QUANTIZE: _quantize,

@@ -82,4 +82,4 @@ def run(
     mir = lowered
     for _, one in mir_passes(profile, config, supported, target):
         mir = verify_mir(one(mir))
-    return Stages(bound, lowered, mir, verify_lir(schedule(mir, target)))
+    return Stages(bound, lowered, mir, verify_lir(schedule(mir, target, names=hir.outputs)))

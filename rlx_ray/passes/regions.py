@@ -20,7 +20,7 @@ COLUMN_TILES = 32
 ROW_TILES = 16
 """Tiles that row-wise operations have beside matmuls that are cut by columns."""
 
-_ROW_WISE = (Op.MATMUL, Op.LAYER_NORM, Op.ELEMENTWISE, Op.QUANTIZE)
+_ROW_WISE = (Op.MATMUL, Op.LAYER_NORM, Op.RMS_NORM, Op.ELEMENTWISE, Op.QUANTIZE)
 
 
 class Domain(Enum):
@@ -102,7 +102,7 @@ def facts(mir: Mir) -> Facts:
     rowwise = (
         n.shape[0]
         for n, b in zip(mir.nodes, batched, strict=True)
-        if b and n.op in (Op.MATMUL, Op.LAYER_NORM, Op.GATHER, Op.TAKE)
+        if b and n.op in (Op.MATMUL, Op.LAYER_NORM, Op.RMS_NORM, Op.GATHER, Op.TAKE)
     )
     rows = max(rowwise, default=sequences)
     domain = _domains(mir, batched)
@@ -118,7 +118,7 @@ def _lengths(mir: Mir) -> tuple[int | None, int]:
     found = {
         (node.inputs[1], node.number("keys" if node.op is Op.ATTENTION else "tokens"))
         for node in mir.nodes
-        if node.op in (Op.ATTENTION, Op.POOL)
+        if node.op in (Op.ATTENTION, Op.CACHED_ATTENTION, Op.POOL)
     }
     if len(found) != 1:
         return None, 0
@@ -139,11 +139,9 @@ def _domains(mir: Mir, batched: list[bool]) -> list[Domain | None] | None:
                 domain.append(Domain.SEQUENCES)
             case Op.GATHER if _gathers_tokens(mir, node):
                 domain.append(Domain.TOKENS)
-            case Op.ATTENTION:
+            case Op.ATTENTION | Op.ROPE_CACHE | Op.CACHED_ATTENTION:
                 domain.append(Domain.TOKENS)
-            case Op.MATMUL | Op.LAYER_NORM | Op.ELEMENTWISE | Op.QUANTIZE if _row_by_row(
-                mir, node, sources
-            ):
+            case op if op in _ROW_WISE and _row_by_row(mir, node, sources):
                 (own,) = sources
                 domain.append(own)
             case Op.REDUCE if sources == {Domain.SEQUENCES} and node.number("axis") > 0:
@@ -169,7 +167,8 @@ def _row_by_row(mir: Mir, node: Node, sources: set[Domain | None]) -> bool:
 
 def reads_whole(node: Node, axis: str) -> bool:
     """Whether a node's tile needs more of its batched inputs than the same tile of them."""
-    return axis in ("columns", "heads") or (axis == "rows" and node.op is Op.ATTENTION)
+    attends = node.op in (Op.ATTENTION, Op.CACHED_ATTENTION)
+    return axis in ("columns", "heads") or (axis == "rows" and attends)
 
 
 def node_tiles(mir: Mir, index: int, tiling: Tiling, known: Facts, panel: int) -> tuple[str, int]:
@@ -187,6 +186,8 @@ def node_tiles(mir: Mir, index: int, tiling: Tiling, known: Facts, panel: int) -
         return "columns", column_tiles(-(-node.shape[1] // panel))
     if node.op is Op.ATTENTION:
         return "heads", node.number("heads")
+    if node.op is Op.CACHED_ATTENTION:
+        return "heads", node.number("kv_heads") * known.sequences
     return "rows", ROW_TILES
 
 

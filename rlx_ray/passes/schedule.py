@@ -22,6 +22,7 @@ from rlx_ray.passes.regions import (
     reads_whole,
     value_bytes,
 )
+from rlx_ray.shape import PAGE
 from rlx_ray.target import Target
 
 _SCRATCH_LIMIT = 256 << 20
@@ -33,8 +34,20 @@ _NEAR = 1.02
 """Ways whose cost and latency are within this factor of the best are equal: memory decides."""
 
 
-def schedule(mir: Mir, target: Target, tiling: Tiling | None = None) -> Lir:
-    """The cheapest way to run a program by the cost model, as LIR; with `tiling` that way."""
+def schedule(
+    mir: Mir,
+    target: Target,
+    tiling: Tiling | None = None,
+    names: tuple[str, ...] = ("embedding",),
+) -> Lir:
+    """The cheapest way to run a program by the cost model, as LIR.
+
+    Args:
+        mir: the program.
+        target: what it is for.
+        tiling: a way to take instead of the cheapest.
+        names: of the outputs.
+    """
     known = facts(mir)
     tried: list[tuple[tuple[float, float], Tiling, Layout]] = []
     for way in candidates(known) if tiling is None else (tiling,):
@@ -57,7 +70,7 @@ def schedule(mir: Mir, target: Target, tiling: Tiling | None = None) -> Lir:
         f"least memory of the {len(near)} cheapest of {len(tried)} ways (cost {cost:.0f}, "
         f"cheapest {least:.0f} core microseconds)"
     )
-    return _emit(mir, layout, known, reason, (*mir.notes, *notes), target)
+    return _emit(mir, layout, known, reason, (*mir.notes, *notes), target, names)
 
 
 def _price(costs: list[Cost], layout: Layout) -> tuple[float, float]:
@@ -72,6 +85,7 @@ def _emit(
     reason: str,
     notes: tuple[Note, ...],
     target: Target,
+    names: tuple[str, ...],
 ) -> Lir:
     params = [i for i, n in enumerate(mir.nodes) if n.op is Op.PARAM]
     inputs = [i for i, n in enumerate(mir.nodes) if n.op is Op.INPUT]
@@ -87,24 +101,33 @@ def _emit(
     return Lir(
         tuple(_tensor(mir.nodes[i], layout.place[i][1]) for i in inputs),
         tuple(_param(mir.nodes[i], target) for i in params),
-        tuple(_output(mir, i, layout.place[known.root[i]][1]) for i in mir.outputs),
+        tuple(
+            Tensor(name, mir.nodes[i].dtype, mir.nodes[i].shape, layout.place[known.root[i]][1])
+            for name, i in zip(names, mir.outputs, strict=True)
+        ),
         regions,
         layout.arena,
         layout.scratch,
         sum(node_flops(mir, i) for i in range(len(mir.nodes))),
         packing,
         notes,
+        _page_bytes(mir, target),
     )
+
+
+def _page_bytes(mir: Mir, target: Target) -> int:
+    """Bytes of a page of the cache: CACHE_HEAD of kernels/c/decoder.h for every layer and head."""
+    for node in mir.nodes:
+        if node.op is Op.ROPE_CACHE:
+            dim = node.number("dim")
+            values = -(-dim // target.panel) * target.panel
+            heads = node.number("layers") * node.number("kv_heads")
+            return 4 * heads * PAGE * (dim + values)
+    return 0
 
 
 def _tensor(node: Node, offset: int) -> Tensor:
     return Tensor(str(node.attr("name")), node.dtype, node.shape, offset)
-
-
-def _output(mir: Mir, index: int, offset: int) -> Tensor:
-    node = mir.nodes[index]
-    name = "embedding" if len(mir.outputs) == 1 else node.origin
-    return Tensor(name, node.dtype, node.shape, offset)
 
 
 def _param(node: Node, target: Target) -> Tensor:

@@ -32,6 +32,7 @@ class Frame(ctypes.Structure):
         ("scratch", ctypes.c_void_p),
         ("scratch_stride", ctypes.c_long),
         ("threads", ctypes.c_long),
+        ("cache", ctypes.c_void_p),
     )
 
 
@@ -173,11 +174,16 @@ class CpuExecutable:
         self._scratch_at = (binding.arena + _LINE - 1) // _LINE * _LINE
         self.arena_bytes = self._scratch_at + pool.threads * binding.scratch
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], cache: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """One forward pass; thread-safe.
 
         Args:
             inputs: for each input of the binding an array of its dtype and shape.
+            cache: uint8 [pages, binding.page], the key-value cache of a decoder: the pages that
+                the sequences' tables name are read and written, so no two passes at once may name
+                one that either writes.
 
         Returns:
             For each output a new array of its dtype and shape.
@@ -187,6 +193,8 @@ class CpuExecutable:
             ArtifactError: the pool has been closed.
         """
         check_inputs(self.binding.inputs, inputs)
+        if self.binding.page:
+            check_cache(self.binding.page, inputs["pages"], cache)
         arena = self._arenas.take(self.arena_bytes)
         try:
             for wanted in self.binding.inputs:
@@ -198,12 +206,29 @@ class CpuExecutable:
                 base + self._scratch_at,
                 self.binding.scratch,
                 self._pool.threads,
+                cache.ctypes.data if cache is not None else None,
             )
             if self._run(ctypes.addressof(frame), self._pool.run_address, self._pool.address):
                 raise ArtifactError("the thread pool has been closed.")
             return {o.name: view(arena, o).copy() for o in self.binding.outputs}
         finally:
             self._arenas.give(arena)
+
+
+def check_cache(page: int, tables: np.ndarray, cache: np.ndarray | None) -> None:
+    """See that a cache has pages of a size, and every page that tables name; -1 names none.
+
+    Raises:
+        InputError: it does not.
+    """
+    if cache is None or cache.dtype != np.uint8 or cache.shape[1:] != (page,):
+        found = "none" if cache is None else f"{cache.dtype}{list(cache.shape)}"
+        raise InputError(f"the key-value cache is {found}, the variant takes uint8[pages, {page}].")
+    if tables.size and (tables.max() >= len(cache) or tables.min() < -1):
+        raise InputError(
+            f"a page table names pages from {tables.min()} to {tables.max()}, the cache has "
+            f"{len(cache)}."
+        )
 
 
 def view(arena: np.ndarray, tensor: Binding) -> np.ndarray:

@@ -1,6 +1,7 @@
 /* From token rows to one row a sequence, over the first `length` of `tokens` tokens.
  *
  *   mean: sum / length      max: the largest of each column      cls: the first token's row
+ *   last: the last token's row
  *
  * A sequence of length 0 gives zeros. */
 #ifndef RLX_POOLING_H
@@ -8,12 +9,13 @@
 
 #include "span.h"
 
-enum { POOL_MEAN, POOL_MAX, POOL_CLS };
+enum { POOL_MEAN, POOL_MAX, POOL_CLS, POOL_LAST };
 
 /* One sequence of `length` rows. */
 RLX_INLINE void pool_one(long length, const long n, const int kind, const float *x, float *y) {
+    if (kind == POOL_LAST && length > 0) x += (length - 1) * n;
     for (long i = 0; i < n; i++) y[i] = length > 0 ? x[i] : 0;
-    if (kind == POOL_CLS) return;
+    if (kind == POOL_CLS || kind == POOL_LAST) return;
     for (long t = 1; t < length; t++)
         for (long i = 0; i < n; i++) {
             float v = x[t * n + i];

@@ -7,7 +7,7 @@
 #ifndef RLX_ABI_H
 #define RLX_ABI_H
 
-#define RLX_ABI 2
+#define RLX_ABI 3
 
 typedef struct {
     const float *const *params; /* packed weights, in the order of the binding manifest */
@@ -15,6 +15,7 @@ typedef struct {
     char *scratch;              /* `scratch_stride` bytes for each thread, 64-byte aligned */
     long scratch_stride;
     long threads; /* of the pool: how many tiles are worth having may depend on it */
+    char *cache;  /* pages of keys and values (decoder.h), 64-byte aligned; 0 for encoders */
 } rlx_frame;
 
 typedef void (*rlx_tile)(const rlx_frame *frame, char *scratch, long tile);

@@ -64,6 +64,8 @@ RLX_INLINE vf vtanh(vf x) {
 RLX_INLINE vf vrsqrt(vf x) { return 1.0f / __builtin_elementwise_sqrt(x); }
 RLX_INLINE vf vsqrt(vf x) { return __builtin_elementwise_sqrt(x); }
 
+/* x / (1 + exp(-x)). Absolute error <= 4e-7 (1 + |x|). */
+RLX_INLINE vf vsilu(vf x) { return x / (1.0f + vexp(-x)); }
 
 /* GELU, x/2 (1 + erf(x / sqrt 2)), and its tanh form. Absolute error <= 1e-6 (1 + |x|). */
 RLX_INLINE vf vgelu(vf x) {

@@ -1,0 +1,233 @@
+/* What decoders have beside encoders: RMS norm, rotary positions, attention over a paged cache.
+ *
+ * The cache is pages of CACHE_PAGE tokens. A page holds, for each layer and each head of keys and
+ * values, K as panels [CACHE_PAGE / RLX_PANEL][dim][RLX_PANEL] (K^T as gemm.h reads it) and V as
+ * panels [ceil(dim / RLX_PANEL)][CACHE_PAGE][RLX_PANEL]. Token t of a sequence lies in page
+ * pages[t / CACHE_PAGE] of the sequence's table, at t % CACHE_PAGE. The tables are a run-time input:
+ * sequences of any length share a step, and equal beginnings may share pages. */
+#ifndef RLX_DECODER_H
+#define RLX_DECODER_H
+
+#include "attention.h"
+
+#define CACHE_PAGE 32
+#define CACHE_K(dim) ((dim) * CACHE_PAGE)
+#define CACHE_HEAD(dim) (CACHE_K(dim) + ATT_PANELS(dim) * RLX_PANEL * CACHE_PAGE)
+
+/* RMS norm of each row:  y = x / sqrt(mean(x^2) + eps) * g.  Source: arXiv:1910.07467. */
+RLX_INLINE void rms_norm(const long rows, const long n, const float eps, const float *x,
+                         const float *g, float *y) {
+    const long whole = n - n % RLX_LANES;
+    for (long r = 0; r < rows; r++, x += n, y += n) {
+        vf s0 = {0}, s1 = {0};
+        long i = 0;
+        for (; i + 2 * RLX_LANES <= whole; i += 2 * RLX_LANES) {
+            s0 += ld(x + i) * ld(x + i);
+            s1 += ld(x + i + RLX_LANES) * ld(x + i + RLX_LANES);
+        }
+        if (i < whole) s0 += ld(x + i) * ld(x + i);
+        float sum = lanes_sum(s0 + s1);
+        for (i = whole; i < n; i++) sum += x[i] * x[i];
+        const float scale = vrsqrt(splat(sum / n + eps))[0];
+        for (i = 0; i < whole; i += RLX_LANES) st(y + i, ld(x + i) * scale * ld(g + i));
+        for (; i < n; i++) y[i] = x[i] * scale * g[i];
+    }
+}
+
+#if defined(SPAN_BATCH)
+
+/* Rotary positions on one head: (x_i, x_{i + dim/2}) turned by the angle of position and i, whose
+ * cosines and sines are the halves of `turn`. Source: Su et al., arXiv:2104.09864. */
+RLX_INLINE void rope_head(const long dim, const float *turn, const float *x, float *y) {
+    const long half = dim / 2;
+    long i = 0;
+    for (; i + RLX_LANES <= half; i += RLX_LANES) {
+        const vf a = ld(x + i), b = ld(x + half + i), c = ld(turn + i), s = ld(turn + half + i);
+        st(y + i, a * c - b * s);
+        st(y + half + i, b * c + a * s);
+    }
+    for (; i < half; i++) {
+        const float a = x[i], b = x[half + i];
+        y[i] = a * turn[i] - b * turn[half + i];
+        y[half + i] = b * turn[i] + a * turn[half + i];
+    }
+}
+
+/* Where layer `layer`, head `head` of the page of a sequence's token lies; 0 if the table has none. */
+RLX_INLINE float *cache_head(char *cache, const int *pages, const long table, long token,
+                             const long layers, const long kv_heads, const long dim, long layer,
+                             long head) {
+    const long at = token / CACHE_PAGE;
+    if (at >= table || pages[at] < 0) return 0;
+    return (float *)cache +
+           (((long)pages[at] * layers + layer) * kv_heads + head) * CACHE_HEAD(dim);
+}
+
+RLX_INLINE void cache_put(float *page, long slot, const long dim, const float *k, const float *v) {
+    float *to = page + slot / RLX_PANEL * dim * RLX_PANEL + slot % RLX_PANEL;
+    for (long d = 0; d < dim; d++) to[d * RLX_PANEL] = k[d];
+    float *values = page + CACHE_K(dim) + slot * RLX_PANEL;
+    for (long d = 0; d < dim; d++)
+        values[d / RLX_PANEL * CACHE_PAGE * RLX_PANEL + d % RLX_PANEL] = v[d];
+}
+
+/* The rows of a span: qkv [rows][(heads + 2 kv_heads) * dim] to rotated queries y [rows][heads *
+ * dim]; rotated keys, and values, go to the cache. With q_gain each head of q and k is first RMS
+ * normed. qkv and y are the span's first row. */
+RLX_INLINE void rope_cache(const rlx_span *s, const long heads, const long kv_heads, const long dim,
+                           const long layers, const long layer, const long table,
+                           const long positions, const float eps, const float *qkv,
+                           const int *past, const int *pages, const float *turns,
+                           const float *q_gain, const float *k_gain, char *cache, float *y) {
+    const long end = s->row + s->rows, width = (heads + 2 * kv_heads) * dim;
+    float k[dim], q[dim];
+    for (long n = s->seq, at = s->start; at < end; n++) {
+        const long length = span_length(s->lengths, n, at);
+        const long from = s->row > at ? s->row : at, to = end < at + length ? end : at + length;
+        for (long row = from; row < to; row++, qkv += width, y += heads * dim) {
+            const long token = past[n] + row - at;
+            const float *turn = turns + (token < positions ? token : 0) * dim;
+            for (long h = 0; h < heads; h++) {
+                const float *x = qkv + h * dim;
+                if (q_gain) rms_norm(1, dim, eps, x, q_gain, q), x = q;
+                rope_head(dim, turn, x, y + h * dim);
+            }
+            for (long g = 0; g < kv_heads; g++) {
+                const float *x = qkv + (heads + g) * dim;
+                float *page = cache_head(cache, pages + n * table, table, token, layers, kv_heads,
+                                         dim, layer, g);
+                if (!page) continue;
+                if (k_gain) rms_norm(1, dim, eps, x, k_gain, k), rope_head(dim, turn, k, q);
+                else rope_head(dim, turn, x, q);
+                cache_put(page, token % CACHE_PAGE, dim, q, x + kv_heads * dim);
+            }
+        }
+        at += length;
+    }
+}
+
+/* Softmax of scores [first, length) in place, without the division; what a tile computed outside
+ * of them, up to `padded`, becomes 0. Returns the divisor. */
+RLX_INLINE float cached_softmax(long first, long length, long padded, float scale, float *scores) {
+    vf most = splat(-3.0e38f);
+    const long start = first / RLX_LANES * RLX_LANES;
+    for (long i = 0; i < start; i += RLX_LANES) st(scores + i, (vf){0});
+    for (long i = start; i < first; i++) scores[i] = -3.0e38f;
+    for (long i = length; i < padded; i++) scores[i] = -3.0e38f;
+    for (long i = start; i < padded; i += RLX_LANES) most = vmax(most, ld(scores + i));
+    const vf top = splat(lanes_max(most) * scale);
+    vf sum = {0};
+    for (long i = start; i < padded; i += RLX_LANES) {
+        vf e = vexp(RLX_FMA(ld(scores + i), splat(scale), -top));
+        if (i < first || i + RLX_LANES > length)
+            RLX_UNROLL for (int j = 0; j < RLX_LANES; j++)
+                e[j] = i + j >= first && i + j < length ? e[j] : 0;
+        st(scores + i, e);
+        sum += e;
+    }
+    return lanes_sum(sum);
+}
+
+typedef struct {
+    char *cache;
+    const int *pages;
+    long table, layers, kv_heads, layer, head, window;
+} rlx_cached;
+
+/* `rows` query rows at distance ld, of which row r is token position + r * step of its sequence, all
+ * against one head of the cache. `scores` has RLX_TILE_ROWS rows of `stride` floats, then as many of
+ * the result's width. Results go to out + r * ld. */
+RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long position,
+                            const long dim, long ld_, long stride, float scale, const float *q,
+                            float *scores, float *out) {
+    const long width = ATT_PANELS(dim) * RLX_PANEL, last = position + (rows - 1) * step;
+    const long length = least(last + 1, c->table * CACHE_PAGE);
+    long first = c->window ? position + 1 - c->window : 0;
+    first = (first < 0 ? 0 : first) / CACHE_PAGE * CACHE_PAGE;
+    float *part = scores + RLX_TILE_ROWS * stride, sums[RLX_TILE_ROWS];
+    rlx_micro t = {.k = dim, .a = q, .lda = ld_, .ldc = stride};
+    for (long at = first; at < length; at += RLX_PANEL) {
+        const float *page = cache_head(c->cache, c->pages, c->table, at, c->layers, c->kv_heads,
+                                       dim, c->layer, c->head);
+        if (!page) return;
+        t.panel = page + at % CACHE_PAGE * dim, t.c = scores + at;
+        micro(&t, rows);
+    }
+    const long padded = (length + RLX_PANEL - 1) / RLX_PANEL * RLX_PANEL;
+    for (long r = 0; r < rows; r++) {
+        const long own = least(position + r * step + 1, length);
+        const long begin = c->window && own > c->window ? own - c->window : 0;
+        float *row = scores + r * stride;
+        sums[r] = cached_softmax(begin - first > 0 ? begin - first : 0, own - first,
+                                 padded - first, scale, row + first);
+    }
+    t = (rlx_micro){.lda = stride, .ldc = width};
+    for (long at = first; at < length; at += CACHE_PAGE) {
+        const float *page = cache_head(c->cache, c->pages, c->table, at, c->layers, c->kv_heads,
+                                       dim, c->layer, c->head) + CACHE_K(dim);
+        t.a = scores + at, t.k = least(CACHE_PAGE, length - at), t.more = at > first;
+        for (long p = 0; p < ATT_PANELS(dim); p++) {
+            t.panel = page + p * CACHE_PAGE * RLX_PANEL, t.c = part + p * RLX_PANEL;
+            micro(&t, rows);
+        }
+    }
+    for (long r = 0; r < rows; r++) {
+        const vf share = splat(1.0f / sums[r]);
+        long d = 0;
+        for (; d + RLX_LANES <= dim; d += RLX_LANES)
+            st(out + r * ld_ + d, ld(part + r * width + d) * share);
+        if (d < dim) st_part(out + r * ld_ + d, ld(part + r * width + d) * share, dim - d);
+    }
+}
+
+/* Tokens [from, to) of one sequence, the queries of one head of keys. q and out are row `from`. Few
+ * tokens: the heads that share the keys make a tile; many: tokens do. */
+RLX_KERNEL void cached_sequence(const rlx_cached *c, long from, long to, long past,
+                                const long heads, const long dim, float scale, const float *q,
+                                float *out, float *scratch) {
+    const long shared = heads / c->kv_heads, width = heads * dim, head = c->head * shared;
+    const long stride = c->table * CACHE_PAGE;
+    if (to - from < shared) {
+        for (long i = from; i < to; i++, q += width, out += width)
+            for (long h = 0; h < shared; h += RLX_TILE_ROWS)
+                cached_tile(c, least(RLX_TILE_ROWS, shared - h), 0, past + i, dim, dim, stride,
+                            scale, q + (head + h) * dim, scratch, out + (head + h) * dim);
+        return;
+    }
+    for (long h = head; h < head + shared; h++)
+        for (long i = from; i < to; i += RLX_TILE_ROWS)
+            cached_tile(c, least(RLX_TILE_ROWS, to - i), 1, past + i, dim, width, stride, scale,
+                        q + (i - from) * width + h * dim, scratch,
+                        out + (i - from) * width + h * dim);
+}
+
+/* The rows of a span against all heads, or, where `one` is not negative, a tile of a single
+ * sequence's head: tile = sequence * kv_heads + head. q is row 0 of all, out the span's first. */
+RLX_INLINE void attention_cached(const rlx_span *s, long one, const long heads,
+                                 const long kv_heads, const long dim, float scale,
+                                 const long layers, const long layer, const long table,
+                                 const long window, const float *q, const int *past,
+                                 const int *pages, char *cache, float *out, float *scratch) {
+    const long end = s->row + s->rows, width = heads * dim;
+    rlx_cached c = {cache, pages, table, layers, kv_heads, layer, 0, window};
+    for (long n = s->seq, at = s->start; at < end; n++) {
+        const long length = span_length(s->lengths, n, at);
+        const long from = s->row > at ? s->row - at : 0;
+        const long to = end - at < length ? end - at : length;
+        const float *own = q + (at + from) * width;
+        float *y = out + (at + from - s->row) * width;
+        c.pages = pages + n * table;
+        if (one >= 0) {
+            c.head = one % kv_heads;
+            if (one / kv_heads == n)
+                cached_sequence(&c, from, to, past[n], heads, dim, scale, own, y, scratch);
+        } else {
+            for (c.head = 0; c.head < kv_heads; c.head++)
+                cached_sequence(&c, from, to, past[n], heads, dim, scale, own, y, scratch);
+        }
+        at += length;
+    }
+}
+#endif
+
+#endif
