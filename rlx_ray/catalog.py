@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from rlx_ray.artifact import BlobRef, WeightsManifest
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
+from rlx_ray.component import ModelPhase
 from rlx_ray.digest import json_digest, sha256_hex
+from rlx_ray.engine.template import ChatTemplate, read_template
 from rlx_ray.errors import CheckpointError, StoreError
 from rlx_ray.matrix import weights_family
 from rlx_ray.models.family import Family, ModelFacts
@@ -47,7 +49,7 @@ class OpenModel:
         return self._digests[0]
 
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer, truncating at the model's limit.
+        """The checkpoint's tokenizer, truncating an encoder's texts at its limit.
 
         Raises:
             CheckpointError: the checkpoint has none.
@@ -58,7 +60,17 @@ class OpenModel:
                 f"{self.checkpoint.url} has no tokenizer.json.",
                 "Save the model with its fast tokenizer.",
             )
-        return Tokenizer(text, self.facts.limits.max_tokens)
+        cut = ModelPhase.ENCODER in self.family.phases
+        return Tokenizer(text, self.facts.limits.max_tokens if cut else None)
+
+    def template(self) -> ChatTemplate | None:
+        """The checkpoint's chat template; None if it has none.
+
+        Raises:
+            CheckpointError: it is malformed.
+        """
+        text = self.checkpoint.text
+        return read_template(text("tokenizer_config.json"), text("chat_template.jinja"))
 
 
 def open_model(spec: ModelSpec) -> OpenModel:

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from rlx_ray.errors import ConfigError, RlxError
 
-_COMMANDS = ("key", "plan", "prebuild", "embed", "serve", "store", "explain", "doctor")
+_COMMANDS = ("key", "plan", "prebuild", "embed", "generate", "serve", "store", "explain", "doctor")
 
 
 def parser() -> argparse.ArgumentParser:

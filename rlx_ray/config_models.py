@@ -148,10 +148,11 @@ def _row(node: Node, profile: Node | None) -> MatrixRow:
 
 
 def _check_dims(nodes: Mapping[str, Node], phase: ModelPhase, path: str) -> None:
-    for name, only in (("past_seq", ModelPhase.DECODE), ("rows", ModelPhase.ENCODER)):
-        if name in nodes and phase is not only:
+    cached = (ModelPhase.DECODE, ModelPhase.PREFILL)
+    for name, only in (("past_seq", cached), ("rows", (ModelPhase.ENCODER,))):
+        if name in nodes and phase not in only:
             raise ConfigError(
-                f"{nodes[name].path} is only for phase {only.spelling}, "
+                f"{nodes[name].path} is only for phase {' or '.join(p.spelling for p in only)}, "
                 f"this row's is {phase.spelling}.",
                 f"Drop {name!r} or change the phase.",
             )

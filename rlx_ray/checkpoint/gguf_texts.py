@@ -49,10 +49,18 @@ def gguf_texts(metadata: Mapping[str, Any], url: str) -> dict[str, str]:
     texts = {METADATA: json.dumps(short)}
     if "tokenizer.ggml.tokens" in metadata:
         texts["tokenizer.json"] = json.dumps(_tokenizer(metadata, url), ensure_ascii=False)
-    template = metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
-        texts["chat_template.jinja"] = template
+        texts["tokenizer_config.json"] = json.dumps(_tokenizer_config(metadata))
     return texts
+
+
+def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = metadata["tokenizer.ggml.tokens"]
+    found: dict[str, Any] = {"chat_template": metadata.get("tokenizer.chat_template")}
+    for name in ("bos", "eos"):
+        index = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if type(index) is int and index < len(tokens):
+            found[f"{name}_token"] = tokens[index]
+    return found
 
 
 def _tokenizer(metadata: Mapping[str, Any], url: str) -> dict[str, Any]:

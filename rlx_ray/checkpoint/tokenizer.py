@@ -39,14 +39,14 @@ class Tokenizer:
 
     Args:
         text: content of `tokenizer.json`.
-        max_length: most tokens of one text, special tokens included.
+        max_length: most tokens of one text, special tokens included; None to cut nothing.
 
     Raises:
         CheckpointError: the text is no tokenizer.
         ConfigError: max_length leaves no room for a token besides the special ones.
     """
 
-    def __init__(self, text: str, max_length: int) -> None:
+    def __init__(self, text: str, max_length: int | None) -> None:
         try:
             inner: Any = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception
@@ -54,13 +54,16 @@ class Tokenizer:
                 f"tokenizer.json cannot be read: {error}.", "Fetch the file again."
             ) from error
         special = int(inner.num_special_tokens_to_add(False))
-        if max_length <= special:
+        if max_length is not None and max_length <= special:
             raise ConfigError(
                 f"max_length {max_length} leaves no room beside {special} special tokens.",
                 f"Use at least {special + 1}.",
             )
         inner.no_padding()
-        inner.enable_truncation(max_length)
+        if max_length is None:
+            inner.no_truncation()
+        else:
+            inner.enable_truncation(max_length)
         self._inner = inner
         self.max_length = max_length
 
@@ -68,6 +71,19 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, added tokens included."""
         return int(self._inner.get_vocab_size(True))
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The token ids of one text; `special` adds what the tokenizer adds to a text."""
+        return list(self._inner.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, special ones skipped; broken UTF-8 comes as U+FFFD."""
+        return str(self._inner.decode(list(ids), skip_special_tokens=True))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token such as `<|im_end|>`; None if there is none of that name."""
+        found = self._inner.token_to_id(token)
+        return None if found is None else int(found)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
         """The tokens of each text, in order."""

@@ -18,7 +18,7 @@ from rlx_ray.component import (
     preset_for_phase,
 )
 from rlx_ray.component.dispatch import decide
-from rlx_ray.component.variant import ROWS
+from rlx_ray.component.variant import PAST_SEQ, ROWS
 from rlx_ray.digest import build_id
 from rlx_ray.errors import ConfigError
 from rlx_ray.matrix import FORMATS
@@ -101,7 +101,10 @@ def _variant(phase: ModelPhase, point: Mapping[str, int | None]) -> ModelVariant
     batch, seq = point["batch"], point["seq"]
     assert batch is not None
     assert seq is not None
-    variant = ModelVariant(phase, batch, seq, point.get("past_seq"))
+    past = point.get("past_seq")
+    if phase is ModelPhase.PREFILL and past is not None:
+        return ModelVariant(phase, batch, seq).with_extra(PAST_SEQ, past)
+    variant = ModelVariant(phase, batch, seq, past)
     rows = point.get("rows")
     return variant if rows is None else variant.with_extra(ROWS, rows)
 
@@ -116,9 +119,11 @@ def _check_row(model: ModelSpec, family: Family, facts: ModelFacts, row: MatrixR
         )
     limit = facts.limits.max_positions
     for variant in variants(row):
-        if variant.seq > limit:
+        past = dict(variant.dim_binding).get(PAST_SEQ, 0)
+        if past + variant.seq > limit + (variant.phase is ModelPhase.DECODE):
+            name, size = ("past_seq", past) if past else ("seq", variant.seq)
             raise ConfigError(
-                f"{row.path}.seq has {variant.seq}, but {model.name!r} has {limit} positions.",
+                f"{row.path}.{name} has {size}, but {model.name!r} has {limit} positions.",
                 f"Use at most {limit}.",
             )
         rows = variant.ragged_rows

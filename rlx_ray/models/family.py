@@ -108,6 +108,7 @@ class ModelFacts:
         tensors: the checkpoint tensors that the model needs, sorted by name.
         params: the graph's parameters, in packing order.
         scheme: how most of the linear layers' weights are packed in the file; None for plain ones.
+        stop_ids: tokens that end a generation.
     """
 
     family: str
@@ -119,6 +120,7 @@ class ModelFacts:
     tensors: tuple[TensorSpec, ...]
     params: tuple[ParamSpec, ...]
     scheme: QuantScheme | None = None
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,20 @@ def read(texts: Texts, tensors: Tensors) -> ModelFacts:
         tensors=tuple(rows),
         params=tuple(params),
         scheme=QuantScheme.parse(dominant) if dominant else None,
+        stop_ids=_stop_ids(texts, metadata),
     )
+
+
+def _stop_ids(texts: Texts, metadata: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """The tokens that end a generation, from the file that says so."""
+    if metadata is not None:
+        found = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    else:
+        generation = read_json(texts, "generation_config.json") or {}
+        config = read_json(texts, "config.json")
+        value = generation.get("eos_token_id", config.get("eos_token_id"))
+        found = value if isinstance(value, list) else [value]
+    return tuple(sorted({i for i in found if type(i) is int}))
 
 
 # config.json ------------------------------------------------------------------------------------

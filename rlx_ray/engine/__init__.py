@@ -1,0 +1,1 @@
+"""Text generation: pages, sampling, scheduling, and the loop that runs the steps."""

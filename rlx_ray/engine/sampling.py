@@ -1,0 +1,153 @@
+"""From logits to a token: penalties, temperature, truncation, a seeded draw."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from rlx_ray.errors import InputError
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_k: only the k most likely; 0 for all.
+        top_p: only the most likely whose probabilities add up to p.
+        min_p: only those at least so likely as this share of the most likely.
+        repetition_penalty: logits of tokens seen before are divided by it (multiplied if negative);
+            1 for none. Source: Keskar et al., arXiv:1909.05858.
+        presence_penalty: taken off the logit of every token generated before.
+        frequency_penalty: taken off once for each time that it was.
+        seed: of the draws; None for one that nobody knows.
+        logit_bias: added to the logits of tokens.
+        logprobs: how many of the most likely tokens are reported with each; None for no report.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+
+    def check(self, vocab: int) -> None:
+        """See that every value is in its range.
+
+        Raises:
+            InputError: one is not; the message names it.
+        """
+        ranges = (
+            ("temperature", 0.0, 100.0),
+            ("top_p", 0.0, 1.0),
+            ("min_p", 0.0, 1.0),
+            ("repetition_penalty", 0.01, 100.0),
+            ("presence_penalty", -2.0, 2.0),
+            ("frequency_penalty", -2.0, 2.0),
+        )
+        for name, low, high in ranges:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise InputError(f"{name} is {value}.", f"Use {low:g} to {high:g}.")
+        if self.top_p == 0:
+            raise InputError("top_p is 0.", "Use more than 0; temperature 0 takes the best token.")
+        if self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k}.", "Use 0 for all tokens, or more.")
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise InputError(f"seed is {self.seed}.", "Use 0 to 2**64 - 1.")
+        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+            raise InputError(f"logprobs is {self.logprobs}.", "Use 0 to 20.")
+        for token, bias in self.logit_bias.items():
+            if not 0 <= token < vocab or not (math.isfinite(bias) and abs(bias) <= 100):
+                raise InputError(
+                    f"logit_bias gives token {token} {bias}.",
+                    f"Use tokens from 0 to {vocab - 1} and values from -100 to 100.",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A token, and, if asked for, how likely it and the most likely ones were (natural logs)."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Chooses the tokens of one stream: holds its random state and what it has generated.
+
+    Args:
+        sampling: checked before.
+        prompt: token ids that the repetition penalty counts as seen.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+        self._how = sampling
+        self._seen = set(prompt) if sampling.repetition_penalty != 1 else set()
+        self._generated: Counter[int] = Counter()
+        self._random: np.random.Generator | None = None
+        if sampling.temperature > 0:
+            self._random = np.random.Generator(np.random.Philox(sampling.seed))
+
+    def choose(self, logits: Logits) -> Chosen:
+        """The next token from float32 logits [vocab], which stay as they are."""
+        scores = self._adjusted(logits)
+        greedy = self._random is None
+        token = int(scores.argmax()) if greedy else self._draw(scores, self._random)
+        self._generated[token] += 1
+        if self._how.repetition_penalty != 1:
+            self._seen.add(token)
+        if self._how.logprobs is None:
+            return Chosen(token)
+        return _reported(logits, token, self._how.logprobs)
+
+    def _adjusted(self, logits: Logits) -> npt.NDArray[np.float64]:
+        how = self._how
+        scores = logits.astype(np.float64)
+        for token, bias in how.logit_bias.items():
+            scores[token] += bias
+        if self._seen:
+            seen = np.fromiter(self._seen, np.int64)
+            old, penalty = scores[seen], how.repetition_penalty
+            scores[seen] = np.where(old > 0, old / penalty, old * penalty)
+        if how.presence_penalty or how.frequency_penalty:
+            for token, count in self._generated.items():
+                scores[token] -= how.presence_penalty + how.frequency_penalty * count
+        return scores
+
+    def _draw(self, scores: npt.NDArray[np.float64], random: np.random.Generator | None) -> int:
+        assert random is not None
+        how = self._how
+        order = np.argsort(-scores, kind="stable")
+        if how.top_k:
+            order = order[: how.top_k]
+        ranked = scores[order] / how.temperature
+        weights = np.exp(ranked - ranked[0])
+        keep = weights >= how.min_p
+        weights = weights[keep]
+        shares = weights.cumsum() / weights.sum()
+        count = int(np.searchsorted(shares, how.top_p)) + 1
+        weights = weights[:count]
+        return int(order[random.choice(len(weights), p=weights / weights.sum())])
+
+
+def _reported(logits: Logits, token: int, count: int) -> Chosen:
+    scores = logits.astype(np.float64)
+    top = scores.max()
+    logs = scores - top - math.log(np.exp(scores - top).sum())
+    best = np.argsort(-logs, kind="stable")[:count]
+    return Chosen(token, float(logs[token]), tuple((int(t), float(logs[t])) for t in best))

@@ -1,0 +1,232 @@
+"""Which step comes next: a pure decision over the streams' states.
+
+Streams join and leave between steps. A stream is admitted once the cache has pages for all that it
+may ever hold, so none is thrown out later. Prompts are worked off in chunks; while streams are
+running, a chunk and a decode step take turns, and the chunk is one that takes little longer than
+such a step, so that no running stream stalls.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rlx_ray.component import ModelPhase, ModelVariant
+from rlx_ray.engine.pages import PagePool, chain
+from rlx_ray.errors import ConfigError, InputError
+from rlx_ray.shape import PAGE
+
+STALL = 2.0
+"""A chunk beside running streams may take so many times as long as a decode step."""
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One generation.
+
+    Attributes:
+        tokens: the prompt, then what has been generated.
+        most: most tokens that `tokens` may have at the end.
+        past: how many of them the cache holds.
+        pages: its page table.
+        named: how many of its pages have their names.
+    """
+
+    tokens: list[int]
+    most: int
+    prompt: int = 0
+    past: int = 0
+    pages: list[int] = field(default_factory=list)
+    named: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.tokens)
+
+    @property
+    def left(self) -> int:
+        """Tokens that the cache does not hold yet."""
+        return len(self.tokens) - self.past
+
+    @property
+    def running(self) -> bool:
+        """Whether its prompt is done and each step gives a token."""
+        return self.left == 1 and self.past >= self.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass: a variant, its streams, and how many tokens of each it takes."""
+
+    variant: ModelVariant
+    streams: tuple[Stream, ...]
+    counts: tuple[int, ...]
+
+
+def bound(variant: ModelVariant) -> int:
+    """The most tokens that a stream may have after a step of a variant: its page table's reach."""
+    past = dict(variant.dim_binding).get(3, 0)
+    return -(-(past + variant.seq) // PAGE) * PAGE
+
+
+class Scheduler:
+    """The streams of one model.
+
+    Args:
+        variants: the model's prefill and decode variants.
+        pages: of the cache.
+        cost: seconds that a variant took lately; None where nobody knows.
+
+    Raises:
+        ConfigError: the variants cannot generate: a phase is missing.
+    """
+
+    def __init__(
+        self,
+        variants: Iterable[ModelVariant],
+        pages: PagePool,
+        cost: Callable[[ModelVariant], float | None],
+    ) -> None:
+        known = sorted(set(variants), key=lambda v: (v.seq, v.batch, bound(v)))
+        self._prefill = [v for v in known if v.phase is ModelPhase.PREFILL]
+        self._decode = [v for v in known if v.phase is ModelPhase.DECODE and v.seq == 1]
+        if not self._prefill or not self._decode:
+            lacking = "decode rows with seq 1" if self._prefill else "prefill rows"
+            raise ConfigError(
+                f"the model's matrix has no {lacking}.", "Generating takes both phases."
+            )
+        self._pages = pages
+        self._cost = cost
+        self._waiting: deque[Stream] = deque()
+        self._active: list[Stream] = []
+        self._turn = 0
+        self._decoded_last = True
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a stream: prompt and answer."""
+        whole = max(bound(v) for v in self._decode)
+        return min(whole, self._pages.count * PAGE)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Streams that are waiting for pages, and admitted ones."""
+        return len(self._waiting), len(self._active)
+
+    def add(self, stream: Stream) -> None:
+        """Queue a stream.
+
+        Raises:
+            InputError: it has no tokens, or could outgrow the context.
+        """
+        if not stream.tokens:
+            raise InputError("the prompt has no tokens.", "Send at least one.")
+        if stream.most > self.context:
+            raise InputError(
+                f"the prompt's {stream.prompt} tokens and {stream.most - stream.prompt} new ones "
+                f"are more than the context of {self.context}.",
+                "Shorten the prompt or lower max_tokens.",
+            )
+        self._waiting.append(stream)
+
+    def remove(self, stream: Stream) -> None:
+        """Take a stream out and free its pages; nothing happens if it is out already."""
+        if stream in self._waiting:
+            self._waiting.remove(stream)
+        if stream in self._active:
+            self._active.remove(stream)
+            self._pages.give(stream.pages)
+            stream.pages = []
+
+    def next_step(self) -> Step | None:
+        """What to run now; None if there is nothing to do."""
+        self._admit()
+        running = [s for s in self._active if s.running]
+        starting = [s for s in self._active if not s.running]
+        if starting and (not running or self._decoded_last):
+            self._decoded_last = False
+            return self._chunk(starting[0], running)
+        if running:
+            self._decoded_last = True
+            return self._decode_step(running)
+        return None
+
+    def done(self, step: Step, tokens: Sequence[int | None]) -> None:
+        """Take a step's results in.
+
+        Args:
+            step: as `next_step` gave it.
+            tokens: for each of its streams the token that follows; None where its prompt goes on
+                or it has ended.
+        """
+        for stream, count, token in zip(step.streams, step.counts, tokens, strict=True):
+            stream.past += count
+            full = stream.past // PAGE
+            if full > stream.named and stream.pages:
+                names = chain(stream.tokens[: full * PAGE])
+                for i in range(stream.named, full):
+                    self._pages.name(stream.pages[i], names[i])
+                stream.named = full
+            if token is not None:
+                stream.tokens.append(token)
+
+    def _admit(self) -> None:
+        """Give pages to the first in the queue while there are enough; nobody overtakes."""
+        while self._waiting:
+            stream = self._waiting[0]
+            # One token at least is left to compute: its logits are wanted.
+            shared = self._pages.find(chain(stream.tokens[:-1]))
+            needed = -(-stream.most // PAGE) - len(shared)
+            taken = self._pages.take(needed)
+            if taken is None:
+                self._pages.give(shared)
+                return
+            self._waiting.popleft()
+            stream.pages = shared + taken
+            stream.named = len(shared)
+            stream.past = len(shared) * PAGE
+            self._active.append(stream)
+
+    def _chunk(self, stream: Stream, running: Sequence[Stream]) -> Step:
+        fitting = [v for v in self._prefill if bound(v) > stream.past]
+        if not fitting:
+            return self._by_decode(stream)
+        if running:
+            fitting = self._short(fitting, running)
+        # The smallest that takes all that is left, else the largest.
+        reach = [(v, min(stream.left, v.seq, bound(v) - stream.past)) for v in fitting]
+        whole = [r for r in reach if r[1] == stream.left]
+        most = max(count for _, count in reach)
+        variant, count = whole[0] if whole else next(r for r in reach if r[1] == most)
+        return Step(variant, (stream,), (count,))
+
+    def _by_decode(self, stream: Stream) -> Step:
+        """A prompt beyond the reach of every prefill variant goes token by token."""
+        fitting = [v for v in self._decode if bound(v) > stream.past]
+        return Step(min(fitting, key=bound), (stream,), (1,))
+
+    def _short(self, fitting: list[ModelVariant], running: Sequence[Stream]) -> list[ModelVariant]:
+        """The variants that do not stall running streams; the shortest where none is known to."""
+        usual = self._cost(self._decode_for(running))
+        shortest = min(fitting, key=lambda v: (v.batch * v.seq, bound(v)))
+        if usual is None:
+            return [shortest]
+        kept = [v for v in fitting if (c := self._cost(v)) is not None and c <= STALL * usual]
+        return kept or [shortest]
+
+    def _decode_for(self, streams: Sequence[Stream]) -> ModelVariant:
+        longest = max(s.past for s in streams) + 1
+        fitting = [v for v in self._decode if bound(v) >= longest]
+        enough = [v for v in fitting if v.batch >= len(streams)]
+        if enough:
+            return min(enough, key=lambda v: (v.batch, bound(v)))
+        return max(fitting, key=lambda v: (v.batch, -bound(v)))
+
+    def _decode_step(self, running: Sequence[Stream]) -> Step:
+        """One token for as many running streams as a variant takes, in turn."""
+        first = self._turn % len(running)
+        ordered = [*running[first:], *running[:first]]
+        variant = self._decode_for(ordered)
+        chosen = tuple(ordered[: variant.batch])
+        self._turn = first + len(chosen)
+        return Step(variant, chosen, (1,) * len(chosen))
