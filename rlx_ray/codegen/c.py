@@ -159,7 +159,7 @@ def _kernel(kernel: Kernel, name: str) -> str:
     arguments = ", ".join(f"const void *{letter}" for letter in _INPUTS[: template.inputs])
     arguments += ", char *cache" if template.cache else ""
     span: int | float | str = "s->seqs" if constants.get("per_sequence") else "s->rows"
-    constants = {"m": span, "rows": span, "outer": "s->seqs"} | constants
+    constants = {"m": span, "rows": span, "outer": span} | constants
     for key in sorted(constants, key=len, reverse=True):
         value = constants[key]
         body = body.replace(f"${key}", value if isinstance(value, str) else number(value))

@@ -157,6 +157,7 @@ def _reduce(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
         ("extent", shapes[0][1]),
         ("inner", 1),
         ("kind", REDUCTIONS[str(node.attr("kind"))]),
+        *_rows(site.domain),
     )
     return Lowered(Kernel("reduce", constants), (0,))
 

