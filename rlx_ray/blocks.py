@@ -9,6 +9,7 @@ bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,25 @@ from rlx_ray.errors import CheckpointError
 
 Bytes = npt.NDArray[np.uint8]
 Floats = Any  # float32 arrays; NumPy widens beyond what its types can say
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A [N, K] matrix as w = d * code + m over blocks of 32 along K.
+
+    Attributes:
+        codes: [N, K]: uint8 from 0 to 15 where there is an m, else int8.
+        d: float16 [N, K / 32].
+        m: float16 [N, K / 32], or None for 0.
+    """
+
+    codes: npt.NDArray[Any]
+    d: npt.NDArray[np.float16]
+    m: npt.NDArray[np.float16] | None
+
+    def rows(self, order: npt.NDArray[np.intp]) -> Blocks:
+        """The same rows in another order."""
+        return Blocks(self.codes[order], self.d[order], None if self.m is None else self.m[order])
 
 
 def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...]) -> Floats:
@@ -36,6 +56,17 @@ def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...])
     rule = _RULES.get(scheme.debug)
     if rule is None:
         raise CheckpointError(f"weights in {scheme} cannot be unpacked from a file.")
+    unpack_check(raw, scheme, shape)
+    data = np.frombuffer(raw, np.uint8).reshape(-1, scheme.gguf_block_bytes)
+    return rule(data).reshape(shape)
+
+
+def unpack_check(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...]) -> None:
+    """See that bytes are a tensor of a shape.
+
+    Raises:
+        CheckpointError: they are not as many as the shape needs.
+    """
     count = int(np.prod(shape))
     blocks = count // scheme.gguf_block_size
     if shape[-1] % scheme.gguf_block_size or len(raw) != blocks * scheme.gguf_block_bytes:
@@ -44,13 +75,100 @@ def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...])
             f"of {scheme.gguf_block_size} weights in {scheme.gguf_block_bytes} bytes.",
             "The file is damaged: fetch it again.",
         )
-    data = np.frombuffer(raw, np.uint8).reshape(blocks, scheme.gguf_block_bytes)
-    return rule(data).reshape(shape)
+
+
+def as_blocks(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, int]) -> Blocks:
+    """A packed [N, K] tensor as blocks of 32 with a scale and an offset each.
+
+    Raises:
+        CheckpointError: the scheme has no block format, or the bytes do not fit the shape.
+    """
+    unpack_check(raw, scheme, shape)
+    n, k = shape
+    data = np.frombuffer(raw, np.uint8).reshape(-1, scheme.gguf_block_bytes)
+    d: Any
+    m: Any = None
+    codes: Any
+    match scheme.debug:
+        case "GgufQ4_0":
+            d, codes = _halves(data, 0), _nibbles(data[:, 2:])
+            m = (d.astype(np.float32) * -8).astype(np.float16)
+        case "GgufQ4_1":
+            d, m, codes = _halves(data, 0), _halves(data, 2), _nibbles(data[:, 4:])
+        case "GgufQ4K":
+            scales, mins = _scales_and_mins(data[:, 4:16])
+            pairs = data[:, 16:].reshape(-1, 4, 1, 32)
+            codes = np.concatenate([pairs & 15, pairs >> 4], axis=2)
+            d = (_f16(data, 0) * scales).astype(np.float16)
+            m = (-_f16(data, 2) * mins).astype(np.float16)
+        case "GgufQ8_0":
+            d, codes = _halves(data, 0), data[:, 2:].view(np.int8)
+        case _:
+            raise CheckpointError(f"weights in {scheme} have no block format.")
+    kind = np.int8 if m is None else np.uint8
+    return Blocks(
+        codes.astype(kind).reshape(n, k),
+        d.reshape(n, k // 32),
+        None if m is None else m.reshape(n, k // 32),
+    )
+
+
+def quantise(rows: npt.NDArray[np.float32], scheme: QuantScheme) -> Blocks:
+    """Float32 [N, K] as blocks of 32, by a scheme that weights are quantised to here.
+
+    `gguf_q8_0` and `int8/...`: symmetric, the largest magnitude of a block becomes 127 (blocks of
+    a multiple of 32 share a scale). `gguf_q4_1`: from the least to the largest value.
+    `gguf_q4_0` and `int4/...`: symmetric, codes -8 to 7.
+
+    Raises:
+        CheckpointError: the scheme is none of these, or K is no multiple of its block.
+    """
+    n, k = rows.shape
+    size = _block_size(scheme)
+    if size is None or k % size:
+        raise CheckpointError(
+            f"weights of {k} columns cannot be quantised to {scheme}.",
+            "Use gguf_q8_0, gguf_q4_0, gguf_q4_1, int8/N or int4/N, N a multiple of 32.",
+        )
+    blocks = rows.reshape(n, k // size, size).astype(np.float32)
+    repeat = size // 32
+    if scheme.debug == "GgufQ4_1":
+        low = blocks.min(2)
+        d, m = ((blocks.max(2) - low) / 15).astype(np.float16), low.astype(np.float16)
+        inverse = _inverse(d)
+        codes = np.rint((blocks - m[:, :, None].astype(np.float32)) * inverse).clip(0, 15)
+        return Blocks(codes.astype(np.uint8).reshape(n, k), d, m)
+    if scheme.debug == "GgufQ8_0" or scheme.display.startswith("int8/"):
+        d = (np.abs(blocks).max(2) / 127).astype(np.float16)
+        codes = np.rint(blocks * _inverse(d)).clip(-127, 127).astype(np.int8)
+        return Blocks(codes.reshape(n, k), d.repeat(repeat, axis=1), None)
+    most = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[:, :, None], 2)[:, :, 0]
+    d = (most / -8).astype(np.float16)
+    codes = (np.rint(blocks * _inverse(d)) + 8).clip(0, 15).astype(np.uint8)
+    m = (d.astype(np.float32) * -8).astype(np.float16)
+    return Blocks(codes.reshape(n, k), d.repeat(repeat, axis=1), m.repeat(repeat, axis=1))
+
+
+def _block_size(scheme: QuantScheme) -> int | None:
+    if scheme.debug in ("GgufQ8_0", "GgufQ4_0", "GgufQ4_1"):
+        return 32
+    kind, _, size = scheme.display.partition("/")
+    return int(size) if kind in ("int8", "int4") and int(size) % 32 == 0 else None
+
+
+def _inverse(d: npt.NDArray[np.float16]) -> Floats:
+    wide = d.astype(np.float32)[:, :, None]
+    return np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
+
+
+def _halves(data: Bytes, at: int) -> Any:
+    """The float16 at a byte of every block, as a column."""
+    return np.ascontiguousarray(data[:, at : at + 2]).view(np.float16)
 
 
 def _f16(data: Bytes, at: int) -> Floats:
-    """The float16 at a byte of every block, as a column of float32."""
-    return np.ascontiguousarray(data[:, at : at + 2]).view(np.float16).astype(np.float32)
+    """The same as float32."""
+    return _halves(data, at).astype(np.float32)
 
 
 def _real(numbers: Any) -> Floats:

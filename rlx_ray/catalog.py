@@ -6,20 +6,22 @@ import re
 from dataclasses import dataclass, field
 
 from rlx_ray.artifact import BlobRef, WeightsManifest
+from rlx_ray.blocks import Blocks, as_blocks, quantise
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
+from rlx_ray.checkpoint.tensor import StoredTensor
 from rlx_ray.checkpoint.tokenizer import Tokenizer
-from rlx_ray.component import ModelPhase
+from rlx_ray.component import ModelPhase, QuantScheme
 from rlx_ray.digest import json_digest, sha256_hex
 from rlx_ray.engine.template import ChatTemplate, read_template
 from rlx_ray.errors import CheckpointError, StoreError
-from rlx_ray.matrix import weights_family
+from rlx_ray.matrix import block_format
 from rlx_ray.models.family import Family, ModelFacts
 from rlx_ray.models.family import family as find_family
 from rlx_ray.models.packing import pack
 from rlx_ray.runtime.weights import Weights
-from rlx_ray.spec import ModelSpec
+from rlx_ray.spec import BuildSpec, ModelSpec
 from rlx_ray.store import HostCache, Miss, Store, TieredStore
-from rlx_ray.target import PACK_VERSION, Target
+from rlx_ray.target import PACK_VERSION
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
@@ -106,19 +108,14 @@ def _with_made(source: str, facts: ModelFacts) -> str:
 
 
 def ensure_weights(
-    store: Store,
-    model: OpenModel,
-    target: Target,
-    precision: str,
-    cache: HostCache | None = None,
+    store: Store, model: OpenModel, spec: BuildSpec, cache: HostCache | None = None
 ) -> WeightsManifest:
-    """The model's packed weights for a target's family, packed and published if not there.
+    """The packed weights that a variant reads, packed and published if not there.
 
     Args:
         store: where they are looked for and published.
         model: whose they are.
-        target: whose layout they have.
-        precision: of the linear layers' weights, a `precision.compute` that has a format.
+        spec: of any variant of the model.
         cache: of this host, for the source's digest.
 
     Raises:
@@ -126,7 +123,7 @@ def ensure_weights(
         CheckpointError: a tensor cannot be read.
     """
     source = _with_made(model.source_digest(cache), model.facts)
-    family = weights_family(target, precision)
+    family = spec.weights_family
     found = store.find_weights(model.spec.name, source, PACK_VERSION, family)
     if not isinstance(found, Miss):
         return found
@@ -136,8 +133,10 @@ def ensure_weights(
     data, bindings = pack(
         model.facts.params,
         lambda name: tensors[name].f32(),
-        target.panel,
-        precision,
+        spec.target.panel,
+        spec.profile.precision.compute,
+        dict(spec.matrices),
+        lambda name, form: _blocks(tensors[name], form, spec.component.quant),
     )
     view = data.data
     manifest = WeightsManifest(
@@ -152,13 +151,24 @@ def ensure_weights(
     return manifest
 
 
-def load_weights(store: TieredStore, model: OpenModel, target: Target, precision: str) -> Weights:
-    """The model's packed weights, mapped from this host's cache.
+def _blocks(tensor: StoredTensor, form: str, scheme: QuantScheme | None) -> Blocks:
+    """A tensor in a block format: as the file has it, or quantised from its floats."""
+    if tensor.scheme is not None and block_format(tensor.scheme) == form:
+        n, k = tensor.shape
+        return as_blocks(tensor.raw(), tensor.scheme, (n, k))
+    if form == "b8":
+        return quantise(tensor.f32(), QuantScheme.parse("gguf_q8_0"))
+    assert scheme is not None
+    return quantise(tensor.f32(), scheme)
+
+
+def load_weights(store: TieredStore, model: OpenModel, spec: BuildSpec) -> Weights:
+    """The packed weights that a variant reads, mapped from this host's cache.
 
     Raises:
         StoreError: the store cannot be reached, or does not have them after packing.
     """
-    manifest = ensure_weights(store.store, model, target, precision, store.cache)
+    manifest = ensure_weights(store.store, model, spec, store.cache)
     found = store.fetch_weights(
         manifest.model, manifest.source, manifest.pack_version, manifest.target_family
     )

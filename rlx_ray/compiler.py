@@ -32,6 +32,7 @@ def stages(spec: BuildSpec) -> pipeline.Stages:
         spec.component.dispatch,
         backend.supported,
         spec.target,
+        dict(spec.matrices),
     )
 
 

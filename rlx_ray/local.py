@@ -120,15 +120,13 @@ class LocalModel:
             paths = resolved.fetched.paths
             if self._pool is None:
                 self._pool = ThreadPool(paths["pool"], self._threads)
-            precision = spec.profile.precision.compute
-            if precision not in self._weights:
-                self._weights[precision] = load_weights(
-                    self.store, self.model, spec.target, precision
-                )
+            kind = spec.weights_family
+            if kind not in self._weights:
+                self._weights[kind] = load_weights(self.store, self.model, spec)
             executable = CpuExecutable(
                 paths["code"],
                 resolved.fetched.manifest.binding,
-                self._weights[precision],
+                self._weights[kind],
                 self._pool,
                 self._arenas,
             )
@@ -141,7 +139,7 @@ class LocalModel:
         spec = self.spec(variant)
         fetched = self.store.fetch(spec)
         assert isinstance(fetched, Fetched)
-        return self._weights[spec.profile.precision.compute], fetched.paths["pool"]
+        return self._weights[spec.weights_family], fetched.paths["pool"]
 
     def spec(self, variant: ModelVariant) -> BuildSpec:
         """The BuildSpec of a variant for this host.

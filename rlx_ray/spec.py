@@ -79,6 +79,8 @@ class BuildSpec:
         build_id: digest of the compile-side sources.
         abi: version of the contract between artifact and runtime.
         pack_version: version of the packed weight layouts.
+        matrices: parameters whose weights stay quantised, with their formats (rlx_ray.matrix),
+            sorted by name.
     """
 
     model: str
@@ -94,11 +96,15 @@ class BuildSpec:
     build_id: str
     abi: int
     pack_version: int
+    matrices: tuple[tuple[str, str], ...] = ()
 
     @property
     def weights_family(self) -> str:
         """Which packed weights the artifact reads."""
-        return weights_family(self.target, self.profile.precision.compute)
+        kind = self.profile.precision.compute
+        if self.matrices:
+            kind = f"{kind}-{json_digest([list(m) for m in self.matrices])[:12]}"
+        return weights_family(self.target, kind)
 
     @property
     def config_json(self) -> dict[str, object]:
@@ -124,6 +130,7 @@ class BuildSpec:
             "build_id": self.build_id,
             "abi": self.abi,
             "pack_version": self.pack_version,
+            "matrices": [list(pair) for pair in self.matrices],
         }
 
     @cached_property
@@ -166,8 +173,9 @@ class BuildSpec:
         Raises:
             KeyError, TypeError, ValueError: it is not such an object.
         """
-        rows = value["tensors"]
+        rows, matrices = value["tensors"], value["matrices"]
         assert isinstance(rows, list)
+        assert isinstance(matrices, list)
         component = dict(_mapping(value["component"]))
         component.pop("dim_binding")
         source = value["family_source"]
@@ -190,6 +198,7 @@ class BuildSpec:
             build_id=str(value["build_id"]),
             abi=_int(value["abi"]),
             pack_version=_int(value["pack_version"]),
+            matrices=tuple((str(name), str(form)) for name, form in matrices),
         )
 
 

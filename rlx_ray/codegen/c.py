@@ -47,6 +47,15 @@ TEMPLATES: dict[str, Template] = {
     "gemm_bf16_columns": Template(
         "gemm_bf16($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
     ),
+    "gemm_b4": Template("gemm_b4($m, $n, $k, a, $pitch, b, y, $ldc, $g, x)"),
+    "gemm_b4_columns": Template(
+        "gemm_b4($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
+    ),
+    "gemm_b8": Template("gemm_b8($m, $n, $k, a, $pitch, b, y, $ldc, $g, x)"),
+    "gemm_b8_columns": Template(
+        "gemm_b8($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
+    ),
+    "quantize_blocks": Template("quantize_blocks($rows, $k, a, (char *)y, $pitch)"),
     "quantize_int8": Template("quantize_int8($rows, $k, a, (char *)y, $pitch)"),
     "quantize_bf16": Template("quantize_bf16($rows, $k, a, (char *)y, $pitch)"),
     "map": Template("map($rows, $columns, y, $f, x)"),
@@ -81,6 +90,7 @@ TEMPLATES: dict[str, Template] = {
         "gather($rows, $columns, a, b, $period, $first + tile * $rows % $period, $extent, c, y)"
     ),
     "gather_span": Template("gather_span(s, $columns, $pitch, a, b, $first, $extent, c, y)"),
+    "gather_span_q8": Template("gather_span_q8(s, $columns, $pitch, a, b, $first, $extent, c, y)"),
     "pool_span": Template("pool_span(s, $columns, $kind, a, y)"),
     "pool_rows": Template("pool_rows($sequences, $tokens, $columns, $kind, a, b, y)"),
     "dot_panels": Template("dot_panels($m, $n, $k, a, b, y)"),
@@ -134,8 +144,10 @@ def _head(target: Target, lir: Lir) -> str:
         ]
     lines = [f"#define {name} {value}" for name, value in defines]
     headers = [*_HEADERS]
-    if any(k.template.startswith("quantize") for k in lir.kernels):
+    if any(k.template in ("quantize_int8", "quantize_bf16") for k in lir.kernels):
         headers.append("quantize.h")
+    if any(k.template == "quantize_blocks" for k in lir.kernels):
+        headers.append("gemm_blocks.h")
     if any(k.template in ("rms_norm", "rope_cache") for k in lir.kernels):
         headers.append("decoder.h")
     return "\n".join([*lines, *(f'#include "{header}"' for header in headers), ""])

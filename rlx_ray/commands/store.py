@@ -107,7 +107,7 @@ def run_pull(args: argparse.Namespace) -> int:
     by_name = {m.spec.name: m for m in models}
     specs = [c.spec for c in wanted if not c.unsupported]
     for spec in {(s.model, s.weights_family): s for s in specs}.values():
-        load_weights(store, by_name[spec.model], spec.target, spec.profile.precision.compute)
+        load_weights(store, by_name[spec.model], spec)
     lacking = sum(r["status"] == "missing" for r in rows)
     if args.json:
         write_json({"total": len(rows), "missing": lacking, "rows": rows})

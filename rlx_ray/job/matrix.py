@@ -21,8 +21,8 @@ from rlx_ray.component.dispatch import decide
 from rlx_ray.component.variant import PAST_SEQ, ROWS
 from rlx_ray.digest import build_id
 from rlx_ray.errors import ConfigError
-from rlx_ray.matrix import FORMATS
-from rlx_ray.models.family import Family, ModelFacts
+from rlx_ray.matrix import PRECISIONS, QUANT_ROWS, block_format, scheme_block
+from rlx_ray.models.family import Family, ModelFacts, ParamSpec
 from rlx_ray.spec import BuildSpec, MatrixRow, ModelSpec
 from rlx_ray.target import ABI, PACK_VERSION, Target, target, toolchain_for
 
@@ -147,7 +147,8 @@ def _cell(
     if profile is None:
         profile = CompileProfile.preset(preset_for_phase(variant.phase))
     dispatch = row.dispatch or model.dispatch
-    scheme = _scheme(model, row)
+    scheme = _scheme(model, row, facts)
+    matrices = _matrices(facts, scheme)
     component = ModelComponent(
         variant,
         dispatch,
@@ -170,32 +171,71 @@ def _cell(
         build_id=build_id(),
         abi=ABI,
         pack_version=PACK_VERSION,
+        matrices=matrices,
     )
-    return Cell(spec, row.path, _unsupported(variant, profile, scheme, dispatch))
+    reason = _unsupported(variant, profile, dispatch, quantised=bool(matrices))
+    return Cell(spec, row.path, reason or _unpacked(scheme, facts, matrices))
 
 
-def _scheme(model: ModelSpec, row: MatrixRow) -> QuantScheme | None:
+def _scheme(model: ModelSpec, row: MatrixRow, facts: ModelFacts) -> QuantScheme | None:
     quant = row.quant if row.quant is not None else model.quant
     if quant is None or isinstance(quant, QuantScheme):
         return quant
-    return None if quant == "file" else QuantScheme.parse(quant)
+    return facts.scheme if quant == "file" else QuantScheme.parse(quant)
+
+
+def _matrices(facts: ModelFacts, scheme: QuantScheme | None) -> tuple[tuple[str, str], ...]:
+    """The parameters whose weights stay quantised, or are quantised by a scheme."""
+    if scheme is None:
+        return ()
+    packed = {t.name: QuantScheme.parse(t.quant) for t in facts.tensors if t.quant}
+    found: list[tuple[str, str]] = []
+    for param in facts.params:
+        forms = {_form(packed.get(source), scheme, param) for source in param.sources}
+        form = forms.pop() if len(forms) == 1 else None
+        if param.layout == "matrix" and form is not None:
+            found.append((param.name, form))
+        elif param.layout == "plain" and len(param.shape) == 2 and form == "b8":
+            found.append((param.name, QUANT_ROWS))
+    return tuple(sorted(found))
+
+
+def _form(packed: QuantScheme | None, scheme: QuantScheme, param: ParamSpec) -> str | None:
+    """The block format of a parameter's source: the file's, or the scheme's for plain weights."""
+    form = block_format(packed or scheme)
+    k = param.shape[0] if param.layout == "matrix" else param.shape[-1]
+    size = scheme_block(packed or scheme)
+    return form if k % size == 0 else None
+
+
+def _unpacked(scheme: QuantScheme | None, facts: ModelFacts, matrices: Sequence[object]) -> str:
+    """Why quantised weights cannot be had; empty if they can, or are not asked for."""
+    if scheme is None:
+        return ""
+    if facts.scheme not in (None, scheme):
+        return f"the file's weights are in {facts.scheme}: quant file keeps them, null unpacks them"
+    if not matrices:
+        return f"weights in {scheme} have no packed kernels here; quant null unpacks them"
+    return ""
 
 
 def _unsupported(
     variant: ModelVariant,
     profile: CompileProfile,
-    scheme: QuantScheme | None,
     dispatch: KernelDispatchConfig,
+    *,
+    quantised: bool,
 ) -> str:
     if variant.ragged_rows is not None and not dispatch.all_native:
         return "ragged variants (rows) need native kernels: dispatch forces common ones"
     precision = profile.precision.compute
-    if precision not in FORMATS:
+    if precision not in PRECISIONS:
         return f"precision.compute {precision} has no kernels on CPU targets"
-    if precision != "f32" and decide(dispatch, _MATMUL, (_MATMUL,), (_MATMUL,)).lower_to_common:
+    common = decide(dispatch, _MATMUL, (_MATMUL,), (_MATMUL,)).lower_to_common
+    if common and precision != "f32":
         return f"precision.compute {precision} needs native MatMul: dispatch forces the common one"
-    if scheme is not None:
-        return f"quantised weights ({scheme}) are not built by this version"
+    if quantised and not dispatch.all_native:
+        return "quantised weights need native kernels: dispatch forces common ones"
     if profile.backend:
         return f"profile.backend option {profile.backend[0][0]!r} is not known to any backend"
     return ""

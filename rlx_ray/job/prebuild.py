@@ -138,19 +138,16 @@ class _Packing:
     def __init__(self, cells: Sequence[Cell], models: Sequence[OpenModel], store: Store) -> None:
         by_name = {m.spec.name: m for m in models}
         wanted = {(c.spec.model, c.spec.weights_family): c.spec for c in cells}
-        self._work = [
-            (by_name[spec.model], spec.target, spec.profile.precision.compute)
-            for spec in wanted.values()
-        ]
+        self._work = [(by_name[spec.model], spec) for spec in wanted.values()]
         self._store = store
         self._failures: list[tuple[str, str]] = []
         self._thread = threading.Thread(target=self._run, name="rlx-weights")
         self._thread.start()
 
     def _run(self) -> None:
-        for model, target, precision in self._work:
+        for model, spec in self._work:
             try:
-                ensure_weights(self._store, model, target, precision)
+                ensure_weights(self._store, model, spec)
             except Exception as error:
                 self._failures.append((type(error).__name__, str(error)))
 

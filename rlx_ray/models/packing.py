@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rlx_ray.artifact import Binding
+from rlx_ray.blocks import Blocks
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
-from rlx_ray.matrix import FORMATS, MatrixFormat
+from rlx_ray.matrix import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
 from rlx_ray.models.family import ParamSpec
 from rlx_ray.models.rope import turns
 
@@ -33,10 +34,16 @@ TAIL = 256
 """Zero bytes behind the last parameter: a kernel may read a few vectors past the end."""
 
 Read = Callable[[str], npt.NDArray[Any]]
+ReadBlocks = Callable[[str, str], Blocks]
 
 
 def pack(
-    params: Sequence[ParamSpec], read: Read, panel: int, precision: str = "f32"
+    params: Sequence[ParamSpec],
+    read: Read,
+    panel: int,
+    precision: str = "f32",
+    formats: Mapping[str, str] | None = None,
+    read_blocks: ReadBlocks | None = None,
 ) -> tuple[npt.NDArray[np.uint8], tuple[Binding, ...]]:
     """All parameters in one buffer.
 
@@ -46,6 +53,8 @@ def pack(
         panel: columns of one panel of a matrix.
         precision: of the matrices: `f32`, `bf16` (rounded to nearest, ties to even) or `int8` (each
             column scaled so that its largest magnitude is 127).
+        formats: of parameters that have one of their own: `b4`, `b8` or `q8rows`.
+        read_blocks: gives a checkpoint tensor [N, K] in a format, `b4` or `b8`.
 
     Returns:
         The buffer (uint8, 64-byte-aligned in memory), and for each parameter a binding with its
@@ -55,21 +64,32 @@ def pack(
         CheckpointError: a source has another shape or type than its parameter needs, or a matrix
             that is to be quantised holds an infinity or NaN.
     """
-    form = FORMATS[precision]
     bindings: list[Binding] = []
+    own = [(formats or {}).get(p.name, precision) for p in params]
     end = 0
-    for param in params:
+    for param, name in zip(params, own, strict=True):
         start = -(-end // ALIGN) * ALIGN
-        matrix = param.layout == "matrix"
-        layout = form.layout(panel) if matrix else "plain"
-        dtype = form.dtype if matrix else DType.F32
-        bindings.append(Binding(param.name, dtype, param.shape, start, layout))
-        end = start + _stored_bytes(param, panel, form)
+        bindings.append(_binding(param, name, start, panel))
+        end = start + _stored_bytes(param, name, panel)
     buffer = _zeros(end + TAIL)
-    for param, binding in zip(params, bindings, strict=True):
-        place = buffer[binding.offset : binding.offset + _stored_bytes(param, panel, form)]
-        _fill(place, param, read, panel, form)
+    for param, name, binding in zip(params, own, bindings, strict=True):
+        place = buffer[binding.offset : binding.offset + _stored_bytes(param, name, panel)]
+        if name == QUANT_ROWS or (param.layout == "matrix" and FORMATS[name].block_bytes):
+            assert read_blocks is not None
+            _fill_blocks(place, param, name, read_blocks, panel)
+        else:
+            _fill(place, param, read, panel, FORMATS[name])
     return buffer, tuple(bindings)
+
+
+def _binding(param: ParamSpec, name: str, start: int, panel: int) -> Binding:
+    if name == QUANT_ROWS:
+        extent, n = param.shape
+        return Binding(param.name, DType.U8, (extent, n + n // BLOCK * 2), start, QUANT_ROWS)
+    if param.layout != "matrix":
+        return Binding(param.name, DType.F32, param.shape, start, "plain")
+    form = FORMATS[name]
+    return Binding(param.name, form.dtype, param.shape, start, form.layout(panel))
 
 
 def _zeros(size: int) -> npt.NDArray[np.uint8]:
@@ -78,11 +98,59 @@ def _zeros(size: int) -> npt.NDArray[np.uint8]:
     return raw[skip : skip + size]
 
 
-def _stored_bytes(param: ParamSpec, panel: int, form: MatrixFormat) -> int:
+def _stored_bytes(param: ParamSpec, name: str, panel: int) -> int:
+    if name == QUANT_ROWS:
+        extent, n = param.shape
+        return extent * (n + n // BLOCK * 2)
     if param.layout == "matrix":
         k, n = param.shape
-        return form.nbytes(k, n, panel)
+        return FORMATS[name].nbytes(k, n, panel)
     return 4 * math.prod(param.shape)
+
+
+def _fill_blocks(
+    place: npt.NDArray[np.uint8], param: ParamSpec, name: str, read: ReadBlocks, panel: int
+) -> None:
+    """Write the blocks of a parameter's sources, one below the other."""
+    parts = [read(source, "b8" if name == QUANT_ROWS else name) for source in param.sources]
+    shapes = [part.codes.shape for part in parts]
+    sources = list(zip(param.sources, shapes, strict=True))
+    shape = param.shape[::-1] if param.layout == "plain" else param.shape
+    _check_shapes(ParamSpec(param.name, shape, "matrix", param.sources), sources)
+    if param.heads:
+        parts = [
+            part.rows(in_halves(np.arange(len(part.codes)), heads)) if heads else part
+            for part, heads in zip(parts, param.heads, strict=True)
+        ]
+    codes = np.concatenate([part.codes for part in parts])
+    d = np.concatenate([part.d for part in parts])
+    if name == QUANT_ROWS:
+        rows = place.reshape(len(codes), -1)
+        rows[:, : d.shape[1] * 2] = np.ascontiguousarray(d).view(np.uint8)
+        rows[:, d.shape[1] * 2 :] = codes.view(np.uint8)
+        return
+    n, k = codes.shape
+    extra = -n % panel
+    codes = np.pad(codes, ((0, extra), (0, 0))).reshape(-1, panel, k // BLOCK, BLOCK)
+    scales = [d] if name == "b8" else [d, np.concatenate([_offsets(part) for part in parts])]
+    panels = place.reshape(codes.shape[0], k // BLOCK, -1)
+    at = 0
+    for values in scales:
+        padded = np.pad(values, ((0, extra), (0, 0))).reshape(-1, panel, k // BLOCK)
+        whole = np.ascontiguousarray(padded.swapaxes(1, 2)).view(np.uint8)
+        panels[:, :, at : at + panel * 2] = whole
+        at += panel * 2
+    if name == "b8":
+        groups = codes.view(np.uint8).reshape(-1, panel, k // BLOCK, 8, 4)
+    else:
+        halves = codes.reshape(-1, panel, k // BLOCK, 4, 2, 4)
+        groups = halves[..., 0, :] | (halves[..., 1, :] << 4)
+    panels[:, :, at:] = groups.transpose(0, 2, 3, 1, 4).reshape(*panels.shape[:2], -1)
+
+
+def _offsets(part: Blocks) -> npt.NDArray[np.float16]:
+    assert part.m is not None
+    return part.m
 
 
 def _fill(
@@ -115,10 +183,10 @@ def _fill(
             panels = place.reshape(-(-param.shape[1] // panel), -1)
             column = 0
             for name, array in arrays:
-                if form.precision != "f32" and not np.isfinite(array).all():
+                if form.name != "f32" and not np.isfinite(array).all():
                     raise CheckpointError(
                         f"parameter {param.name!r}: tensor {name!r} holds an infinity or NaN, "
-                        f"which {form.precision} cannot be made of.",
+                        f"which {form.name} cannot be made of.",
                         "Use precision.compute f32, or repair the checkpoint.",
                     )
                 _fill_columns(panels, column, array, panel, form)
@@ -135,7 +203,7 @@ def _fill_columns(
     """Write a [N_i, K] source as the columns from `column` on of a matrix's panels."""
     k = source.shape[1]
     terms = form.groups(k) * form.group
-    dtype = {"f32": np.float32, "bf16": np.uint16, "int8": np.int8}[form.precision]
+    dtype = {"f32": np.float32, "bf16": np.uint16, "int8": np.int8}[form.name]
     body = terms * panel * form.dtype.size
     row = 0
     while row < source.shape[0]:
@@ -144,12 +212,12 @@ def _fill_columns(
         part: npt.NDArray[Any] = source[row : row + count]
         place = panels[index, :body].view(dtype).reshape(-1, panel, form.group)
         own = slice(first, first + count)
-        if form.precision == "int8":
+        if form.name == "int8":
             part, scales = _int8(part)
             facts = panels[index, body:].reshape(2, panel * 4)
             facts[0].view(np.float32)[own] = scales
             facts[1].view(np.int32)[own] = part.sum(1, dtype=np.int32)
-        elif form.precision == "bf16":
+        elif form.name == "bf16":
             part = to_bf16(part)
         padded = np.zeros((count, terms), dtype)
         padded[:, :k] = part
@@ -157,7 +225,7 @@ def _fill_columns(
         row += count
 
 
-def in_halves(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+def in_halves(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Rows [heads * dim, ...] whose heads stand in rotary pairs, brought into halves."""
     split = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)

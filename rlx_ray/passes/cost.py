@@ -73,6 +73,8 @@ def _gemm_rate(node: Node, target: Target) -> float:
     match node.attr("precision"):
         case "int8":
             return 4.0 if target.int8_dot else 1.4
+        case "b4" | "b8":
+            return 4.0 if target.int8_dot else 1.6
         case "bf16":
             return 2.0 if target.bf16_dot else 0.9
         case _:

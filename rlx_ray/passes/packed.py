@@ -119,7 +119,8 @@ def _gather(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
         ("first", node.number("first")),
         ("extent", shapes[0][0]),
     )
-    return Lowered(Kernel("gather_span", constants), (0, ids, base))
+    template = "gather_span" if shapes[0][1] == node.shape[1] else "gather_span_q8"
+    return Lowered(Kernel(template, constants), (0, ids, base))
 
 
 def _pool(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:

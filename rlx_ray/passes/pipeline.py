@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from rlx_ray.component.dispatch import KernelDispatchConfig, OpKind
 from rlx_ray.component.profile import CompileProfile
@@ -11,7 +12,6 @@ from rlx_ray.ir.hir import Hir, HirOp
 from rlx_ray.ir.lir import Lir
 from rlx_ray.ir.mir import Mir
 from rlx_ray.ir.verify import verify_hir, verify_lir, verify_mir
-from rlx_ray.matrix import FORMATS
 from rlx_ray.passes.dispatch import dispatch
 from rlx_ray.passes.fuse import fuse
 from rlx_ray.passes.lower import lower
@@ -38,6 +38,7 @@ def mir_passes(
     config: KernelDispatchConfig,
     supported: Collection[OpKind],
     target: Target,
+    formats: Mapping[str, str],
 ) -> tuple[tuple[str, MirPass], ...]:
     """The passes over the MIR that a profile asks for, in order."""
     passes: list[tuple[str, MirPass]] = [("dispatch", lambda m: dispatch(m, config, supported))]
@@ -48,9 +49,10 @@ def mir_passes(
         passes.append(("drop_dead", drop_dead))
     if not profile.fusion.skip:
         passes.append(("fuse", fuse))
-    if profile.precision.compute != "f32":
-        form = FORMATS[profile.precision.compute]
-        passes.append(("lower_precision", lambda m: lower_precision(m, form, target)))
+    rest = profile.precision.compute
+    if formats or rest != "f32":
+        lowered = partial(lower_precision, formats=formats, rest=rest, target=target)
+        passes.append(("lower_precision", lowered))
     return tuple(passes)
 
 
@@ -61,6 +63,7 @@ def run(
     config: KernelDispatchConfig,
     supported: Collection[OpKind],
     target: Target,
+    formats: Mapping[str, str] | None = None,
 ) -> Stages:
     """From a model's template to the LIR of one variant.
 
@@ -71,6 +74,7 @@ def run(
         config: native or common kernels.
         supported: kinds that the backend has native kernels for.
         target: decides tile shapes and the packed layout.
+        formats: of parameters whose weights stay quantised (rlx_ray.matrix).
 
     Raises:
         VerifyError: a pass made something that its level forbids (a bug in that pass).
@@ -80,7 +84,7 @@ def run(
     direct = profile.fusion.policy == "direct"
     lowered = verify_mir(lower(bound, direct=direct))
     mir = lowered
-    for _, one in mir_passes(profile, config, supported, target):
+    for _, one in mir_passes(profile, config, supported, target, formats or {}):
         mir = verify_mir(one(mir))
     return Stages(bound, lowered, mir, verify_lir(schedule(mir, target, names=_names(hir))))
 

@@ -2,55 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from rlx_ray.dtype import DType
 from rlx_ray.ir.mir import Mir, Node, Note, Op
-from rlx_ray.matrix import MatrixFormat
+from rlx_ray.matrix import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
 from rlx_ray.target import Target
 
 
-def lower_precision(mir: Mir, form: MatrixFormat, target: Target) -> Mir:
-    """Give every matmul packed weights of a format, and a `quantize` before its left operand.
+def lower_precision(mir: Mir, formats: Mapping[str, str], rest: str, target: Target) -> Mir:
+    """Give matmuls packed weights of a format, and a `quantize` before their left operands.
 
-    Two matmuls of one operand share its `quantize`. What is not a matmul stays float32.
+    Matmuls of one operand share its `quantize`. An embedding table in `q8rows` is gathered from
+    quantised rows. What is neither stays float32.
 
     Args:
         mir: a program whose matmuls are native.
-        form: what the weights look like.
+        formats: by parameter, its format.
+        rest: the format of matrices that have none of their own.
         target: decides the rows' element type.
     """
     nodes: list[Node] = []
     place: dict[int, int] = {}
-    rows: dict[int, int] = {}
+    rows: dict[tuple[int, str], int] = {}
     notes: list[Note] = []
     weights = {n.inputs[1] for n in mir.nodes if n.op is Op.MATMUL}
     for index, node in enumerate(mir.nodes):
         moved = replace(node, inputs=tuple(place[i] for i in node.inputs))
-        if index in weights:
-            moved = replace(moved, dtype=form.dtype)
+        if node.op is Op.PARAM:
+            name = str(node.attr("name"))
+            moved = _param(moved, formats.get(name, rest if index in weights else ""))
         elif node.op is Op.MATMUL:
-            x = moved.inputs[0]
-            if x not in rows:
-                rows[x] = len(nodes)
-                nodes.append(_quantize(nodes[x], x, node.origin, form, target))
-            moved = _on_rows(moved, rows[x], nodes[rows[x]], form)
-            notes.append(Note("lower_precision", node.origin, f"{form.precision} weights"))
+            form = FORMATS[str(nodes[moved.inputs[1]].attr("format"))]
+            if form.rows != "f32":
+                x = moved.inputs[0]
+                if (x, form.rows) not in rows:
+                    rows[x, form.rows] = len(nodes)
+                    nodes.append(_quantize(nodes[x], x, node.origin, form, target))
+                quantised = rows[x, form.rows]
+                moved = _on_rows(moved, quantised, nodes[quantised], form)
+            notes.append(Note("lower_precision", node.origin, f"{form.name} weights"))
         place[index] = len(nodes)
         nodes.append(moved)
     outputs = tuple(place[i] for i in mir.outputs)
     return Mir(tuple(nodes), outputs, (*mir.notes, *notes))
 
 
+def _param(node: Node, name: str) -> Node:
+    """A parameter in a format; an empty name leaves it as it is."""
+    if name == QUANT_ROWS:
+        extent, n = node.shape
+        shape = (extent, n + n // BLOCK * 2)
+        return _with(replace(node, dtype=DType.U8, shape=shape), layout=QUANT_ROWS)
+    return _with(replace(node, dtype=FORMATS[name].dtype), format=name) if name else node
+
+
 def _quantize(x: Node, index: int, reader: str, form: MatrixFormat, target: Target) -> Node:
     shape = (x.shape[0], form.row_elements(x.shape[1], target))
-    attrs = (("k", x.shape[1]), ("precision", form.precision))
-    origin = f"{reader}: rows in {form.precision}"
+    attrs = (("k", x.shape[1]), ("precision", form.rows))
+    origin = f"{reader}: rows in {form.rows}"
     return Node(Op.QUANTIZE, (index,), shape, form.row_dtype(target), attrs, origin)
 
 
 def _on_rows(matmul: Node, index: int, rows: Node, form: MatrixFormat) -> Node:
     """A matmul of quantised rows, which are `pitch` bytes apart."""
     pitch = rows.shape[1] * rows.dtype.size
-    attrs = dict(matmul.attrs) | {"precision": form.precision, "pitch": pitch}
-    inputs = (index, *matmul.inputs[1:])
-    return replace(matmul, inputs=inputs, attrs=tuple(sorted(attrs.items())))
+    moved = replace(matmul, inputs=(index, *matmul.inputs[1:]))
+    return _with(moved, precision=form.name, pitch=pitch)
+
+
+def _with(node: Node, **attrs: str | int) -> Node:
+    return replace(node, attrs=tuple(sorted((dict(node.attrs) | attrs).items())))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rlx_ray.ir.lir import Call, Lir, Packing, Region, Slot, Space, Tensor
 from rlx_ray.ir.mir import Mir, Node, Note, Op, Shape, node_flops
-from rlx_ray.matrix import FORMATS
+from rlx_ray.matrix import FORMATS, MatrixFormat
 from rlx_ray.passes.cost import THREADS, Cost, group_cost, latency, program_cost
 from rlx_ray.passes.kernels import Lowered, Tiled, lower_node
 from rlx_ray.passes.layout import Layout, lay_out
@@ -27,8 +27,6 @@ from rlx_ray.target import Target
 
 _SCRATCH_LIMIT = 256 << 20
 """Bytes of scratch per thread beyond which a tile size is not considered if a smaller one is."""
-
-_FORMAT_OF = {form.dtype: form for form in FORMATS.values()}
 
 _NEAR = 1.02
 """Ways whose cost and latency are within this factor of the best are equal: memory decides."""
@@ -131,9 +129,14 @@ def _tensor(node: Node, offset: int) -> Tensor:
 
 
 def _param(node: Node, target: Target) -> Tensor:
-    matrix = node.attr("layout") == "matrix"
-    layout = _FORMAT_OF[node.dtype].layout(target.panel) if matrix else "plain"
+    layout = str(node.attr("layout"))
+    if layout == "matrix":
+        layout = _format(node).layout(target.panel)
     return Tensor(str(node.attr("name")), node.dtype, node.shape, -1, layout)
+
+
+def _format(node: Node) -> MatrixFormat:
+    return FORMATS[str(node.attr("format") or "f32")]
 
 
 class _Calls:
@@ -183,7 +186,7 @@ class _Calls:
         x, weight = call.inputs
         assert weight is not None
         columns = node.shape[1]
-        form = _FORMAT_OF[self._mir.nodes[node.inputs[1]].dtype]
+        form = _format(self._mir.nodes[node.inputs[1]])
         operands = tuple(
             _moved(slot, own * 4) if self._mir.nodes[i].shape[-1] == columns else slot
             for slot, i in zip(call.operands, node.inputs[2:], strict=True)

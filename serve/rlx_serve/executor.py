@@ -75,8 +75,7 @@ class Executor:
         self._rows = {row.route.route_id: row for row in table.select(target)}
         for name in sorted({row.route.model for row in self._rows.values()}):
             specs = [row.spec for row in self._rows.values() if row.route.model == name]
-            precisions = sorted({spec.profile.precision.compute for spec in specs})
-            add = partial(self._host.add_weights, table.models[name], precisions)
+            add = partial(self._host.add_weights, table.models[name], specs)
             self._slots.weigh(name, await self._in(self._loaders, add))
         await self._warm_up()
         self._reporter = self._loop.create_task(self._report())

@@ -6,7 +6,7 @@ No Ray here: a miss is handed to whoever was given for it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,21 +70,21 @@ class Host:
         self._weights: dict[tuple[str, str], Weights] = {}
         self._lock = threading.Lock()
 
-    def add_weights(self, model: OpenModel, precisions: Collection[str]) -> int:
+    def add_weights(self, model: OpenModel, specs: Iterable[BuildSpec]) -> int:
         """Map a model's packed weights, packing them first if nobody has; their bytes.
 
         Args:
             model: whose they are.
-            precisions: every `precision.compute` of the variants that will be loaded.
+            specs: of the variants that will be loaded.
 
         Raises:
             StoreError: the store cannot be reached or written.
             CheckpointError: a tensor cannot be read.
         """
         total = 0
-        for precision in precisions:
-            weights = load_weights(self.store, model, self.target, precision)
-            self._weights[model.spec.name, precision] = weights
+        for spec in {spec.weights_family: spec for spec in specs}.values():
+            weights = load_weights(self.store, model, spec)
+            self._weights[spec.model, spec.weights_family] = weights
             total += weights.nbytes
         return total
 
@@ -104,7 +104,7 @@ class Host:
         executable = CpuExecutable(
             paths["code"],
             manifest.binding,
-            self._weights[spec.model, spec.profile.precision.compute],
+            self._weights[spec.model, spec.weights_family],
             self._threads_from(paths["pool"]),
             self._arenas,
         )

@@ -162,7 +162,7 @@ class Bench:
             )
             value = params[tensor.name]
             sources[tensor.name] = np.ascontiguousarray(value.T) if matrix else value
-        precision = next((f.precision for f in FORMATS.values() if f.dtype in matrices), "f32")
+        precision = next((f.name for f in FORMATS.values() if f.dtype in matrices), "f32")
         data, bindings = pack(specs, sources.__getitem__, self.target.panel, precision)
         manifest = WeightsManifest(
             "m", "0" * 64, 1, self.target.family, BlobRef("weights", "0" * 64, len(data)), bindings

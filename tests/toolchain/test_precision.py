@@ -41,6 +41,7 @@ static inline vf bf16_dot(vf acc, vi a, vi w) {
     return acc;
 }
 #define INT8_DOT int8_dot
+#define INT8_STAND_IN
 #define BF16_DOT bf16_dot
 """
 

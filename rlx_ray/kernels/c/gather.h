@@ -30,12 +30,24 @@ RLX_INLINE void gather(const long rows, const long n, const float *table, const 
                    y + r * n);
 }
 
+/* Row i of a table whose rows are n / 32 float16 scales, then n int8 codes, plus base. */
+RLX_INLINE void gather_add_q8(const long n, const char *table, long i, const float *base,
+                              float *y) {
+    typedef _Float16 half __attribute__((may_alias));
+    const half *d = (const half *)(table + i * (n + n / 16));
+    const signed char *q = (const signed char *)(d + n / 32);
+    for (long b = 0; b < n / 32; b++) {
+        const float scale = (float)d[b];
+        for (long j = b * 32; j < b * 32 + 32; j++) y[j] = (base ? base[j] : 0) + scale * q[j];
+    }
+}
+
 #if defined(SPAN_BATCH)
 /* The packed rows of a span; y and base are the span's first row. The ids of sequence q begin at
  * ids[q * pitch], or, where pitch is 0, at its first row. */
-RLX_INLINE void gather_span(const rlx_span *s, const long n, const long pitch, const float *table,
-                            const int *ids, const long first, const long extent, const float *base,
-                            float *y) {
+RLX_INLINE void gather_rows(const int q8, const rlx_span *s, const long n, const long pitch,
+                            const char *table, const int *ids, const long first, const long extent,
+                            const float *base, float *y) {
     const long end = s->row + s->rows;
     for (long q = s->seq, at = s->start; at < end; q++) {
         const long length = span_length(s->lengths, q, at);
@@ -43,11 +55,25 @@ RLX_INLINE void gather_span(const rlx_span *s, const long n, const long pitch, c
         const int *own = ids ? ids + (pitch ? q * pitch : at) : 0;
         for (long row = from; row < to; row++) {
             const long i = own ? own[row - at] : row - at + first, r = row - s->row;
-            gather_add(n, table + (i >= 0 && i < extent ? i : 0) * n, base ? base + r * n : 0,
-                       y + r * n);
+            const long known = i >= 0 && i < extent ? i : 0;
+            const float *under = base ? base + r * n : 0;
+            if (q8) gather_add_q8(n, table, known, under, y + r * n);
+            else gather_add(n, (const float *)table + known * n, under, y + r * n);
         }
         at += length;
     }
+}
+
+RLX_INLINE void gather_span(const rlx_span *s, const long n, const long pitch, const void *table,
+                            const int *ids, const long first, const long extent, const float *base,
+                            float *y) {
+    gather_rows(0, s, n, pitch, table, ids, first, extent, base, y);
+}
+
+RLX_INLINE void gather_span_q8(const rlx_span *s, const long n, const long pitch,
+                               const void *table, const int *ids, const long first,
+                               const long extent, const float *base, float *y) {
+    gather_rows(1, s, n, pitch, table, ids, first, extent, base, y);
 }
 #endif
 
