@@ -136,6 +136,7 @@ _SERVE: Mapping[str, Callable[[Node], object]] = {
     "threads": _whole(0, 1024),
     "max_slots": _whole(1, 1_000_000),
     "max_slot_bytes": _whole(1, _TERA),
+    "kv_cache_bytes": _whole(1, _TERA),
     "max_body_bytes": _whole(1, _TERA),
     "max_texts": _whole(1, 1_000_000),
     "max_ongoing_requests": _whole(1, 1_000_000),

@@ -313,6 +313,7 @@ class ServeSpec:
     threads: int = 0
     max_slots: int = 64
     max_slot_bytes: int = 1 << 30
+    kv_cache_bytes: int = 512 << 20
     max_body_bytes: int = 8 << 20
     max_texts: int = 2048
     max_ongoing_requests: int = 32

@@ -5,9 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,8 @@ class Decoder(Protocol):
     binding: BindingManifest
 
     def run(
-        self, inputs: dict[str, npt.NDArray[np.int32]], cache: npt.NDArray[np.uint8]
-    ) -> dict[str, npt.NDArray[np.float32]]:
+        self, inputs: Mapping[str, npt.NDArray[Any]], cache: npt.NDArray[Any] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
         """One step; see `CpuExecutable.run`."""
         ...
 

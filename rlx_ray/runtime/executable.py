@@ -17,8 +17,10 @@ class Executable(Protocol):
     binding: BindingManifest
     arena_bytes: int
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One forward pass: arrays as the binding says in, new arrays out."""
+    def run(
+        self, inputs: Mapping[str, np.ndarray], cache: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """One forward pass: arrays as the binding says in, new arrays out; a decoder's cache."""
         ...
 
 

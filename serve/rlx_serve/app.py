@@ -27,6 +27,7 @@ from rlx_serve.executor import Executor
 from rlx_serve.ingress import make_app
 from rlx_serve.lanes import Handle, lanes
 from rlx_serve.service import Service, served
+from rlx_serve.speech import speakers
 from rlx_serve.table import Table, check_budget, open_table
 
 APP = "rlx"
@@ -74,7 +75,9 @@ class Ingress:
             return bool(await executors[target].ready.remote(model))
 
         store = open_store(config.store.url, config.store.storage_options)
-        self._service = Service(config, table, models, store, board, ready)
+        self._service = Service(
+            config, table, models, store, board, ready, speakers(table, executors)
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes; Serve calls it once the constructor is through."""

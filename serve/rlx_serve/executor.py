@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -21,6 +21,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from rlx_ray.component import CompilationMode
+from rlx_ray.engine.generator import Request
 from rlx_ray.errors import ArtifactError, ConfigError, InputError, RlxError, StoreError
 from rlx_ray.spec import BuildSpec, Config
 from rlx_ray.target import Target
@@ -30,6 +31,7 @@ from rlx_serve.host import Host, Loaded
 from rlx_serve.lanes import Handle
 from rlx_serve.problems import Failure
 from rlx_serve.slots import SlotKey, Slots, Step
+from rlx_serve.speaking import Speakers, Spoken
 from rlx_serve.table import Row, Table, check_budget, open_table
 
 _LOADERS = 32
@@ -77,6 +79,9 @@ class Executor:
             specs = [row.spec for row in self._rows.values() if row.route.model == name]
             add = partial(self._host.add_weights, table.models[name], specs)
             self._slots.weigh(name, await self._in(self._loaders, add))
+        self._speakers = Speakers(
+            tuple(self._rows.values()), table.models, self._keep, self._loop, limits.kv_cache_bytes
+        )
         await self._warm_up()
         self._reporter = self._loop.create_task(self._report())
 
@@ -93,6 +98,22 @@ class Executor:
             return await self._answer(row, inputs)
         except RlxError as error:
             return Failure.of(error)
+
+    async def generate(self, route: Route, request: Request) -> AsyncGenerator[Spoken | Failure]:
+        """Generate text; an error comes as a value, and ends the stream.
+
+        Args:
+            route: of one of the model's variants; its digest must be this executor's own.
+            request: what to generate.
+        """
+        try:
+            self._row(route)
+            await self._advertise(route.route_id)
+            async with contextlib.aclosing(self._speakers.generate(route.model, request)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except RlxError as error:
+            yield Failure.of(error)
 
     async def ready(self, model: str) -> bool:
         """Whether this replica serves a model; its being asked means that it has started."""
@@ -139,6 +160,13 @@ class Executor:
             raise error
         loaded = self._slots.value(key)
         return loaded, "memory" if step is Step.RUN else loaded.tier
+
+    async def _keep(self, row: Row) -> tuple[Loaded, str]:
+        """A loaded slot that is held for good: an engine runs it at any time."""
+        with contextlib.ExitStack() as stack:
+            loaded, tier = await self._hold(row, stack)
+            stack.pop_all()
+            return loaded, tier
 
     def _start_load(self, key: SlotKey, spec: BuildSpec) -> None:
         task = self._loop.create_task(self._load(key, spec))

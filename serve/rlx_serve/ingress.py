@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from rlx_ray.errors import RlxError
-from rlx_serve import oip, openai
+from rlx_serve import completions, oip, openai
 from rlx_serve.page import page
 from rlx_serve.problems import Problem, RequestError, problem
 from rlx_serve.service import Service
@@ -52,14 +52,35 @@ def _add_openai(app: FastAPI, service: Service, created: int) -> None:
         found, answer = await openai.embeddings(service, body)
         return _json(found, answer.headers())
 
+    @app.post("/v1/completions")
+    async def completion(request: Request) -> Response:
+        body = await _read(request, completions.CompletionBody, service.limits.max_body_bytes)
+        job = completions.completion(service.speaker(body.model), body)
+        return await _speak(job, bool(body.stream), service.limits.request_timeout_s)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await _read(request, completions.ChatBody, service.limits.max_body_bytes)
+        job = completions.chat(service.speaker(body.model), body)
+        return await _speak(job, bool(body.stream), service.limits.request_timeout_s)
+
     @app.get("/v1/models")
     async def models() -> Response:
-        rows = [openai.model_row(model, created) for model in service.models.values()]
+        rows = [openai.model_row(name, created) for name in service.names]
         return _json({"object": "list", "data": rows})
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> Response:
-        return _json(openai.model_row(service.model(name), created))
+        return _json(openai.model_row(service.known(name), created))
+
+
+async def _speak(job: completions.Job, stream: bool, seconds: float) -> Response:
+    if not stream:
+        answer, headers = await completions.whole(job, seconds)
+        return _json(answer, headers)
+    events, headers = await completions.begin(job, seconds)
+    headers["cache-control"] = "no-cache"
+    return StreamingResponse(events, 200, headers, "text/event-stream")
 
 
 def _add_oip(app: FastAPI, service: Service) -> None:

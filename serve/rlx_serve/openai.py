@@ -127,6 +127,6 @@ def encode(vectors: np.ndarray, encoding: str) -> Sequence[object]:
     return rows
 
 
-def model_row(model: Served, created: int) -> dict[str, object]:
+def model_row(name: str, created: int) -> dict[str, object]:
     """A model as `/v1/models` lists it; `created` in seconds since 1970."""
-    return {"id": model.name, "object": "model", "created": created, "owned_by": "rlx-ray"}
+    return {"id": name, "object": "model", "created": created, "owned_by": "rlx-ray"}

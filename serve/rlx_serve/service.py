@@ -14,6 +14,7 @@ from rlx_ray.spec import Config
 from rlx_ray.store import Hit, Lookup, Store
 from rlx_serve.dispatch import Answer, Lane, Route, embed
 from rlx_serve.problems import RequestError
+from rlx_serve.speech import Speaker
 from rlx_serve.table import Row, Table
 
 _STATUS_KEPT_S = 5.0
@@ -86,6 +87,7 @@ class Service:
         store: where artifacts are looked for.
         board: what the replicas hold.
         ready: whether an executor answers.
+        speakers: the language models that are served, by name.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Service:
         store: Store,
         board: Board,
         ready: Ready,
+        speakers: Mapping[str, Speaker] | None = None,
     ) -> None:
         self.limits = config.serve
+        self.speakers = speakers or {}
         self.models = models
         self._table = table
         self._store = store
@@ -114,8 +118,45 @@ class Service:
         """
         if name in self.models:
             return self.models[name]
-        names = list(self.models)
-        raise UnknownModelError(
+        if name in self.speakers:
+            raise RequestError(
+                f"model {name!r} generates text.", "Use /v1/chat/completions.", param="model"
+            )
+        raise self._unknown(name)
+
+    def speaker(self, name: str) -> Speaker:
+        """A language model by name.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+            RequestError: the model is no language model.
+        """
+        if name in self.speakers:
+            return self.speakers[name]
+        if name in self.models:
+            raise RequestError(
+                f"model {name!r} makes embeddings.", "Use /v1/embeddings.", param="model"
+            )
+        raise self._unknown(name)
+
+    @property
+    def names(self) -> list[str]:
+        """All models, in the config's order."""
+        return [n for n in self._table.models if n in self.models or n in self.speakers]
+
+    def known(self, name: str) -> str:
+        """The name of a model that is served.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+        """
+        if name not in self.names:
+            raise self._unknown(name)
+        return name
+
+    def _unknown(self, name: str) -> UnknownModelError:
+        names = self.names
+        return UnknownModelError(
             f"model {name!r} is not served here; the models are {names}.", nearest(name, names)
         )
 
@@ -157,18 +198,22 @@ class Service:
 
     async def model_ready(self, model: Served) -> bool:
         """Whether at least one executor answers for a model."""
+        return await self._answers(model.name, tuple(lane.target for lane in model.lanes))
 
-        async def ask(lane: Lane) -> bool:
+    async def _answers(self, model: str, targets: tuple[str, ...]) -> bool:
+        async def ask(target: str) -> bool:
             try:
-                return await asyncio.wait_for(self._ready(lane.target, model.name), _ASK_S)
+                return await asyncio.wait_for(self._ready(target, model), _ASK_S)
             except Exception:  # whatever it is, it does not answer
                 return False
 
-        return any(await asyncio.gather(*(ask(lane) for lane in model.lanes)))
+        return any(await asyncio.gather(*(ask(target) for target in targets)))
 
     async def all_ready(self) -> bool:
         """Whether every model is ready."""
-        return all(await asyncio.gather(*(self.model_ready(m) for m in self.models.values())))
+        places = [(m.name, tuple(lane.target for lane in m.lanes)) for m in self.models.values()]
+        places += [(s.name, s.targets) for s in self.speakers.values()]
+        return all(await asyncio.gather(*(self._answers(*place) for place in places)))
 
     async def rows(self) -> list[dict[str, object]]:
         """One object for each variant and target: what the store has, and which replicas hold it.

@@ -1,0 +1,144 @@
+"""What the text routes call: a language model by name, its prompts and its streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from rlx_ray.checkpoint.tokenizer import Tokenizer
+from rlx_ray.engine.generator import Request
+from rlx_ray.engine.scheduler import bound
+from rlx_ray.engine.template import ChatTemplate
+from rlx_ray.target import Target
+from rlx_serve.dispatch import Route
+from rlx_serve.lanes import Handle
+from rlx_serve.problems import Busy, Failure, RequestError
+from rlx_serve.speaking import SPEAKING, Spoken
+from rlx_serve.table import Table
+
+Stream = Callable[[Request], AsyncGenerator[Spoken]]
+"""Generates on some replica. Raises Busy if none takes more work, RlxError as the engine does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A language model as the routes see it.
+
+    Attributes:
+        name: its name.
+        context: most tokens of prompt and answer.
+        stop_ids: tokens that end an answer.
+        tokenizer: text to tokens.
+        template: messages to text; None if the model has none.
+        targets: of its executors, in serving order.
+        streams: one for each of them.
+    """
+
+    name: str
+    context: int
+    stop_ids: frozenset[int]
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    targets: tuple[str, ...]
+    streams: tuple[Stream, ...]
+
+    def prompt(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
+        """The tokens of some messages.
+
+        Raises:
+            InputError: the model has no chat template, or its template refuses them.
+        """
+        if self.template is None:
+            raise RequestError(
+                f"model {self.name!r} has no chat template.",
+                "Use /v1/completions.",
+                param="messages",
+            )
+        return tuple(self.tokenizer.encode(self.template.render(messages), special=False))
+
+    async def start(
+        self, request: Request, seconds: float
+    ) -> tuple[Spoken, AsyncGenerator[Spoken]]:
+        """The first piece of a generation, and the rest of them; close the rest to cancel.
+
+        Args:
+            request: what to generate.
+            seconds: for the first piece: a first request may wait for a build.
+
+        Raises:
+            Busy: no executor takes more work.
+            TimeoutError: the first piece did not come in time.
+            RlxError: as the engine does.
+        """
+        for last, stream in zip(
+            [*[False] * (len(self.streams) - 1), True], self.streams, strict=True
+        ):
+            pieces = stream(request)
+            try:
+                async with asyncio.timeout(seconds):
+                    return await anext(pieces), pieces
+            except Busy:
+                if last:
+                    raise
+            except TimeoutError:
+                raise TimeoutError(
+                    f"The first token took longer than {seconds:g} s. A first request may wait for "
+                    "a build: try again, or raise serve.request_timeout_s."
+                ) from None
+        raise AssertionError("unreachable")
+
+
+def speakers(table: Table, handles: Mapping[str, Handle]) -> dict[str, Speaker]:
+    """The language models of a table that some executor serves, by name."""
+    found = {}
+    for name, model in table.models.items():
+        routes: dict[Target, Route] = {}
+        reach = []
+        for target in table.targets(name):
+            rows = [r for r in table.select(target) if r.route.model == name]
+            rows = [r for r in rows if r.variant.phase in SPEAKING]
+            if rows and target.name in handles:
+                decode = [r for r in rows if r.variant.phase is SPEAKING[1]] or rows
+                # One id for all of a model's streams: they share a replica until it spills.
+                routes[target] = max(decode, key=lambda r: r.variant.batch).route
+                reach.append(max(bound(r.variant) for r in decode))
+        if routes:
+            found[name] = Speaker(
+                name,
+                min(reach),
+                frozenset(model.facts.stop_ids),
+                model.tokenizer(),
+                model.template(),
+                tuple(t.name for t in routes),
+                tuple(handle_stream(handles[t.name], route, t) for t, route in routes.items()),
+            )
+    return found
+
+
+def handle_stream(handle: Handle, route: Route, target: Target) -> Stream:
+    """A callable that generates on some replica, preferably the one that holds the model."""
+
+    async def stream(request: Request) -> AsyncGenerator[Spoken]:
+        chosen = handle.options(stream=True, multiplexed_model_id=route.route_id)
+        reply: Any = chosen.generate.remote(route, request)
+        try:
+            async for piece in reply:
+                if isinstance(piece, Failure):
+                    raise piece.error()
+                yield piece
+        except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+            raise Busy(
+                f"the executor for {target.name} takes no more requests: {error}",
+                "Try again in a second.",
+            ) from error
+        finally:
+            with contextlib.suppress(Exception):  # it may be over already
+                reply.cancel()
+
+    return stream
