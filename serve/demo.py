@@ -1,6 +1,6 @@
 """The demo: prebuild a config's variants, serve them, ask over HTTP as a client would, stop.
 
-python serve/demo.py configs/minilm.yaml      (what `make demo` runs)
+python serve/demo.py configs/demo.yaml      (what `make demo` runs)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 QUERY = "How do I make the first request fast?"
+QUESTION = "Why is the sky blue? Answer in one sentence."
 DOCUMENTS = (
     "Compile every variant ahead of time, so that the first request finds it ready.",
     "A cold start is the time from a new process to its first answer.",
@@ -46,6 +47,8 @@ def main(config: str) -> int:
         found = read_ready(server)
         console.print(f"ready at {found['url']}")
         ask(found["url"], found["models"][0])
+        for model in found["models"][1:]:
+            chat(found["url"], model)
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -109,5 +112,34 @@ def ask(url: str, model: str) -> None:
     )
 
 
+def chat(url: str, model: str) -> None:
+    """One question to a language model, twice: the answer is printed as it comes."""
+    for turn in ("first", "again"):
+        messages = [{"role": "user", "content": QUESTION}]
+        body = {"model": model, "messages": messages, "temperature": 0, "stream": True}
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        begun = time.perf_counter()
+        console.print(f"{model}, {turn} time: {QUESTION}")
+        first, count = 0.0, 0
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            for line in answer:
+                data = line.removeprefix(b"data: ").strip()
+                if not data or data == b"[DONE]":
+                    continue
+                text = json.loads(data)["choices"][0]["delta"].get("content", "")
+                if text:
+                    first = first or time.perf_counter() - begun
+                    count += 1
+                    console.print(text, end="", highlight=False, markup=False)
+            took = time.perf_counter() - begun
+            variants = answer.headers["x-rlx-variant"]
+        rate = (count - 1) / (took - first) if count > 1 else 0.0
+        console.print(f"\n  {first * 1e3:.0f} ms to the first token, {rate:.0f}/s ({variants})")
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "configs/minilm.yaml"))
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "configs/demo.yaml"))

