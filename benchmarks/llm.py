@@ -14,7 +14,6 @@ llama.cpp is llama-cpp-python built for this host:
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -62,8 +61,11 @@ def median_s(run, least: int, seconds: float = 2.0) -> float:
 
 
 def peak_mb() -> float:
-    """Peak memory of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    """Peak resident memory of this process since it was started, in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1e3
+    return float("nan")
 
 
 def ours(threads: int) -> dict:

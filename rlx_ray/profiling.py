@@ -7,10 +7,12 @@ run, and forgotten.
 from __future__ import annotations
 
 import ctypes
+import math
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from rlx_ray.compiler import binding, stages
 from rlx_ray.ir.lir import Call, Lir, Region, Space
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
+from rlx_ray.shape import PAGE
 from rlx_ray.spec import BuildSpec
 
 _THREADS, _CALLS = 64, 1024  # COUNTER_THREADS and COUNTER_CALLS of kernels/c/counters.h
@@ -86,7 +89,11 @@ def profile(
         with tempfile.TemporaryDirectory(prefix="rlx-profile-") as folder:
             path = Path(folder) / "code.so"
             path.write_bytes(zig.build(text, spec.target, spec.toolchain))
-            run = CpuExecutable(path, binding(lir), weights, pool, ArenaPool()).run
+            bound = binding(lir)
+            loaded = CpuExecutable(path, bound, weights, pool, ArenaPool())
+            pages = sum(math.prod(t.shape) for t in bound.inputs if t.name == "pages")
+            cache = np.zeros((pages, bound.page), np.uint8) if bound.page else None
+            run = partial(loaded.run, cache=cache)
             library = ctypes.CDLL(str(path))
         return _measure(library, run, lir, threads, rounds)
     finally:
@@ -156,6 +163,9 @@ def _flops(lir: Lir, region: Region, call: Call) -> int:
     sizes = dict(call.kernel.constants)
     if call.kernel.template.startswith("gemm"):
         return int(2 * _rows(lir, region, call) * sizes["n"] * sizes["k"])
+    if "table" in sizes and call.kernel.template.startswith("attention"):
+        assert lir.packing is not None
+        return int(4 * lir.packing.rows * sizes["table"] * PAGE * sizes["heads"] * sizes["dim"])
     if call.kernel.template.startswith("attention") and lir.packing is not None:
         width = sizes["heads"] * sizes["dim"]
         keys = min(sizes["keys"], lir.packing.rows // lir.packing.sequences)
@@ -170,13 +180,22 @@ def _streamed(lir: Lir, region: Region, call: Call) -> int:
     if not call.kernel.template.startswith("gemm") or not weights:
         return 0
     dtype = lir.params[weights[0].offset].dtype
-    return int(dtype.size * sizes["n"] * sizes["k"]) * region.tiles
+    each = {"gemm_b4": 0.625, "gemm_b8": 1.0625}  # bytes of a weight with its scales
+    size = each.get(call.kernel.template.removesuffix("_columns"), dtype.size)
+    return int(size * sizes["n"] * sizes["k"]) * region.tiles
 
 
 def full_inputs(bound: BindingManifest) -> dict[str, np.ndarray]:
-    """Inputs of the largest size that a variant takes: every sequence as long as it can be."""
+    """Inputs of the largest size that a variant takes: every sequence as long as it can be.
+
+    A decoder's page tables name pages from 0 on, each once.
+    """
     found = {t.name: np.ones(t.shape, np.int32) for t in bound.inputs}
     if "token_type_ids" in found:
         found["token_type_ids"][:] = 0
     found["lengths"][:] = found["input_ids"].size // found["lengths"].size
+    if "pages" in found:
+        batch, pages = found["pages"].shape
+        found["pages"][:] = np.arange(batch * pages).reshape(batch, pages)
+        found["past"][:] = pages * PAGE - found["lengths"]
     return found
