@@ -126,7 +126,7 @@ def _measure(
 
 
 def _kernels(lir: Lir, seconds: np.ndarray) -> tuple[KernelTime, ...]:
-    calls = [(region, call) for region in lir.regions for call in region.calls]
+    calls = [(region, call) for region in lir.regions for call in region.all_calls]
     grouped: dict[str, list[int]] = {}
     for i, (_, call) in enumerate(calls):
         grouped.setdefault(_name(call), []).append(i)

@@ -61,9 +61,15 @@ TEMPLATES: dict[str, Template] = {
     "map": Template("map($rows, $columns, y, $f, x)"),
     "layer_norm": Template("layer_norm($rows, $columns, $eps, a, b, c, y)"),
     "rms_norm": Template("rms_norm($rows, $columns, $eps, a, b, y)"),
+    "rope_cache_heads": Template(
+        "rope_cache(s, tile, $heads, $kv_heads, $dim, $layers, $layer, $table, $positions, $eps, "
+        "a, b, c, d, e, g, cache, y)",
+        6,
+        True,
+    ),
     "rope_cache": Template(
-        "rope_cache(s, $heads, $kv_heads, $dim, $layers, $layer, $table, $positions, $eps, a, b, "
-        "c, d, e, g, cache, y)",
+        "rope_cache(s, -1, $heads, $kv_heads, $dim, $layers, $layer, $table, $positions, $eps, a, "
+        "b, c, d, e, g, cache, y)",
         6,
         True,
     ),
@@ -124,7 +130,7 @@ def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
     first = 0
     for i, region in enumerate(lir.regions):
         parts.append(_region(region, i, names, lir.packing, first if counters else None))
-        first += len(region.calls)
+        first += len(region.all_calls)
     parts.append(_entry(lir))
     return "\n".join(parts)
 
@@ -148,7 +154,7 @@ def _head(target: Target, lir: Lir) -> str:
         headers.append("quantize.h")
     if any(k.template == "quantize_blocks" for k in lir.kernels):
         headers.append("gemm_blocks.h")
-    if any(k.template in ("rms_norm", "rope_cache") for k in lir.kernels):
+    if any(k.template.startswith(("rms_norm", "rope_cache")) for k in lir.kernels):
         headers.append("decoder.h")
     return "\n".join([*lines, *(f'#include "{header}"' for header in headers), ""])
 
@@ -263,11 +269,17 @@ def _region(
     lines.append(f"    const rlx_span span = {span};")
     if region.axis in ("sequences", "rows") and packing is not None:
         lines.append("    if (!span.rows && !span.seqs) return;")
-    for i, call in enumerate(region.calls):
+    calls = []
+    for i, call in enumerate(region.all_calls):
         text = _call(call, names[call.kernel])
         counted = text if counter is None else f"COUNTED({text}, {counter + i})"
-        lines.append(f"    {counted}; /* {call.origin} */")
-    return "\n".join([*lines, "}", ""])
+        calls.append(f"    {counted}; /* {call.origin} */")
+    own = [*lines, *calls[len(region.begin) :], "}", ""]
+    if region.begin:
+        # The beginning sees the same names; it has no tile.
+        head = f"static void begin{index}(const rlx_frame *f, char *s) {{"
+        own += [head, "    const long tile = 0;", *lines[1:], *calls[: len(region.begin)], "}", ""]
+    return "\n".join(own)
 
 
 def _call(call: Call, name: str) -> str:
@@ -301,7 +313,10 @@ def _slot(slot: Slot | None) -> str:
 
 
 def _entry(lir: Lir) -> str:
-    rows = "\n".join(f"    {{region{i}, {r.tiles}}}," for i, r in enumerate(lir.regions))
+    rows = "\n".join(
+        f"    {{region{i}, {r.tiles}, {f'begin{i}' if r.begin else 0}}},"
+        for i, r in enumerate(lir.regions)
+    )
     return (
         f"static const rlx_region regions[] = {{\n{rows}\n}};\n\n"
         f'__attribute__((visibility("default")))\n'

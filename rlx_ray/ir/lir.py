@@ -85,12 +85,19 @@ class Region:
         tiles: how many.
         calls: what runs on one tile, in order.
         reason: why this axis and this tile size.
+        begin: calls that each thread runs once, before its first tile, into its own scratch.
     """
 
     axis: str
     tiles: int
     calls: tuple[Call, ...]
     reason: str
+    begin: tuple[Call, ...] = ()
+
+    @property
+    def all_calls(self) -> tuple[Call, ...]:
+        """What it runs at its beginning, then what it runs on a tile."""
+        return (*self.begin, *self.calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +166,4 @@ class Lir:
     @property
     def kernels(self) -> tuple[Kernel, ...]:
         """The distinct kernels, in the order of their first call."""
-        return tuple(dict.fromkeys(c.kernel for r in self.regions for c in r.calls))
+        return tuple(dict.fromkeys(c.kernel for r in self.regions for c in r.all_calls))

@@ -55,7 +55,7 @@ def lir_text(lir: Lir) -> str:
         lines.append(f"kernel {name} = {kernel.template} {constants}{tail}")
     for i, region in enumerate(lir.regions):
         lines.append(f"region {i}: {region.tiles} tiles of {region.axis}; {region.reason}")
-        lines += [f"  {_call_text(call, names[call.kernel])}" for call in region.calls]
+        lines += [f"  {_call_text(call, names[call.kernel])}" for call in region.all_calls]
     for what, plan in (("arena", lir.arena), ("scratch per thread", lir.scratch)):
         share = plan.size / plan.bound if plan.bound else 1.0
         lines.append(

@@ -127,7 +127,7 @@ def verify_lir(lir: Lir) -> Lir:
     for region in lir.regions:
         if region.tiles < 1 or not region.calls:
             raise VerifyError(f"LIR: an empty region ({region.axis}).")
-        for call in region.calls:
+        for call in region.all_calls:
             slots = (call.output, *call.inputs, *call.operands, call.scratch)
             for slot in slots:
                 if slot is None:

@@ -87,6 +87,8 @@ def group_cost(mir: Mir, group: Group, known: Facts, layout: Layout, target: Tar
     used = min(1.0, known.rows / group.tiles / tile_rows(group.axis, group.tiles, known))
     slow = 1 + _SPILL * max(0.0, layout.scratch.size * used / _CACHE - 1)
     total, streamed, once = 0.0, 0.0, 0.0
+    for index in group.begin:
+        once += node_flops(mir, index) / (peak * 0.4) + _CALL
     for index in group.nodes:
         node = mir.nodes[index]
         flops = node_flops(mir, index) / group.tiles

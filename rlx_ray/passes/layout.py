@@ -50,7 +50,7 @@ class Layout:
 
 def lay_out(mir: Mir, groups: tuple[Group, ...], known: Facts, target: Target) -> Layout:
     """Give each value a place: a tile's scratch if one group makes and reads it, else the arena."""
-    home = {index: g for g, grouped in enumerate(groups) for index in grouped.nodes}
+    home = {i: g for g, grouped in enumerate(groups) for i in (*grouped.begin, *grouped.nodes)}
     uses = uses_of(mir, known)
     pairs = _pairs(mir, groups, known, uses, target.panel)
     begins = {reader: index for index, (reader, _) in pairs.items()}
@@ -67,6 +67,9 @@ def lay_out(mir: Mir, groups: tuple[Group, ...], known: Facts, target: Target) -
             continue
         here = groups[home[index]]
         readers = uses[index]
+        if index in here.begin:
+            own.append(Buffer(str(index), size, here.begin[0], here.nodes[-1]))
+            continue
         local = index not in outputs and all(
             home[r] == home[index] and not _crosses(mir.nodes[r], here, known) for r in readers
         )

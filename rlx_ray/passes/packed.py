@@ -98,7 +98,8 @@ def _rope_cache(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
     sizes = tuple((name, node.number(name)) for name in _CACHED)
     constants = (*sizes, ("table", shapes[3][1]), ("positions", shapes[4][0]), ("eps", eps))
     inputs = (0, 2, 3, 4, *((5, 6) if len(shapes) == 7 else (None, None)))
-    return Lowered(Kernel("rope_cache", constants), inputs)
+    template = "rope_cache_heads" if site.axis == "heads" else "rope_cache"
+    return Lowered(Kernel(template, constants), inputs)
 
 
 def _cached_attention(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:

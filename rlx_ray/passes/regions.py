@@ -20,6 +20,14 @@ COLUMN_TILES = 32
 ROW_TILES = 16
 """Tiles that row-wise operations have beside matmuls that are cut by columns."""
 
+REDUNDANT_ROWS = 32
+"""Most token rows that every thread may normalise or quantise for itself."""
+
+_CHEAP = (Op.LAYER_NORM, Op.RMS_NORM, Op.QUANTIZE)
+
+_WIDE = 4096
+"""Columns from which a matmul over sequences is cut by columns."""
+
 _ROW_WISE = (Op.MATMUL, Op.LAYER_NORM, Op.RMS_NORM, Op.ELEMENTWISE, Op.QUANTIZE)
 
 
@@ -54,11 +62,14 @@ class Group:
         axis: `sequences`, `rows`, `columns`, `heads`, `each` (one sequence a tile) or `whole`.
         tiles: how many.
         nodes: what runs on one tile, in order.
+        begin: what each thread runs for itself before its first tile: cheap work on all rows, which
+            costs less than a barrier.
     """
 
     axis: str
     tiles: int
     nodes: tuple[int, ...]
+    begin: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +190,18 @@ def node_tiles(mir: Mir, index: int, tiling: Tiling, known: Facts, panel: int) -
         return "whole", 1
     if tiling.axis == "sequences":
         return "sequences", tiling.tiles
+    by_columns = "columns", column_tiles(-(-node.shape[1] // panel))
     if known.domain[index] is Domain.SEQUENCES:
-        return "each", known.sequences
+        # A head over the vocabulary is worth sharing out; a small one is not worth a barrier.
+        wide = node.op is Op.MATMUL and node.shape[1] >= _WIDE
+        return by_columns if wide else ("each", known.sequences)
     if tiling.axis == "rows":
         return "rows", tiling.tiles
     if node.op is Op.MATMUL:
-        return "columns", column_tiles(-(-node.shape[1] // panel))
+        return by_columns
     if node.op is Op.ATTENTION:
         return "heads", node.number("heads")
-    if node.op is Op.CACHED_ATTENTION:
+    if node.op in (Op.ROPE_CACHE, Op.CACHED_ATTENTION):
         return "heads", node.number("kv_heads") * known.sequences
     return "rows", ROW_TILES
 
@@ -216,13 +230,48 @@ def group(mir: Mir, tiling: Tiling, known: Facts, panel: int) -> tuple[Group, ..
         if node.op in (Op.INPUT, Op.PARAM, Op.RESHAPE):
             continue
         wanted = node_tiles(mir, index, tiling, known, panel)
-        made_here = any(known.root[i] in current for i in node.inputs)
-        if wanted != now or (made_here and reads_whole(node, wanted[0])):
+        if wanted != now or _waits(mir, node, wanted[0], {known.root[i] for i in current}, known):
             close()
             now = wanted
         current.append(index)
     close()
-    return tuple(groups)
+    return _folded(mir, groups, known)
+
+
+def _waits(mir: Mir, node: Node, axis: str, made: set[int], known: Facts) -> bool:
+    """Whether a node reads more than its own tile of what the current group makes."""
+    if not reads_whole(node, axis):
+        return False
+    inputs = [known.root[i] for i in node.inputs]
+    if node.op is Op.MATMUL and axis == "columns":
+        return inputs[0] in made  # its operands are read in the tile's own columns
+    if node.op is Op.CACHED_ATTENTION and axis == "heads":
+        return inputs[0] in made and mir.nodes[inputs[0]].op is not Op.ROPE_CACHE
+    return any(i in made for i in inputs)
+
+
+def _folded(mir: Mir, groups: list[Group], known: Facts) -> tuple[Group, ...]:
+    """Row-wise groups on few rows go to the beginning of the matmuls that alone read them."""
+    if not known.packed or known.rows > REDUNDANT_ROWS:
+        return tuple(groups)
+    readers: dict[int, set[int]] = {}
+    for index, node in enumerate(mir.nodes):
+        for source in node.inputs:
+            readers.setdefault(known.root[source], set()).add(index)
+    kept: list[Group] = []
+    for group in groups:
+        before = kept[-1] if kept else None
+        if (
+            before is not None
+            and before.axis == "rows"
+            and group.axis == "columns"
+            and all(mir.nodes[i].op in _CHEAP and i not in mir.outputs for i in before.nodes)
+            and all(readers[i] <= {*before.nodes, *group.nodes} for i in before.nodes)
+        ):
+            kept[-1] = Group(group.axis, group.tiles, group.nodes, before.nodes)
+        else:
+            kept.append(group)
+    return tuple(kept)
 
 
 def candidates(known: Facts) -> tuple[Tiling, ...]:

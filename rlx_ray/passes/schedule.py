@@ -89,7 +89,13 @@ def _emit(
     inputs = [i for i, n in enumerate(mir.nodes) if n.op is Op.INPUT]
     make = _Calls(mir, layout, known, {index: at for at, index in enumerate(params)}, target.panel)
     regions = tuple(
-        Region(g.axis, g.tiles, tuple(c for i in g.nodes for c in make.calls(i, g)), reason)
+        Region(
+            g.axis,
+            g.tiles,
+            tuple(c for i in g.nodes for c in make.calls(i, g)),
+            reason,
+            tuple(c for i in g.begin for c in make.calls(i, g)),
+        )
         for g in layout.groups
     )
     packing = None

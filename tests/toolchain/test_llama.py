@@ -189,7 +189,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
     found = load(ROOT / "configs" / "smollm2.yaml", store_override=f"file://{folder}/store")
     prefill = replace(found.models[0].matrix[0], batch=(1,), seq=(32,))
     decode = replace(found.models[0].matrix[-1], batch=(1, 4), past_seq=(255,))
-    model = replace(found.models[0], matrix=(prefill, decode))
+    model = replace(found.models[0], matrix=(prefill, decode), quant=None)
     store = replace(found.store, cache_dir=str(folder / "cache"))
     opened = LocalModel(replace(found, models=(model,), store=store), "smollm2")
     made = TextModel(opened)

@@ -73,8 +73,9 @@ RLX_INLINE void cache_put(float *page, long slot, const long dim, const float *k
 
 /* The rows of a span: qkv [rows][(heads + 2 kv_heads) * dim] to rotated queries y [rows][heads *
  * dim]; rotated keys, and values, go to the cache. With q_gain each head of q and k is first RMS
- * normed. qkv and y are the span's first row. */
-RLX_INLINE void rope_cache(const rlx_span *s, const long heads, const long kv_heads, const long dim,
+ * normed. qkv and y are the span's first row. Where `one` is not negative it is the tile of a single
+ * sequence's head, as in attention_cached, and only what that tile reads is made. */
+RLX_INLINE void rope_cache(const rlx_span *s, long one, const long heads, const long kv_heads, const long dim,
                            const long layers, const long layer, const long table,
                            const long positions, const float eps, const float *qkv,
                            const int *past, const int *pages, const float *turns,
@@ -87,12 +88,15 @@ RLX_INLINE void rope_cache(const rlx_span *s, const long heads, const long kv_he
         for (long row = from; row < to; row++, qkv += width, y += heads * dim) {
             const long token = past[n] + row - at;
             const float *turn = turns + (token < positions ? token : 0) * dim;
-            for (long h = 0; h < heads; h++) {
+            if (one >= 0 && one / kv_heads != n) continue;
+            const long first = one >= 0 ? one % kv_heads : 0, shared = heads / kv_heads;
+            const long last = one >= 0 ? first + 1 : kv_heads;
+            for (long h = first * shared; h < last * shared; h++) {
                 const float *x = qkv + h * dim;
                 if (q_gain) rms_norm(1, dim, eps, x, q_gain, q), x = q;
                 rope_head(dim, turn, x, y + h * dim);
             }
-            for (long g = 0; g < kv_heads; g++) {
+            for (long g = first; g < last; g++) {
                 const float *x = qkv + (heads + g) * dim;
                 float *page = cache_head(cache, pages + n * table, table, token, layers, kv_heads,
                                          dim, layer, g);

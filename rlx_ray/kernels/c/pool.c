@@ -105,13 +105,17 @@ static void work(rlx_pool *p, long thread) {
     char *scratch = frame->scratch + thread * frame->scratch_stride;
     for (long r = 0; r < count; r++) {
         const long tiles = regions[r].tiles;
+        rlx_begin begin = regions[r].begin;
         if (r + 1 < count) open_share(p, thread, r + 1);
         for (long i = 0; i < threads; i++) {
             const long owner = (thread + i) % threads, end = tiles * (owner + 1) / threads;
             long *next = &p->shares[owner].next[r % 2], tile;
             while (__atomic_load_n(next, __ATOMIC_RELAXED) < end &&
-                   (tile = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < end)
+                   (tile = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < end) {
+                if (begin) begin(frame, scratch);
+                begin = 0;
                 regions[r].run(frame, scratch, tile);
+            }
         }
         if (threads > 1) meet(p);
     }

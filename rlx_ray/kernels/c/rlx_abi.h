@@ -19,10 +19,12 @@ typedef struct {
 } rlx_frame;
 
 typedef void (*rlx_tile)(const rlx_frame *frame, char *scratch, long tile);
+typedef void (*rlx_begin)(const rlx_frame *frame, char *scratch);
 
 typedef struct {
     rlx_tile run;
     long tiles;
+    rlx_begin begin; /* each thread calls it once, before its first tile; 0 where there is none */
 } rlx_region;
 
 typedef int (*rlx_runner)(void *pool, const rlx_region *regions, long count,
