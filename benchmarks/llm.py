@@ -46,7 +46,7 @@ models:
     quant: file
     matrix:
       - {{phase: prefill, batch: 1, seq: [128, 512]}}
-      - {{phase: prefill, batch: 1, seq: [16, 128], past_seq: 896}}
+      - {{phase: prefill, batch: 1, seq: [8, 16, 128], past_seq: 896}}
       - {{phase: decode, batch: [1, 4, 8], seq: 1, past_seq: 1023}}
 """
 
@@ -114,7 +114,7 @@ def ours(threads: int) -> dict:
 
 
 def stall(model) -> float:
-    """Longest pause of four running streams while a prompt of 256 tokens starts, in usual steps."""
+    """Longest delay of four running streams by a new prompt of 256 tokens, in usual steps."""
     from rlx_ray.engine.generator import Request
     from rlx_ray.engine.sampling import Sampling
     from rlx_ray.text import TextModel
@@ -133,12 +133,17 @@ def stall(model) -> float:
         while len(stamps[index]) < count:
             time.sleep(0.001)
 
+    running = [start(i, 16, 600) for i in range(STREAMS)]
+    for i in range(STREAMS):
+        wait(i, 20)
     start(STREAMS, 256, 1)  # every variant is loaded and timed once
     wait(STREAMS, 1)
-    running = [start(i, 16, 400) for i in range(STREAMS)]
+    after = len(stamps[0])
     for i in range(STREAMS):
-        wait(i, 120)
-    usual = statistics.median(np.diff(own[20:120]).mean() for own in stamps[:STREAMS])
+        wait(i, after + 100)
+    usual = statistics.median(
+        np.median(np.diff(own[after : after + 100])) for own in stamps[:STREAMS]
+    )
     stamps[STREAMS].clear()
     begun = time.perf_counter()
     start(STREAMS, 256, 1)
@@ -152,7 +157,7 @@ def stall(model) -> float:
     for one in running:
         text.engine.cancel(one)
     text.close()
-    return longest / usual
+    return longest / usual - 1
 
 
 def llama_cpp(threads: int) -> dict:

@@ -17,7 +17,7 @@ from rlx_ray.engine.pages import PagePool, chain
 from rlx_ray.errors import ConfigError, InputError
 from rlx_ray.shape import PAGE
 
-STALL = 2.0
+STALL = 1.25
 """A chunk beside running streams may take so many times as long as a decode step."""
 
 
