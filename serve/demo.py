@@ -114,7 +114,7 @@ def ask(url: str, model: str) -> None:
 
 def chat(url: str, model: str) -> None:
     """One question to a language model, twice: the answer is printed as it comes."""
-    for turn in ("first", "again"):
+    for turn in ("the first time", "again"):
         messages = [{"role": "user", "content": QUESTION}]
         body = {"model": model, "messages": messages, "temperature": 0, "stream": True}
         request = urllib.request.Request(
@@ -123,7 +123,7 @@ def chat(url: str, model: str) -> None:
             {"content-type": "application/json"},
         )
         begun = time.perf_counter()
-        console.print(f"{model}, {turn} time: {QUESTION}")
+        console.print(f"{model}, {turn}: {QUESTION}")
         first, count = 0.0, 0
         with urllib.request.urlopen(request, timeout=60) as answer:
             for line in answer:
