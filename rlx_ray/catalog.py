@@ -14,7 +14,7 @@ from rlx_ray.component import ModelPhase, QuantScheme
 from rlx_ray.digest import json_digest, sha256_hex
 from rlx_ray.engine.template import ChatTemplate, read_template
 from rlx_ray.errors import CheckpointError, StoreError
-from rlx_ray.matrix import block_format
+from rlx_ray.matrix import QUANT_ROWS
 from rlx_ray.models.family import Family, ModelFacts
 from rlx_ray.models.family import family as find_family
 from rlx_ray.models.packing import pack
@@ -24,6 +24,7 @@ from rlx_ray.store import HostCache, Miss, Store, TieredStore
 from rlx_ray.target import PACK_VERSION
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
+_ROWS = QuantScheme.parse("gguf_q8_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +153,17 @@ def ensure_weights(
 
 
 def _blocks(tensor: StoredTensor, form: str, scheme: QuantScheme | None) -> Blocks:
-    """A tensor in a block format: as the file has it, or quantised from its floats."""
-    if tensor.scheme is not None and block_format(tensor.scheme) == form:
+    """A tensor as blocks: as the file has it, or quantised from its floats.
+
+    Rows of an embedding table have one block format: those of another one are quantised anew.
+    """
+    if tensor.scheme is not None:
         n, k = tensor.shape
-        return as_blocks(tensor.raw(), tensor.scheme, (n, k))
-    if form == "b8":
-        return quantise(tensor.f32(), QuantScheme.parse("gguf_q8_0"))
+        found = as_blocks(tensor.raw(), tensor.scheme, (n, k))
+        if form != QUANT_ROWS or found.form.name == "b8":
+            return found
     assert scheme is not None
-    return quantise(tensor.f32(), scheme)
+    return quantise(tensor.f32(), _ROWS if form == QUANT_ROWS else scheme)
 
 
 def load_weights(store: TieredStore, model: OpenModel, spec: BuildSpec) -> Weights:

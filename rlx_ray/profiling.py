@@ -21,6 +21,7 @@ from rlx_ray.artifact import BindingManifest
 from rlx_ray.codegen import c, zig
 from rlx_ray.compiler import binding, stages
 from rlx_ray.ir.lir import Call, Lir, Region, Space
+from rlx_ray.matrix import laid_out
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.shape import PAGE
@@ -179,10 +180,8 @@ def _streamed(lir: Lir, region: Region, call: Call) -> int:
     weights = [s for s in call.inputs if s is not None and s.space is Space.PARAM]
     if not call.kernel.template.startswith("gemm") or not weights:
         return 0
-    dtype = lir.params[weights[0].offset].dtype
-    each = {"gemm_b4": 0.625, "gemm_b8": 1.0625}  # bytes of a weight with its scales
-    size = each.get(call.kernel.template.removesuffix("_columns"), dtype.size)
-    return int(size * sizes["n"] * sizes["k"]) * region.tiles
+    form = laid_out(lir.params[weights[0].offset].layout)
+    return int(form.weight_bytes * sizes["n"] * sizes["k"]) * region.tiles
 
 
 def full_inputs(bound: BindingManifest) -> dict[str, np.ndarray]:

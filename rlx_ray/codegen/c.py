@@ -34,27 +34,26 @@ class Template:
     cache: bool = False
 
 
+_MATMULS = {
+    "gemm": "gemm($m, $own, $k, $depth, a, $lda, b, y, $ldc, $more, $e, x)",
+    "gemm_int8": "gemm_int8($m, $own, $k, a, $pitch, b, y, $ldc, $g, x)",
+    "gemm_bf16": "gemm_bf16($m, $own, $k, a, $pitch, b, y, $ldc, $g, x)",
+    "gemm_fp8": "gemm_fp8($m, $own, $k, $e5m2, a, b, y, $ldc, $e, x)",
+    "gemm_blocks": (
+        "gemm_blocks($m, $own, $k, $bits, $halves, $offsets, a, $pitch, b, y, $ldc, $g, x)"
+    ),
+}
+"""Matmuls of `own` columns: all, or the tile's where a region is cut by columns."""
+
 TEMPLATES: dict[str, Template] = {
-    "gemm": Template("gemm($m, $n, $k, $depth, a, $lda, b, y, $ldc, $more, $e, x)"),
-    "gemm_columns": Template(
-        "gemm($m, least($total - tile * $n, $n), $k, $depth, a, $lda, b, y, $ldc, $more, $e, x)"
-    ),
-    "gemm_int8": Template("gemm_int8($m, $n, $k, a, $pitch, b, y, $ldc, $g, x)"),
-    "gemm_int8_columns": Template(
-        "gemm_int8($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
-    ),
-    "gemm_bf16": Template("gemm_bf16($m, $n, $k, a, $pitch, b, y, $ldc, $g, x)"),
-    "gemm_bf16_columns": Template(
-        "gemm_bf16($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
-    ),
-    "gemm_b4": Template("gemm_b4($m, $n, $k, a, $pitch, b, y, $ldc, $g, x)"),
-    "gemm_b4_columns": Template(
-        "gemm_b4($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
-    ),
-    "gemm_b8": Template("gemm_b8($m, $n, $k, a, $pitch, b, y, $ldc, $g, x)"),
-    "gemm_b8_columns": Template(
-        "gemm_b8($m, least($total - tile * $n, $n), $k, a, $pitch, b, y, $ldc, $g, x)"
-    ),
+    **{
+        name: Template(body.replace("$own", own))
+        for kernel, body in _MATMULS.items()
+        for name, own in (
+            (kernel, "$n"),
+            (f"{kernel}_columns", "least($total - tile * $n, $n)"),
+        )
+    },
     "quantize_blocks": Template("quantize_blocks($rows, $k, a, (char *)y, $pitch)"),
     "quantize_int8": Template("quantize_int8($rows, $k, a, (char *)y, $pitch)"),
     "quantize_bf16": Template("quantize_bf16($rows, $k, a, (char *)y, $pitch)"),
@@ -154,6 +153,8 @@ def _head(target: Target, lir: Lir) -> str:
         headers.append("quantize.h")
     if any(k.template == "quantize_blocks" for k in lir.kernels):
         headers.append("gemm_blocks.h")
+    if any(k.template.startswith("gemm_fp8") for k in lir.kernels):
+        headers.append("gemm_fp8.h")
     if any(k.template.startswith(("rms_norm", "rope_cache")) for k in lir.kernels):
         headers.append("decoder.h")
     return "\n".join([*lines, *(f'#include "{header}"' for header in headers), ""])

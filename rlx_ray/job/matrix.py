@@ -21,7 +21,15 @@ from rlx_ray.component.dispatch import decide
 from rlx_ray.component.variant import PAST_SEQ, ROWS
 from rlx_ray.digest import build_id
 from rlx_ray.errors import ConfigError
-from rlx_ray.matrix import PRECISIONS, QUANT_ROWS, block_format, scheme_block
+from rlx_ray.matrix import (
+    BLOCK,
+    PRECISIONS,
+    QUANT_ROWS,
+    MatrixFormat,
+    join,
+    scheme_block,
+    scheme_format,
+)
 from rlx_ray.models.family import Family, ModelFacts, ParamSpec
 from rlx_ray.spec import BuildSpec, MatrixRow, ModelSpec
 from rlx_ray.target import ABI, PACK_VERSION, Target, target, toolchain_for
@@ -191,18 +199,24 @@ def _matrices(facts: ModelFacts, scheme: QuantScheme | None) -> tuple[tuple[str,
     packed = {t.name: QuantScheme.parse(t.quant) for t in facts.tensors if t.quant}
     found: list[tuple[str, str]] = []
     for param in facts.params:
-        forms = {_form(packed.get(source), scheme, param) for source in param.sources}
-        form = forms.pop() if len(forms) == 1 else None
-        if param.layout == "matrix" and form is not None:
-            found.append((param.name, form))
-        elif param.layout == "plain" and len(param.shape) == 2 and form == "b8":
+        forms = [_form(packed.get(source), scheme, param) for source in param.sources]
+        known = [form for form in forms if form is not None]
+        form = join(known) if known and len(known) == len(forms) else None
+        if form is None:
+            continue
+        if param.layout == "matrix":
+            found.append((param.name, form.name))
+            continue
+        # Rows of an embedding table that a file has quantised stay so, at 8 bits.
+        table = param.layout == "plain" and len(param.shape) == 2
+        if table and (form.name == "b8" or param.sources[0] in packed):
             found.append((param.name, QUANT_ROWS))
     return tuple(sorted(found))
 
 
-def _form(packed: QuantScheme | None, scheme: QuantScheme, param: ParamSpec) -> str | None:
-    """The block format of a parameter's source: the file's, or the scheme's for plain weights."""
-    form = block_format(packed or scheme)
+def _form(packed: QuantScheme | None, scheme: QuantScheme, param: ParamSpec) -> MatrixFormat | None:
+    """The format of a parameter's source: the file's, or the scheme's for plain weights."""
+    form = scheme_format(packed or scheme)
     k = param.shape[0] if param.layout == "matrix" else param.shape[-1]
     size = scheme_block(packed or scheme)
     return form if k % size == 0 else None
@@ -214,8 +228,10 @@ def _unpacked(scheme: QuantScheme | None, facts: ModelFacts, matrices: Sequence[
         return ""
     if facts.scheme not in (None, scheme):
         return f"the file's weights are in {facts.scheme}: quant file keeps them, null unpacks them"
+    if facts.scheme is None and scheme.gguf_block_size > BLOCK:
+        return f"weights are not quantised to {scheme} here, only read from files that are"
     if not matrices:
-        return f"weights in {scheme} have no packed kernels here; quant null unpacks them"
+        return f"no matrix has rows that blocks of {scheme_block(scheme)} divide ({scheme})"
     return ""
 
 

@@ -26,6 +26,7 @@ from rlx_ray.errors import CheckpointError
 from rlx_ray.matrix import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
 from rlx_ray.models.family import ParamSpec
 from rlx_ray.models.rope import turns
+from rlx_ray.small_floats import FP8, SmallFloat
 
 ALIGN = 64
 """Bytes: one cache line, and the widest vector register."""
@@ -53,8 +54,9 @@ def pack(
         panel: columns of one panel of a matrix.
         precision: of the matrices: `f32`, `bf16` (rounded to nearest, ties to even) or `int8` (each
             column scaled so that its largest magnitude is 127).
-        formats: of parameters that have one of their own: `b4`, `b8` or `q8rows`.
-        read_blocks: gives a checkpoint tensor [N, K] in a format, `b4` or `b8`.
+        formats: of parameters that have one of their own: a quantised one of `rlx_ray.matrix`.
+        read_blocks: gives a checkpoint tensor [N, K] as blocks that a format, given by its name,
+            holds; `q8rows` holds those of `b8`.
 
     Returns:
         The buffer (uint8, 64-byte-aligned in memory), and for each parameter a binding with its
@@ -112,7 +114,7 @@ def _fill_blocks(
     place: npt.NDArray[np.uint8], param: ParamSpec, name: str, read: ReadBlocks, panel: int
 ) -> None:
     """Write the blocks of a parameter's sources, one below the other."""
-    parts = [read(source, "b8" if name == QUANT_ROWS else name) for source in param.sources]
+    parts = [read(source, name) for source in param.sources]
     shapes = [part.codes.shape for part in parts]
     sources = list(zip(param.sources, shapes, strict=True))
     shape = param.shape[::-1] if param.layout == "plain" else param.shape
@@ -122,35 +124,50 @@ def _fill_blocks(
             part.rows(in_halves(np.arange(len(part.codes)), heads)) if heads else part
             for part, heads in zip(parts, param.heads, strict=True)
         ]
+    form = FORMATS["b8" if name == QUANT_ROWS else name]
+    parts = [part.to(form) for part in parts]
     codes = np.concatenate([part.codes for part in parts])
-    d = np.concatenate([part.d for part in parts])
+    facts = [np.concatenate([part.d for part in parts])]
+    if form.offsets:
+        facts.append(np.concatenate([part.m for part in parts if part.m is not None]))
     if name == QUANT_ROWS:
         rows = place.reshape(len(codes), -1)
-        rows[:, : d.shape[1] * 2] = np.ascontiguousarray(d).view(np.uint8)
-        rows[:, d.shape[1] * 2 :] = codes.view(np.uint8)
-        return
-    n, k = codes.shape
-    extra = -n % panel
-    codes = np.pad(codes, ((0, extra), (0, 0))).reshape(-1, panel, k // BLOCK, BLOCK)
-    scales = [d] if name == "b8" else [d, np.concatenate([_offsets(part) for part in parts])]
-    panels = place.reshape(codes.shape[0], k // BLOCK, -1)
-    at = 0
-    for values in scales:
-        padded = np.pad(values, ((0, extra), (0, 0))).reshape(-1, panel, k // BLOCK)
-        whole = np.ascontiguousarray(padded.swapaxes(1, 2)).view(np.uint8)
-        panels[:, :, at : at + panel * 2] = whole
-        at += panel * 2
-    if name == "b8":
-        groups = codes.view(np.uint8).reshape(-1, panel, k // BLOCK, 8, 4)
+        rows[:, : facts[0].shape[1] * 2] = np.ascontiguousarray(facts[0]).view(np.uint8)
+        rows[:, facts[0].shape[1] * 2 :] = codes.view(np.uint8)
     else:
-        halves = codes.reshape(-1, panel, k // BLOCK, 4, 2, 4)
-        groups = halves[..., 0, :] | (halves[..., 1, :] << 4)
-    panels[:, :, at:] = groups.transpose(0, 2, 3, 1, 4).reshape(*panels.shape[:2], -1)
+        stored = codes.view(np.uint8) + np.uint8(form.centre)
+        _fill_panels(place, stored, facts, panel, form)
 
 
-def _offsets(part: Blocks) -> npt.NDArray[np.float16]:
-    assert part.m is not None
-    return part.m
+def _fill_panels(
+    place: npt.NDArray[np.uint8],
+    codes: npt.NDArray[np.uint8],
+    facts: Sequence[npt.NDArray[np.float16]],
+    panel: int,
+    form: MatrixFormat,
+) -> None:
+    """Write stored codes [N, K] and scales and offsets [N, ...] as kernels/c/gemm_blocks.h says."""
+    n, k = codes.shape
+    extra, blocks = -n % panel, k // BLOCK
+    panels = place.reshape(-1, blocks, panel * form.block_bytes)
+    at = 0
+    for values in facts:
+        parts = np.pad(values, ((0, extra), (0, 0))).reshape(len(panels), panel, blocks, -1)
+        whole = np.ascontiguousarray(parts.transpose(0, 2, 3, 1)).reshape(*panels.shape[:2], -1)
+        panels[:, :, at : at + whole.shape[2] * 2] = whole.view(np.uint8)
+        at += whole.shape[2] * 2
+    padded = np.pad(codes, ((0, extra), (0, 0))).reshape(len(panels), panel, blocks, 8, 4)
+    groups: npt.NDArray[np.uint8] = padded.transpose(0, 2, 3, 1, 4)
+    for bits in (8, 4, 2, 1):
+        if not form.bits & bits:
+            continue
+        shared = groups.reshape(*panels.shape[:2], bits, 8 // bits, panel, 4) & ((1 << bits) - 1)
+        plane = np.bitwise_or.reduce(
+            shared << (np.arange(8 // bits, dtype=np.uint8) * bits).reshape(-1, 1, 1), axis=3
+        )
+        panels[:, :, at : at + bits * panel * 4] = plane.reshape(*panels.shape[:2], -1)
+        at += bits * panel * 4
+        groups = groups >> np.uint8(bits)
 
 
 def _fill(
@@ -203,7 +220,7 @@ def _fill_columns(
     """Write a [N_i, K] source as the columns from `column` on of a matrix's panels."""
     k = source.shape[1]
     terms = form.groups(k) * form.group
-    dtype = {"f32": np.float32, "bf16": np.uint16, "int8": np.int8}[form.name]
+    dtype = {"f32": np.float32, "bf16": np.uint16, "int8": np.int8}.get(form.name, np.uint8)
     body = terms * panel * form.dtype.size
     row = 0
     while row < source.shape[0]:
@@ -219,6 +236,9 @@ def _fill_columns(
             facts[1].view(np.int32)[own] = part.sum(1, dtype=np.int32)
         elif form.name == "bf16":
             part = to_bf16(part)
+        elif form.name in FP8:
+            part, scales = _fp8(part, FP8[form.name])
+            panels[index, body:].view(np.float32)[own] = scales
         padded = np.zeros((count, terms), dtype)
         padded[:, :k] = part
         place[:, own] = padded.reshape(count, -1, form.group).swapaxes(0, 1)
@@ -236,6 +256,15 @@ def _int8(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[
     most = np.abs(rows).max(1, initial=0)
     scales = np.where(most > 0, most / np.float32(127), np.float32(1)).astype(np.float32)
     return np.rint(rows / scales[:, None]).clip(-127, 127).astype(np.int8), scales
+
+
+def _fp8(
+    rows: npt.NDArray[np.float32], kind: SmallFloat
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Rows as floats of 8 bits, the largest magnitude as the largest number, and their scales."""
+    most = np.abs(rows).max(1, initial=0)
+    scales = np.where(most > 0, most / np.float32(kind.largest), np.float32(1)).astype(np.float32)
+    return kind.encode(rows / scales[:, None]), scales
 
 
 def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

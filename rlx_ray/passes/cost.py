@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from rlx_ray.ir.lir import Space
 from rlx_ray.ir.mir import Mir, Node, Op, node_flops
+from rlx_ray.matrix import FORMATS
 from rlx_ray.passes.layout import Layout
 from rlx_ray.passes.regions import Facts, Group, reads_whole, tile_rows, value_bytes
+from rlx_ray.shape import elements
 from rlx_ray.target import Target
 
 THREADS = (1, 2, 4)
@@ -70,11 +72,14 @@ def gemm_share(rows: float, target: Target) -> float:
 
 def _gemm_rate(node: Node, target: Target) -> float:
     """How much faster than float32 a matmul's arithmetic is (docs/performance.md)."""
-    match node.attr("precision"):
+    precision = str(node.attr("precision") or "f32")
+    if FORMATS[precision].bits:
+        return 4.0 if target.int8_dot else 1.6
+    match precision:
         case "int8":
             return 4.0 if target.int8_dot else 1.4
-        case "b4" | "b8":
-            return 4.0 if target.int8_dot else 1.6
+        case "fp8e4m3" | "fp8e5m2":
+            return 0.9
         case "bf16":
             return 2.0 if target.bf16_dot else 0.9
         case _:
@@ -96,7 +101,8 @@ def group_cost(mir: Mir, group: Group, known: Facts, layout: Layout, target: Tar
             rows = node.shape[0] if group.axis == "columns" else node.shape[0] / group.tiles
             rate = gemm_share(rows, target) * _gemm_rate(node, target)
             total += flops / (peak * rate) * slow
-            weights = value_bytes(mir.nodes[node.inputs[1]])
+            form = FORMATS[str(node.attr("precision") or "f32")]
+            weights = elements(mir.nodes[node.inputs[1]].shape) * form.weight_bytes
             streamed += weights / group.tiles if group.axis == "columns" else weights
         else:
             total += flops / (peak * 0.4)

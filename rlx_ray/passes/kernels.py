@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rlx_ray.errors import VerifyError
 from rlx_ray.ir.lir import Kernel, Operand
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
+from rlx_ray.matrix import FORMATS
 from rlx_ray.shape import PAGE, elements
 
 POOLS = {"mean": 0, "max": 1, "cls": 2, "last": 3}
@@ -97,13 +98,14 @@ def _gemm(t: Tiled) -> Lowered:
 
 def low_template(node: Node) -> str:
     """The template of a matmul of low precision or of a `quantize`."""
-    word = "gemm" if node.op is Op.MATMUL else "quantize"
-    return f"{word}_{node.attr('precision')}"
+    precision = str(node.attr("precision"))
+    return FORMATS[precision].kernel if node.op is Op.MATMUL else f"quantize_{precision}"
 
 
 def low_sizes(node: Node, n: int, k: int, ldc: int) -> tuple[tuple[str, int], ...]:
     """The constants of such a matmul."""
-    return (("n", n), ("k", k), ("pitch", node.number("pitch")), ("ldc", ldc))
+    sizes = (("n", n), ("k", k), ("pitch", node.number("pitch")), ("ldc", ldc))
+    return sizes + FORMATS[str(node.attr("precision"))].constants
 
 
 def _quantize(t: Tiled) -> Lowered:

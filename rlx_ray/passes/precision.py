@@ -35,8 +35,10 @@ def lower_precision(mir: Mir, formats: Mapping[str, str], rest: str, target: Tar
             moved = _param(moved, formats.get(name, rest if index in weights else ""))
         elif node.op is Op.MATMUL:
             form = FORMATS[str(nodes[moved.inputs[1]].attr("format"))]
-            if form.rows != "f32":
-                x = moved.inputs[0]
+            x = moved.inputs[0]
+            if form.rows == "f32" and form.name != "f32":
+                moved = _with(moved, precision=form.name, pitch=nodes[x].shape[1] * 4)
+            elif form.rows != "f32":
                 if (x, form.rows) not in rows:
                     rows[x, form.rows] = len(nodes)
                     nodes.append(_quantize(nodes[x], x, node.origin, form, target))

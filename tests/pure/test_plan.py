@@ -120,7 +120,7 @@ def test_what_this_version_cannot_build_is_unsupported_with_a_reason(tmp_path: P
         seq: 8
         profile: {precision: {compute: int8}}
         dispatch: {force_common: [MatMul]}
-      - {phase: encoder, batch: 1, seq: 16, quant: fp8e4m3}"""
+      - {phase: encoder, batch: 1, seq: 16, quant: gguf_q6k}"""
     plan = make_plan(cells_of(tmp_path, rows), {})
     assert [r.status for r in plan.rows] == ["unsupported"] * 8
     assert all(r.reason for r in plan.rows)

@@ -102,7 +102,7 @@ def rich_spec() -> BuildSpec:
         component=component,
         profile=profile,
         tensors=(TensorSpec("layer.0.query", "u8", (8, 8), "gguf_q4_1"),),
-        matrices=(("layer.0.query", "b4"),),
+        matrices=(("layer.0.query", "b4m"),),
     )
 
 

@@ -9,18 +9,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from rlx_ray.blocks import Blocks, as_blocks, quantise, unpack
+from rlx_ray.blocks import Blocks
 from rlx_ray.codegen.zig import compile_c
-from rlx_ray.component import ModelVariant, QuantScheme
+from rlx_ray.component import ModelVariant
 from rlx_ray.config import load
 from rlx_ray.engine.generator import cache_pages
-from rlx_ray.errors import CheckpointError
 from rlx_ray.local import LocalModel
+from rlx_ray.matrix import FORMATS, MatrixFormat
 from rlx_ray.models.family import ParamSpec
 from rlx_ray.models.packing import pack
+from rlx_ray.small_floats import FP8
 from tests.support.needs import needs_smollm2
 from tests.support.programs import Bench
 from tests.toolchain.test_precision import STAND_INS
@@ -33,15 +35,19 @@ UNIT = """
 #include "rt.h"
 {stand_ins}
 #include "gemm_blocks.h"
+#include "gemm_fp8.h"
 #define EXPORT __attribute__((visibility("default")))
 EXPORT void quantize(long m, long k, const float *x, char *y, long pitch) {{
     quantize_blocks(m, k, x, y, pitch);
 }}
-EXPORT void b4(long m, long n, long k, const char *a, long pitch, const char *w, float *c) {{
-    gemm_b4(m, n, k, a, pitch, w, c, n, 0, 0);
+EXPORT void fp8(long m, long n, long k, long e5m2, const float *a, const void *w, float *c) {{
+    if (e5m2) gemm_fp8(m, n, k, 1, a, w, c, n, micro, 0);
+    else gemm_fp8(m, n, k, 0, a, w, c, n, micro, 0);
 }}
-EXPORT void b8(long m, long n, long k, const char *a, long pitch, const char *w, float *c) {{
-    gemm_b8(m, n, k, a, pitch, w, c, n, 0, 0);
+"""
+BLOCK_UNIT = """
+EXPORT void {name}(long m, long n, long k, const char *a, long pitch, const char *w, float *c) {{
+    gemm_blocks(m, n, k, {bits}, {halves}, {offsets}, a, pitch, w, c, n, 0, 0);
 }}
 """
 WAYS = {
@@ -50,14 +56,20 @@ WAYS = {
     "avx512 with dot products": (16, 2, STAND_INS),
     "neon": (4, 4, ""),
 }
+BLOCK_FORMATS = [f for f in FORMATS.values() if f.bits]
+OFTEN = ("b2hm", "b3h", "b4m", "b6h", "b8")
+"""Formats that are tried in every way: each number of planes, halves, offsets, and neither."""
 SHAPES = [(1, 16, 32), (1, 33, 96), (2, 7, 64), (3, 48, 32), (5, 20, 160), (9, 64, 64)]
 
 
 class Kernels:
     """The compiled kernels, on NumPy arrays."""
 
-    def __init__(self, bench: Bench, lanes: int, vectors: int, stand_ins: str) -> None:
+    def __init__(self, bench: Bench, way: str, formats: Sequence[str] = OFTEN) -> None:
+        lanes, vectors, stand_ins = WAYS[way]
+        self.formats = [FORMATS[name] for name in formats]
         text = UNIT.format(lanes=lanes, vectors=vectors, stand_ins=stand_ins)
+        text += "".join(BLOCK_UNIT.format(name=f.name, **dict(f.constants)) for f in self.formats)
         self.library = ctypes.CDLL(str(bench.file(compile_c(text, bench.toolchain), "b.so")))
         self.panel = lanes * vectors
 
@@ -70,7 +82,7 @@ class Kernels:
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
         m, k = x.shape
-        rows = np.full((m, k + k // 4), 0xAA, np.uint8)
+        rows = np.full((m, k + k // 2), 0xAA, np.uint8)
         self.call("quantize", m, k, x, rows, rows.shape[1])
         return rows
 
@@ -85,91 +97,101 @@ class Kernels:
 
 @pytest.fixture(scope="module", params=WAYS)
 def kernels(request: pytest.FixtureRequest, bench: Bench) -> Kernels:
-    return Kernels(bench, *WAYS[request.param])
+    return Kernels(bench, request.param)
 
 
-def random_blocks(name: str, n: int, k: int) -> Blocks:
+def random_blocks(form: MatrixFormat, n: int, k: int) -> Blocks:
+    """Blocks of a format with every code, the least and the largest among them."""
     rng = np.random.default_rng(n + k)
-    d = rng.uniform(0.01, 0.1, (n, k // 32)).astype(np.float16)
-    if name == "b4":
-        m = rng.uniform(-1, 0, (n, k // 32)).astype(np.float16)
-        return Blocks(rng.integers(0, 16, (n, k)).astype(np.uint8), d, m)
-    return Blocks(rng.integers(-128, 128, (n, k)).astype(np.int8), d, None)
+    least, top = (-128, 128) if form.bits == 8 else (-form.centre, (1 << form.bits) - form.centre)
+    codes = rng.integers(least, top, (n, k)).astype(np.int8)
+    codes[0], codes[-1] = least, top - 1
+    shape = (n, k // (16 if form.halves else 32))
+    d = rng.uniform(0.01, 0.1, shape).astype(np.float16)
+    m = rng.uniform(-1, 0, shape).astype(np.float16) if form.offsets else None
+    return Blocks(form, codes, d, m)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["b4", "b8"])
-def test_rows_and_sums_are_exact(kernels: Kernels, name: str, shape: tuple[int, ...]) -> None:
-    m, n, k = shape
+def test_rows_are_exact(kernels: Kernels, shape: tuple[int, ...]) -> None:
+    x, codes, scale = random_rows(shape[0], shape[2])
+    m, k = x.shape
+    rows = kernels.quantize(x)
+    np.testing.assert_array_equal(rows[:, :k].copy().view(np.int8), codes.reshape(m, k))
+    found = rows[:, k:].copy().view(np.float32).reshape(m, k // 32, 4)
+    np.testing.assert_array_equal(found[:, :, 0], scale)
+    sums = codes.reshape(m, k // 32, 2, 16).sum(3)
+    np.testing.assert_allclose(found[:, :, 1], scale * sums.sum(2), rtol=1e-6)
+    np.testing.assert_allclose(found[:, :, 2:], scale[:, :, None] * sums, rtol=1e-6)
+
+
+def random_rows(m: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Float32 [m, k], and what they are quantised to: codes [m, k / 32, 32], scales [m, k / 32]."""
     rng = np.random.default_rng(m)
     x = (rng.normal(size=(m, k)) * rng.uniform(0.01, 30, (m, 1))).astype(np.float32)
     x[0, :32] = 0
+    x[-1] = np.abs(x[-1]).max()  # the largest sums
     parts = x.reshape(m, k // 32, 32)
     top = np.abs(parts).max(2)
     inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
-    codes = np.rint(parts * inverse[:, :, None])
-    scale = top / np.float32(127)
-    rows = kernels.quantize(x)
-    np.testing.assert_array_equal(rows[:, :k].copy().view(np.int8), codes.reshape(m, k))
-    found = rows[:, k:].copy().view(np.float32).reshape(m, 2, k // 32)
-    np.testing.assert_array_equal(found[:, 0], scale)
-    np.testing.assert_allclose(found[:, 1], scale * codes.sum(2), rtol=1e-6)
-    blocks = random_blocks(name, n, k)
-    weights = blocks.codes.reshape(n, k // 32, 32).astype(np.float64)
-    sums = np.einsum("mbi,nbi->mnb", codes.astype(np.float64), weights)
-    want = (sums * scale[:, None] * blocks.d[None].astype(np.float64)).sum(2)
-    size = np.abs(sums * scale[:, None] * blocks.d[None]).sum(2)
+    return x, np.rint(parts * inverse[:, :, None]), top / np.float32(127)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_are_exact(kernels: Kernels, shape: tuple[int, ...]) -> None:
+    for form in kernels.formats:
+        check_sums(kernels, form, *shape)
+
+
+@pytest.mark.slow
+def test_sums_of_every_format_are_exact(bench: Bench) -> None:
+    rest = [f.name for f in BLOCK_FORMATS if f.name not in OFTEN]
+    kernels = Kernels(bench, "avx2", rest)
+    for form in kernels.formats:
+        check_sums(kernels, form, 5, 20, 160)
+        check_sums(kernels, form, 9, 64, 64)
+
+
+def check_sums(kernels: Kernels, form: MatrixFormat, m: int, n: int, k: int) -> None:
+    x, codes, scale = random_rows(m, k)
+    blocks = random_blocks(form, n, k)
+    left = (codes * scale[:, :, None].astype(np.float64)).reshape(m, k)
+    right = blocks.codes * blocks.d.repeat(k // blocks.d.shape[1], axis=1).astype(np.float64)
+    size = np.abs(left) @ (np.abs(right).T + form.centre * np.abs(blocks.d).max())
     if blocks.m is not None:
-        offsets = (scale * codes.sum(2)).astype(np.float64) @ blocks.m.astype(np.float64).T
-        want, size = want + offsets, size + np.abs(offsets)
-    assert (np.abs(kernels.gemm(name, x, blocks) - want) <= 2e-6 * size + 1e-6).all()
+        offsets = blocks.m.repeat(k // blocks.m.shape[1], axis=1).astype(np.float64)
+        right, size = right + offsets, size + np.abs(left) @ np.abs(offsets).T
+    found = kernels.gemm(form.name, x, blocks)
+    assert (np.abs(found - left @ right.T) <= 1e-6 * size + 1e-6).all(), form.name
 
 
-@pytest.mark.parametrize("name", ["b4", "b8"])
+@pytest.mark.parametrize("name", ["b4m", "b6h", "b8"])
 def test_a_row_has_the_same_bits_in_any_batch(kernels: Kernels, name: str) -> None:
     x = np.random.default_rng(1).normal(size=(7, 96)).astype(np.float32)
-    blocks = random_blocks(name, 40, 96)
+    blocks = random_blocks(FORMATS[name], 40, 96)
     together = kernels.gemm(name, x, blocks)
     alone = np.concatenate([kernels.gemm(name, row[None], blocks) for row in x])
     assert together.tobytes() == alone.tobytes()
 
 
-@pytest.mark.parametrize("name", ["gguf_q4_0", "gguf_q4_1", "gguf_q4k", "gguf_q8_0"])
-def test_blocks_are_what_unpacking_gives(name: str) -> None:
-    scheme = QuantScheme.parse(name)
-    rng = np.random.default_rng(2)
-    raw = rng.integers(0, 256, (6, scheme.gguf_block_bytes), dtype=np.uint8)
-    raw[:, 1], raw[:, 3] = 0x2C, 0x24  # scales of a usual size
-    shape = (3, 2 * scheme.gguf_block_size)
-    blocks = as_blocks(raw.tobytes(), scheme, shape)
-    got = blocks.codes.reshape(3, -1, 32) * blocks.d[:, :, None].astype(np.float32)
-    if blocks.m is not None:
-        got = got + blocks.m[:, :, None].astype(np.float32)
-    want = unpack(raw.tobytes(), scheme, shape).reshape(got.shape)
-    exact = 0 if name != "gguf_q4k" else np.abs(want).max() * 2**-10
-    assert np.abs(got - want).max() <= exact
-
-
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [("gguf_q8_0", 0.0055), ("int8/64", 0.007), ("gguf_q4_1", 0.1), ("int4/32", 0.09)],
-)
-def test_quantising_keeps_most_of_a_matrix(name: str, error: float) -> None:
-    rows = np.random.default_rng(3).normal(size=(8, 128)).astype(np.float32)
-    rows[2] = 0
-    blocks = quantise(rows, QuantScheme.parse(name))
-    got = blocks.codes.reshape(8, -1, 32) * blocks.d[:, :, None].astype(np.float32)
-    got = got + (0 if blocks.m is None else blocks.m[:, :, None].astype(np.float32))
-    got = got.reshape(rows.shape)
-    assert np.linalg.norm(got - rows) <= error * np.linalg.norm(rows)
-    assert not got[2].any()
-
-
-def test_what_cannot_be_quantised_is_named() -> None:
-    rows = np.zeros((2, 48), np.float32)
-    for name in ("gguf_q8_0", "int8/48", "fp8e4m3"):
-        with pytest.raises(CheckpointError, match="48 columns"):
-            quantise(rows, QuantScheme.parse(name))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", FP8)
+def test_fp8_weights_are_multiplied_as_float32(
+    kernels: Kernels, name: str, shape: tuple[int, ...]
+) -> None:
+    m, n, k = shape
+    rng = np.random.default_rng(n)
+    x, w = rng.normal(size=(m, k)).astype(np.float32), rng.normal(size=(n, k)).astype(np.float32)
+    w[0] = 0
+    spec = ParamSpec("w", (k, n), "matrix", ("w",))
+    packed, _ = pack([spec], lambda _: w, kernels.panel, "f32", {"w": name})
+    out = np.full((m, n), np.nan, np.float32)
+    kernels.call("fp8", m, n, k, int(name == "fp8e5m2"), x, packed, out)
+    scale = np.abs(w).max(1, keepdims=True) / np.float32(FP8[name].largest)
+    scale[0] = 1
+    kind = {"fp8e4m3": ml_dtypes.float8_e4m3fn, "fp8e5m2": ml_dtypes.float8_e5m2}[name]
+    want = x.astype(np.float64) @ ((w / scale).astype(kind).astype(np.float64) * scale).T
+    np.testing.assert_allclose(out, want, atol=1e-5 * k**0.5)
 
 
 # SmolLM2 ----------------------------------------------------------------------------------------

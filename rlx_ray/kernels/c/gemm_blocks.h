@@ -1,189 +1,226 @@
-/* GEMM with weights in blocks of 32 along k:  w[k][n] = d[b][n] * q[k][n] + m[b][n],  b = k / 32.
+/* GEMM with weights in blocks of 32 along k:  w[k][n] = d * q[k][n] + m.
  *
- *   b4  q from 0 to 15, and m          (Q4_0, Q4_1, Q4_K, int4 blocks)
- *   b8  q from -128 to 127, and no m   (Q8_0, int8 blocks)
+ * q has 2, 3, 4, 5, 6 or 8 bits. d, and m where the format has one, are float16 of a column and a
+ * block, or of each half of a block (`halves`). Without m, q is signed: below 8 bits it is stored
+ * with 2^(bits - 1) added, the centre. With m, q below 8 bits counts from 0. 8 bits are signed.
  *
- * The left operand is quantised by blocks too (quantize_blocks below): a[k] = s[b] * u[k]. So
+ * The left operand is quantised by blocks too (quantize_blocks below): a[k] = s * u[k]. So
  *
- *   c = sum over b of  d s (sum of q u)  +  m (s * sum of u)
+ *   c = sum over blocks or halves of  d (s * sum of q u - centre * s * sum of u) + m (s * sum of u)
  *
- * with exact integers inside a block. Weights are packed by models/packing.py in panels of RLX_PANEL
- * columns; a panel is its blocks one after the other, each with d (float16) of every column, for b4 m
- * (float16), and then groups of four terms: b8 has 8 of [column][4] bytes; b4 has 4 of [column][4]
- * bytes whose low halves are terms 8 g .. 8 g + 3 and whose high halves are the four behind them. One
- * row streams a panel once from memory; for several rows a block is unpacked once for all of them. */
+ * with exact integers inside the sums. Weights are packed by models/packing.py in panels of RLX_PANEL
+ * columns; a panel is its blocks one after the other: d [1 or 2 halves][column], m likewise, then the
+ * codes in planes of 8, 4, 2 or 1 bits, as the bits add up (6 = 4 + 2), the low bits first. A plane
+ * holds the 8 groups of four terms: 8 / bits groups share its registers [column][4 bytes], the first
+ * group in the lowest bits. Each row streams a panel once; a register of codes serves all rows of a
+ * micro tile and a broadcast term all columns of the panel. */
 #ifndef RLX_GEMM_BLOCKS_H
 #define RLX_GEMM_BLOCKS_H
 
 #include "quantize.h"
+#include "vmath.h"
 
 #define BLOCK 32
-#define BLOCK_ROWS 4 /* rows of a pass: a block's eight registers of weights stay for all of them */
+#if defined SPAN_ROWS && SPAN_ROWS < 6
+#define BLOCK_ROWS SPAN_ROWS
+#else
+#define BLOCK_ROWS 6 /* rows of a micro tile */
+#endif
+#define BLOCK_FACTS 4 /* floats of a row for each block */
+#define BLOCK_AHEAD 1024 /* bytes from a block to what is prefetched beside it */
 
 typedef _Float16 vhalf __attribute__((vector_size(RLX_LANES * 2), aligned(2), may_alias));
-typedef unsigned char vub __attribute__((vector_size(RLX_LANES * 4)));
 
 RLX_INLINE vf ld_half(const char *p) { return __builtin_convertvector(*(const vhalf *)p, vf); }
 
-/* acc[lane] += sum over j < 4 of w[lane][j] * a[j], for int8 a and either kind of w. On AVX2 sums of
- * pairs stay int16 for a whole block of b4: 8 * 2 * 15 * 127 fits. */
+/* block_dot: acc[lane] += sum over j < 4 of w[lane][j] * a[j], for int8 a and codes w of some bits.
+ * BLOCK_RUN such sums fit vpart; block_sum makes them int32. BLOCK_CENTRE is what block_dot sees
+ * added to codes of 8 bits. */
 #if defined __AVX2__ && RLX_LANES == 8 && !defined INT8_STAND_IN
-typedef vs vdot4;
-RLX_INLINE vdot4 dot4(vdot4 acc, vi w, vi a) {
-    return acc + (vs)__builtin_ia32_pmaddubsw256((vb)w, (vb)a);
-}
-RLX_INLINE vi dot4_sum(vdot4 acc) { return madd(acc, (vs){0} + 1); }
-RLX_INLINE vi dot8(vi acc, vi w, vi a) {
+/* Pairs of products are added in int16, which saturates: n groups of 2 * (2^bits - 1) * 127 fit. */
+typedef vs vpart;
+#define BLOCK_RUN(bits) ((bits) < 5 ? 8 : (bits) == 5 ? 4 : (bits) == 6 ? 2 : 1)
+#define BLOCK_CENTRE 0
+RLX_INLINE vpart block_dot(const int bits, vpart acc, vi w, vi a) {
+    if (bits < 8) return acc + (vs)__builtin_ia32_pmaddubsw256((vb)w, (vb)a);
     const vb size = (vb)__builtin_elementwise_abs((vb)w);
-    return acc + madd((vs)__builtin_ia32_pmaddubsw256(size, (vb)__builtin_ia32_psignb256((vb)a, (vb)w)),
-                      (vs){0} + 1);
+    return acc + (vs)__builtin_ia32_pmaddubsw256(size, (vb)__builtin_ia32_psignb256((vb)a, (vb)w));
 }
+RLX_INLINE vi block_sum(vpart acc) { return madd(acc, (vs){0} + 1); }
 #else
-typedef vi vdot4;
+typedef vi vpart;
+#define BLOCK_RUN(bits) 8
+#define BLOCK_CENTRE 0
+RLX_INLINE vi block_sum(vpart acc) { return acc; }
 #if (defined __AVX512VNNI__ && RLX_LANES == 16) || defined INT8_STAND_IN
-RLX_INLINE vdot4 dot4(vdot4 acc, vi w, vi a) { return INT8_DOT(acc, w, a); }
-/* Signed times signed: w + 128 is unsigned, and 128 times the sum of a goes off again. */
-RLX_INLINE vi dot8(vi acc, vi w, vi a) {
-    const vi more = splati((int)0x80808080);
-    return INT8_DOT(acc, w ^ more, a) - INT8_DOT((vi){0}, more, a);
+#undef BLOCK_CENTRE
+#define BLOCK_CENTRE 128
+RLX_INLINE vpart block_dot(const int bits, vpart acc, vi w, vi a) {
+    return INT8_DOT(acc, bits < 8 ? w : w ^ splati((int)0x80808080), a);
 }
 #elif defined __ARM_FEATURE_DOTPROD
-RLX_INLINE vi dot8(vi acc, vi w, vi a) {
+RLX_INLINE vpart block_dot(const int bits, vpart acc, vi w, vi a) {
+    (void)bits;
     return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)w, (int8x16_t)a);
 }
-RLX_INLINE vdot4 dot4(vdot4 acc, vi w, vi a) { return dot8(acc, w, a); }
 #else
-RLX_INLINE vi dot8(vi acc, vi w, vi a) {
+RLX_INLINE vpart block_dot(const int bits, vpart acc, vi w, vi a) {
+    (void)bits;
     RLX_UNROLL for (int j = 0; j < 32; j += 8)
         acc += ((w << (24 - j)) >> 24) * ((a << (24 - j)) >> 24);
     return acc;
 }
-RLX_INLINE vdot4 dot4(vdot4 acc, vi w, vi a) { return dot8(acc, w, a); }
 #endif
-RLX_INLINE vi dot4_sum(vdot4 acc) { return acc; }
 #endif
 
-/* Rows of float32 in blocks: k int8, then the k / 32 scales s, then the k / 32 values s * sum of u.
- * s is the largest magnitude of the block over 127. */
+/* Rows of float32 in blocks: k int8, then for each block four floats: the scale s, s * sum of u, and
+ * the same of both halves. s is the largest magnitude of the block over 127. */
 RLX_INLINE void quantize_blocks(long rows, const long k, const float *x, char *y, long pitch) {
     for (long r = 0; r < rows; r++, y += pitch) {
-        float *scale = (float *)(y + k), *sum = scale + k / BLOCK;
+        float *facts = (float *)(y + k);
         signed char *q = (signed char *)y;
-        for (long b = 0; b < k / BLOCK; b++, x += BLOCK, q += BLOCK) {
+        for (long b = 0; b < k / BLOCK; b++, x += BLOCK, q += BLOCK, facts += BLOCK_FACTS) {
             vf most = {0};
             RLX_UNROLL for (int i = 0; i < BLOCK; i += RLX_LANES)
                 most = vmax(most, __builtin_elementwise_abs(ld(x + i)));
             const float top = lanes_max(most), s = top / 127.0f;
             const vf inv = splat(top > 1e-30f ? 127.0f / top : 0.0f);
-            vi total = {0};
-            RLX_UNROLL for (int i = 0; i < BLOCK; i += RLX_LANES) {
-                const vi u = __builtin_convertvector(
-                    __builtin_elementwise_roundeven(ld(x + i) * inv), vi);
-                typedef signed char part
-                    __attribute__((vector_size(RLX_LANES), aligned(1), may_alias));
-                *(part *)(q + i) = __builtin_convertvector(u, part);
-                total += u;
+            int sums[2];
+            RLX_UNROLL for (int h = 0; h < 2; h++) {
+                vi total = {0};
+                RLX_UNROLL for (int i = h * 16; i < h * 16 + 16; i += RLX_LANES) {
+                    const vi u = __builtin_convertvector(
+                        __builtin_elementwise_roundeven(ld(x + i) * inv), vi);
+                    typedef signed char part
+                        __attribute__((vector_size(RLX_LANES), aligned(1), may_alias));
+                    *(part *)(q + i) = __builtin_convertvector(u, part);
+                    total += u;
+                }
+                sums[h] = __builtin_reduce_add(total);
             }
-            int all = 0;
-            RLX_UNROLL for (int i = 0; i < RLX_LANES; i++) all += total[i];
-            scale[b] = s, sum[b] = s * (float)all;
+            facts[0] = s, facts[1] = s * (float)(sums[0] + sums[1]);
+            facts[2] = s * (float)sums[0], facts[3] = s * (float)sums[1];
         }
     }
 }
 
-/* One register of columns, `column` registers into the panel, for `rows` rows over all blocks. */
-RLX_INLINE void block_pass(const int rows, const int four, const int column, const long k,
-                           const rlx_low *t, rlx_epilogue epilogue) {
-    const long blocks = k / BLOCK, lda = t->lda, head = RLX_PANEL * (four ? 4 : 2);
-    const long bytes = head + RLX_PANEL * (four ? 16 : 32), lines = column ? 0 : t->lines;
-    const char *panel = t->panel, *a = t->a, *ahead = t->ahead;
-    const float *scale = (const float *)(a + k);
-    vf acc[BLOCK_ROWS];
-    RLX_UNROLL for (int r = 0; r < rows; r++) acc[r] = (vf){0};
-    for (long b = 0; b < blocks; b++, panel += bytes, a += BLOCK) {
-        for (long line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-        vi w[8];
-        const char *group = panel + head + column * RLX_LANES * 4;
-        if (four) {
-            const vi low = splati(0x0f0f0f0f);
-            RLX_UNROLL for (int g = 0; g < 4; g++) {
-                const vi both = ldi(group + g * RLX_PANEL * 4);
-                w[2 * g] = both & low, w[2 * g + 1] = (both >> 4) & low;
+/* Group g of a block's codes in a register of columns. */
+RLX_INLINE vi block_codes(const int bits, const char *codes, const int g) {
+    if (bits == 8) return ldi(codes + g * RLX_PANEL * 4);
+    vi w = {0};
+    int place = 0;
+    RLX_UNROLL for (int plane = 4; plane > 0; plane /= 2) {
+        if (!(bits & plane)) continue;
+        const int shared = 8 / plane;
+        const vi all = ldi(codes + g / shared * RLX_PANEL * 4) >> (g % shared * plane);
+        w |= (all & splati(0x01010101 * ((1 << plane) - 1))) << place;
+        place += plane, codes += plane * RLX_PANEL * 4;
+    }
+    return w;
+}
+
+/* A micro tile of `rows` rows and a panel over all blocks. */
+RLX_INLINE void block_tile(const int rows, const int bits, const int halves, const int offsets,
+                           const long k, const rlx_low *t, rlx_epilogue epilogue) {
+    const int parts = halves ? 2 : 1, each = 8 / parts;
+    const int run = BLOCK_RUN(bits) < each ? BLOCK_RUN(bits) : each;
+    const int added = bits == 8 ? BLOCK_CENTRE : offsets ? 0 : 1 << (bits - 1);
+    const float centre = added;
+    const long lda = t->lda;
+    const int head = RLX_PANEL * 2 * parts * (1 + offsets), bytes = head + RLX_PANEL * 4 * bits;
+    const char *panel = t->panel, *a = t->a, *facts = t->a + k;
+    vf acc[BLOCK_ROWS][RLX_TILE_VECTORS];
+    RLX_UNROLL for (int r = 0; r < rows; r++)
+        RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) acc[r][j] = (vf){0};
+    for (long b = k / BLOCK; b > 0; b--) {
+        if (t->lines)
+            RLX_UNROLL for (int at = 0; at < bytes; at += 64)
+                __builtin_prefetch(panel + BLOCK_AHEAD + at, 0, 3);
+        RLX_UNROLL for (int h = 0; h < parts; h++) {
+            vi sum[BLOCK_ROWS][RLX_TILE_VECTORS];
+            RLX_UNROLL for (int first = 0; first < each; first += run) {
+                vpart part[BLOCK_ROWS][RLX_TILE_VECTORS];
+                RLX_UNROLL for (int r = 0; r < rows; r++)
+                    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) part[r][j] = (vpart){0};
+                RLX_UNROLL for (int g = h * each + first; g < h * each + first + run; g++) {
+                    vi w[RLX_TILE_VECTORS];
+                    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
+                        w[j] = block_codes(bits, panel + head + j * RLX_LANES * 4, g);
+                    RLX_UNROLL for (int r = 0; r < rows; r++) {
+                        const vi u = splati(*(const int_any *)(a + r * lda + g * 4));
+                        RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) {
+                            part[r][j] = block_dot(bits, part[r][j], w[j], u);
+                            RLX_ORDER(part[r][j]);
+                        }
+                    }
+                }
+                RLX_UNROLL for (int r = 0; r < rows; r++)
+                    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
+                        sum[r][j] = (first ? sum[r][j] : (vi){0}) + block_sum(part[r][j]);
             }
-        } else {
-            RLX_UNROLL for (int g = 0; g < 8; g++) w[g] = ldi(group + g * RLX_PANEL * 4);
-        }
-        const vf d = ld_half(panel + column * RLX_LANES * 2);
-        const vf m = four ? ld_half(panel + RLX_PANEL * 2 + column * RLX_LANES * 2) : (vf){0};
-        RLX_UNROLL for (int r = 0; r < rows; r++) {
-            const int_any *u = (const int_any *)(a + r * lda);
-            const float *s = (const float *)((const char *)scale + r * lda) + b;
-            vi sum;
-            if (four) {
-                vdot4 part = {0};
-                RLX_UNROLL for (int g = 0; g < 8; g++) part = dot4(part, w[g], splati(u[g]));
-                sum = dot4_sum(part);
-            } else {
-                sum = (vi){0};
-                RLX_UNROLL for (int g = 0; g < 8; g++) sum = dot8(sum, w[g], splati(u[g]));
+            RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) {
+                const char *scale = panel + (h * RLX_PANEL + j * RLX_LANES) * 2;
+                const vf d = ld_half(scale);
+                const vf m = offsets ? ld_half(scale + RLX_PANEL * 2 * parts) : (vf){0};
+                RLX_UNROLL for (int r = 0; r < rows; r++) {
+                    const float *own = (const float *)(facts + r * lda);
+                    const float s = own[0], total = own[halves ? 2 + h : 1];
+                    vf y = __builtin_convertvector(sum[r][j], vf);
+                    y = centre ? RLX_FMA(y, splat(s), splat(-centre * total)) : y * s;
+                    acc[r][j] = RLX_FMA(y, d, acc[r][j]);
+                    if (offsets) acc[r][j] = RLX_FMA(m, splat(total), acc[r][j]);
+                }
             }
-            acc[r] += __builtin_convertvector(sum, vf) * (d * s[0]);
-            if (four) acc[r] += m * s[blocks];
         }
+        panel += bytes, a += BLOCK, facts += BLOCK_FACTS * 4;
     }
     RLX_UNROLL for (int r = 0; r < rows; r++)
-        low_store(t, r, column * RLX_LANES, acc[r], epilogue);
+        RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
+            low_store(t, r, j * RLX_LANES, acc[r][j], epilogue);
 }
 
-RLX_INLINE void block_rows(const int rows, const int four, const long k, const rlx_low *t,
-                           rlx_epilogue epilogue) {
-    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
-        block_pass(rows, four, j, k, t, epilogue);
-}
-
-RLX_INLINE void gemm_blocks(const int four, long m, long n, const long k, const void *a, long lda,
-                            const void *w, float *c, long ldc, rlx_epilogue epilogue,
-                            const float *const *x) {
+RLX_INLINE void gemm_blocks(long m, long n, const long k, const int bits, const int halves,
+                            const int offsets, const void *a, long lda, const void *w, float *c,
+                            long ldc, rlx_epilogue epilogue, const float *const *x) {
     if (m <= 0) return;
-    const long bytes = k / BLOCK * RLX_PANEL * (four ? 20 : 34);
-    const long tiles = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    const long bytes = k / BLOCK * RLX_PANEL * (2 * (1 + halves) * (1 + offsets) + 4 * bits);
+    const long tiles = (m + BLOCK_ROWS - 1) / BLOCK_ROWS, rows = m / tiles, extra = m % tiles;
     float part[BLOCK_ROWS * RLX_PANEL];
     rlx_low t = {.lda = lda, .x = x, .panel = w};
     for (t.col = 0; t.col < n; t.col += RLX_PANEL, t.panel += bytes) {
-        const long width = least(RLX_PANEL, n - t.col), each = bytes / (k / BLOCK);
-        t.ahead = t.panel + bytes;
-        t.lines = (each / 64 + tiles) / tiles;
+        const long width = least(RLX_PANEL, n - t.col);
+        t.lines = 1; /* only the first rows wait for memory */
         t.row = 0;
         for (long i = 0; i < tiles; i++) {
-            const long r = least(BLOCK_ROWS, m - t.row);
+            const long r = rows + (i < extra);
             t.a = (const char *)a + t.row * lda;
             t.c = width < RLX_PANEL ? part : c + t.row * ldc + t.col;
             t.ldc = width < RLX_PANEL ? RLX_PANEL : ldc;
             switch (r) {
-            case 4: block_rows(4, four, k, &t, epilogue); break;
-            case 3: block_rows(3, four, k, &t, epilogue); break;
-            case 2: block_rows(2, four, k, &t, epilogue); break;
-            default: block_rows(1, four, k, &t, epilogue); break;
+#if BLOCK_ROWS >= 6
+            case 6: block_tile(6, bits, halves, offsets, k, &t, epilogue); break;
+#endif
+#if BLOCK_ROWS >= 5
+            case 5: block_tile(5, bits, halves, offsets, k, &t, epilogue); break;
+#endif
+#if BLOCK_ROWS >= 4
+            case 4: block_tile(4, bits, halves, offsets, k, &t, epilogue); break;
+#endif
+#if BLOCK_ROWS >= 3
+            case 3: block_tile(3, bits, halves, offsets, k, &t, epilogue); break;
+#endif
+#if BLOCK_ROWS >= 2
+            case 2: block_tile(2, bits, halves, offsets, k, &t, epilogue); break;
+#endif
+            default: block_tile(1, bits, halves, offsets, k, &t, epilogue); break;
             }
             if (width < RLX_PANEL)
                 for (long y = 0; y < r; y++)
                     for (long j = 0; j < width; j++)
                         c[(t.row + y) * ldc + t.col + j] = part[y * RLX_PANEL + j];
-            t.row += r;
-            t.ahead += k / BLOCK * t.lines * 64;
-            if (t.ahead >= t.panel + 2 * bytes) t.lines = 0;
+            t.row += r, t.lines = 0;
         }
     }
-}
-
-RLX_INLINE void gemm_b4(long m, long n, const long k, const void *a, long lda, const void *w,
-                        float *c, long ldc, rlx_epilogue epilogue, const float *const *x) {
-    gemm_blocks(1, m, n, k, a, lda, w, c, ldc, epilogue, x);
-}
-
-RLX_INLINE void gemm_b8(long m, long n, const long k, const void *a, long lda, const void *w,
-                        float *c, long ldc, rlx_epilogue epilogue, const float *const *x) {
-    gemm_blocks(0, m, n, k, a, lda, w, c, ldc, epilogue, x);
 }
 
 #endif

@@ -50,13 +50,17 @@ RLX_INLINE void low_store(const rlx_low *t, long r, long col, vf v, rlx_epilogue
     st(t->c + r * t->ldc + col, epilogue ? epilogue(v, t->x, t->row + r, t->col + col) : v);
 }
 
-/* Keeps the compiler from adding integer products up in another order, which costs registers. */
+/* RLX_KEEP keeps the compiler from adding integer products up in another order, RLX_ORDER from
+ * moving them past each other as well: either costs registers. */
 #if RLX_LANES == 16 && defined __AVX512F__ || RLX_LANES == 8 && defined __AVX2__
 #define RLX_KEEP(v) __asm__("" : "+v"(v))
+#define RLX_ORDER(v) __asm__ volatile("" : "+v"(v))
 #elif RLX_LANES == 4 && defined __aarch64__
 #define RLX_KEEP(v) __asm__("" : "+w"(v))
+#define RLX_ORDER(v) __asm__ volatile("" : "+w"(v))
 #else
 #define RLX_KEEP(v)
+#define RLX_ORDER(v)
 #endif
 
 /* int8 --------------------------------------------------------------------------------------- */
