@@ -14,6 +14,7 @@
     +-- StoreError                the store cannot be reached, read or written
     +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
     +-- VariantMissing            aot mode and the store has no artifact (HTTP 503)
+    +-- EngineError               a text engine that has been closed or has failed (HTTP 503)
     +-- VerifyError               an IR that breaks its level's rules: a bug in a pass
 
 Messages name the field, the value and the remedy. `RlxError.remedy` holds the last part alone.
@@ -87,6 +88,10 @@ class ArtifactError(RlxError):
 
 class VariantMissing(RlxError):
     """The store has no artifact for a variant and the mode forbids compiling it."""
+
+
+class EngineError(RlxError):
+    """A text engine has been closed, or a step of it failed for a reason that is a bug."""
 
 
 class VerifyError(RlxError):

@@ -11,8 +11,11 @@ from rlx_ray.errors import CheckpointError, ConfigError
 METADATA = "gguf.json"
 """Name of the text that holds a file's metadata as JSON, but for its long lists."""
 
-_NORMAL, _CONTROL, _USER = 1, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
 """Token types of `tokenizer.ggml.token_type`."""
+
+_SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -66,24 +69,41 @@ def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _tokenizer(metadata: Mapping[str, Any], url: str) -> dict[str, Any]:
     """A Hugging Face tokenizer from the file's lists."""
     model = metadata.get("tokenizer.ggml.model")
-    if model != "gpt2":
+    make = {"gpt2": _byte_level, "llama": _sentencepiece}.get(str(model))
+    if make is None:
         raise ConfigError(
             f"{url}: tokenizer.ggml.model {model!r} is not known.",
-            "Known is gpt2 (byte-level BPE): use that, or the model's folder with tokenizer.json.",
-        )
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in _SPLITS:
-        raise ConfigError(
-            f"{url}: tokenizer.ggml.pre {pre!r} is not known.", f"Known are {sorted(_SPLITS)}."
+            "Known are gpt2 (byte-level BPE) and llama (SentencePiece): use one of these, or the "
+            "model's folder with tokenizer.json.",
         )
     tokens = _strings(metadata, "tokenizer.ggml.tokens", url)
-    merges = _strings(metadata, "tokenizer.ggml.merges", url)
     kinds = metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
     if len(kinds) != len(tokens):
         raise CheckpointError(
             f"{url}: {len(tokens)} tokens and {len(kinds)} token types.", "Fetch the file again."
         )
-    vocab = {token: i for i, token in enumerate(tokens)}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(i, token, kinds[i] in (_UNKNOWN, _CONTROL))
+            for i, token in enumerate(tokens)
+            if kinds[i] in (_UNKNOWN, _CONTROL, _USER)
+        ],
+        "post_processor": _post_processor(metadata, tokens, model == "llama"),
+        **make(metadata, tokens, url),
+    }
+
+
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], url: str) -> dict[str, Any]:
+    """BPE over bytes, with the file's merges."""
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if pre not in _SPLITS:
+        raise ConfigError(
+            f"{url}: tokenizer.ggml.pre {pre!r} is not known.", f"Known are {sorted(_SPLITS)}."
+        )
+    merges = _strings(metadata, "tokenizer.ggml.merges", url)
     space = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
     byte_level = {
         "type": "ByteLevel",
@@ -91,31 +111,66 @@ def _tokenizer(metadata: Mapping[str, Any], url: str) -> dict[str, Any]:
         "trim_offsets": True,
         "use_regex": pre in ("default", "gpt-2", "smollm"),
     }
+    pairs = [merge.split(" ", 1) for merge in merges]
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            _added(i, token, kinds[i] == _CONTROL)
-            for i, token in enumerate(tokens)
-            if kinds[i] in (_CONTROL, _USER)
-        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*_SPLITS[pre], byte_level]},
-        "post_processor": _post_processor(metadata, tokens),
         "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre == "llama-bpe",
-            "vocab": vocab,
-            "merges": [merge.split(" ", 1) for merge in merges],
+        "model": {**_bpe(tokens, pairs), "ignore_merges": pre == "llama-bpe"},
+    }
+
+
+def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], url: str) -> dict[str, Any]:
+    """SentencePiece's BPE: of all neighbours the pair is joined whose piece has the best score.
+
+    A decoded text keeps the space that its first piece begins with: answers are continuations.
+    """
+    scores = metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise CheckpointError(
+            f"{url}: tokenizer.ggml.scores are not one number for each of the {len(tokens)} "
+            "tokens.",
+            "Fetch the file again.",
+        )
+    known = set(tokens)
+    splits = [
+        (-score, i, [token[:cut], token[cut:]])
+        for i, (token, score) in enumerate(zip(tokens, scores, strict=True))
+        for cut in range(1, len(token))
+        if token[:cut] in known and token[cut:] in known
+    ]
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    first = [{"type": "Prepend", "prepend": _SPACE}]
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*(first if prefix else []), space]},
+        "pre_tokenizer": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}],
         },
+        "model": {
+            **_bpe(tokens, [pair for _, _, pair in sorted(splits)]),
+            "unk_token": tokens[unknown] if type(unknown) is int else None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+        },
+    }
+
+
+def _bpe(tokens: list[str], merges: list[list[str]]) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": merges,
     }
 
 
@@ -138,10 +193,18 @@ def _added(index: int, token: str, special: bool) -> dict[str, Any]:
     }
 
 
-def _post_processor(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, Any] | None:
-    """What puts the beginning-of-text token before every text, where the file asks for it."""
+def _post_processor(
+    metadata: Mapping[str, Any], tokens: list[str], usual: bool
+) -> dict[str, Any] | None:
+    """What puts the beginning-of-text token before every text, where the file asks for it.
+
+    Args:
+        metadata: of the file.
+        tokens: the vocabulary.
+        usual: what holds where the file does not say.
+    """
     bos = metadata.get("tokenizer.ggml.bos_token_id")
-    if not metadata.get("tokenizer.ggml.add_bos_token", False) or type(bos) is not int:
+    if not metadata.get("tokenizer.ggml.add_bos_token", usual) or type(bos) is not int:
         return None
     name = tokens[bos]
     piece = {"SpecialToken": {"id": name, "type_id": 0}}

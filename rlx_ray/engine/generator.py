@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,8 +19,11 @@ from rlx_ray.engine.pages import PagePool
 from rlx_ray.engine.sampling import Chosen, Sampler, Sampling
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream, bound
 from rlx_ray.engine.text import Decode, TextStream
-from rlx_ray.errors import InputError, RlxError
+from rlx_ray.errors import EngineError, InputError, RlxError
 from rlx_ray.shape import PAGE
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class Decoder(Protocol):
@@ -182,7 +186,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         if self._closed:
-            raise InputError("the engine has been closed.")
+            raise EngineError("the engine has been closed.", "Send the request again.")
         if request.max_tokens < 1:
             raise InputError(f"max_tokens is {request.max_tokens}.", "Use at least 1.")
         if not request.prompt:
@@ -222,13 +226,16 @@ class Engine:
             step = self._scheduler.next_step()
             idle = step is None
             if step is not None:
-                self._run(step)
+                self._guarded(step)
 
     def _begin(self, generation: Generation) -> None:
         if generation.cancelled:
             return
         self._of[id(generation.stream)] = generation
-        self._scheduler.add(generation.stream)
+        try:
+            self._scheduler.add(generation.stream)
+        except RlxError as error:
+            self._fail(generation, error)
 
     def _end(self, generation: Generation) -> None:
         generation.cancelled = True
@@ -238,26 +245,35 @@ class Engine:
 
     def _stop(self) -> None:
         for generation in list(self._of.values()):
-            self._fail(generation, InputError("the engine has been closed."))
+            error = EngineError("the engine has been closed.", "Send the request again.")
+            self._fail(generation, error)
 
     def _fail(self, generation: Generation, error: RlxError) -> None:
         self._scheduler.remove(generation.stream)
         self._of.pop(id(generation.stream), None)
         generation.put(error)
 
-    def _run(self, step: Step) -> None:
+    def _guarded(self, step: Step) -> None:
+        """Run a step; what goes wrong ends its streams, and never the engine."""
         generations = [self._of[id(s)] for s in step.streams]
         try:
-            executable = self._load(step.variant)
-            if self._cache is None:
-                self._cache = cache_pages(self._pages, executable.binding.page)
-            begun = time.perf_counter()
-            logits = executable.run(step_inputs(step), self._cache)["logits"]
-            took = time.perf_counter() - begun
-        except RlxError as error:
+            self._run(step, generations)
+        except Exception as error:  # noqa: BLE001
+            known = error if isinstance(error, RlxError) else None
+            if known is None:
+                _LOG.exception("a step of the text engine failed: %s", step.variant)
+                known = EngineError(f"a step failed: {type(error).__name__}: {error}")
             for generation in generations:
-                self._fail(generation, error)
-            return
+                if id(generation.stream) in self._of:
+                    self._fail(generation, known)
+
+    def _run(self, step: Step, generations: Sequence[Generation]) -> None:
+        executable = self._load(step.variant)
+        if self._cache is None:
+            self._cache = cache_pages(self._pages, executable.binding.page)
+        begun = time.perf_counter()
+        logits = executable.run(step_inputs(step), self._cache)["logits"]
+        took = time.perf_counter() - begun
         known = self._took.get(step.variant)
         self._took[step.variant] = took if known is None else 0.8 * known + 0.2 * took
         chosen: list[Chosen | None] = []

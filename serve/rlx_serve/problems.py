@@ -10,6 +10,7 @@ from rlx_ray.errors import (
     ArtifactError,
     CheckpointError,
     CompileError,
+    EngineError,
     InputError,
     RlxError,
     StoreError,
@@ -103,6 +104,7 @@ class Problem:
 _RETRY_LATER: tuple[tuple[type[RlxError], str, int], ...] = (
     (Busy, "overloaded", 1),
     (VariantMissing, "variant_missing", 0),
+    (EngineError, "engine_error", 1),
     (CompileError, "compile_error", 5),
     (StoreError, "store_error", 5),
     (ArtifactError, "artifact_error", 1),

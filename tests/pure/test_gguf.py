@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import random
 import struct
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from rlx_ray.checkpoint import open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.errors import CheckpointError, ConfigError, RlxError
 from tests.support.gguf_file import TINY, gguf_bytes, tiny_gguf, tiny_tensors
 
+ROOT = Path(__file__).parent.parent.parent
 Q4_0, UNKNOWN = 2, 99
 
 
@@ -136,10 +139,68 @@ def test_the_tokenizer_is_made_of_the_lists(tmp_path: Path) -> None:
     assert encoded.ids[0] == 0
 
 
+@pytest.fixture(scope="module")
+def spm() -> sentencepiece.SentencePieceProcessor:
+    """A SentencePiece model with byte fallback, trained on this project's design."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter((ROOT / "DESIGN.md").read_text(encoding="utf-8").splitlines()),
+        model_writer=model,
+        vocab_size=700,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=0.99,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def spm_metadata(spm: sentencepiece.SentencePieceProcessor) -> dict[str, object]:
+    kinds = [
+        (spm.IsUnknown, 2),
+        (spm.IsControl, 3),
+        (spm.IsByte, 6),
+    ]
+    count = range(spm.GetPieceSize())
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [spm.IdToPiece(i) for i in count],
+        "tokenizer.ggml.scores": [spm.GetScore(i) for i in count],
+        "tokenizer.ggml.token_type": [next((n for f, n in kinds if f(i)), 1) for i in count],
+        "tokenizer.ggml.unknown_token_id": spm.unk_id(),
+        "tokenizer.ggml.bos_token_id": spm.bos_id(),
+    }
+
+
+def test_sentencepiece_vocabularies_encode_as_sentencepiece(
+    tmp_path: Path, spm: sentencepiece.SentencePieceProcessor
+) -> None:
+    data = gguf_bytes({**TINY, **spm_metadata(spm)}, ONE)
+    tokenizer = Tokenizer(opened(tmp_path, data).text("tokenizer.json") or "", None)
+    texts = ["hello world", "  two spaces", "naïve 漢字 🙂", "x\ny", "2026", "", "the the the a"]
+    texts += (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for text in texts:
+        want = [spm.bos_id(), *spm.Encode(text)]
+        if text:
+            assert tokenizer.encode(text) == want, text
+            assert tokenizer.decode(want[1:]) == " " + text
+
+
+def test_sentencepiece_without_scores_is_refused(
+    tmp_path: Path, spm: sentencepiece.SentencePieceProcessor
+) -> None:
+    data = gguf_bytes({**TINY, **spm_metadata(spm), "tokenizer.ggml.scores": [1]}, ONE)
+    with pytest.raises(CheckpointError, match="scores are not one number"):
+        opened(tmp_path, data)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer.ggml.model": "llama"}, "model 'llama'"),
+        ({"tokenizer.ggml.model": "bert"}, "model 'bert'"),
         ({"tokenizer.ggml.pre": "tekken"}, "pre 'tekken'"),
     ],
 )

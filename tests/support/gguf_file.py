@@ -18,10 +18,12 @@ def text(value: str) -> bytes:
 
 
 def entry(key: str, value: object) -> bytes:
-    """A metadata entry; numbers are u32 or f32, lists hold strings or i32."""
+    """A metadata entry; numbers are u32 or f32, lists hold strings, f32 or i32."""
     if isinstance(value, list):
         if value and isinstance(value[0], str):
             body = struct.pack("<IQ", STRING, len(value)) + b"".join(text(v) for v in value)
+        elif value and isinstance(value[0], float):
+            body = struct.pack("<IQ", 6, len(value)) + struct.pack(f"<{len(value)}f", *value)
         else:
             body = struct.pack("<IQ", 5, len(value)) + b"".join(struct.pack("<i", v) for v in value)
         return text(key) + struct.pack("<I", ARRAY) + body
