@@ -22,7 +22,6 @@ from rlx_ray.engine.text import Decode, TextStream
 from rlx_ray.errors import EngineError, InputError, RlxError
 from rlx_ray.shape import PAGE
 
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -258,7 +257,7 @@ class Engine:
         generations = [self._of[id(s)] for s in step.streams]
         try:
             self._run(step, generations)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             known = error if isinstance(error, RlxError) else None
             if known is None:
                 _LOG.exception("a step of the text engine failed: %s", step.variant)

@@ -1,4 +1,4 @@
-"""OpenAI's text APIs: bodies to generations, pieces to answers, whole or as server-sent events.
+"""OpenAI's text APIs: request bodies to generations. The answers are made in `answers.py`.
 
 Format: https://platform.openai.com/docs/api-reference/completions and the pages on chat. `top_k`,
 `min_p` and `repetition_penalty` are further fields, as other servers have them.
@@ -6,27 +6,21 @@ Format: https://platform.openai.com/docs/api-reference/completions and the pages
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 
 from rlx_ray.engine.generator import Request
-from rlx_ray.engine.sampling import Chosen, Sampling
-from rlx_serve.dispatch import Route
-from rlx_serve.problems import RequestError, problem
-from rlx_serve.speaking import Spoken
+from rlx_ray.engine.sampling import Sampling
+from rlx_serve.problems import RequestError
 from rlx_serve.speech import Speaker
 
 _MOST_CHOICES = 16
 _MOST_STOPS = 16
-_Number = Annotated[float, Field(strict=False)]
 
 
 class StreamOptions(BaseModel):
@@ -43,14 +37,14 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: StrictStr
-    temperature: _Number | None = 1.0
-    top_p: _Number | None = 1.0
+    temperature: float | None = 1.0
+    top_p: float | None = 1.0
     top_k: StrictInt = 0
-    min_p: _Number = 0.0
-    repetition_penalty: _Number = 1.0
-    presence_penalty: _Number | None = 0.0
-    frequency_penalty: _Number | None = 0.0
-    logit_bias: dict[str, _Number] | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float | None = 0.0
+    frequency_penalty: float | None = 0.0
+    logit_bias: dict[str, float] | None = None
     seed: StrictInt | None = None
     n: StrictInt | None = 1
     stop: StrictStr | list[StrictStr] | None = None
@@ -243,215 +237,3 @@ def _job(
     usage = body.stream_options is not None and body.stream_options.include_usage
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     return Job(speaker, tuple(requests), chat, usage, name)
-
-
-# Answers ----------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Choice:
-    """A choice while its pieces come."""
-
-    index: int
-    text: str = ""
-    finish: str = ""
-    tokens: int = 0
-    chosen: list[Chosen] = field(default_factory=list)
-
-    def take(self, spoken: Spoken) -> None:
-        piece = spoken.piece
-        self.text += piece.text
-        self.finish = piece.finish
-        if piece.chosen is not None:
-            self.tokens += 1
-            self.chosen.append(piece.chosen)
-
-
-async def whole(job: Job, seconds: float) -> tuple[dict[str, object], dict[str, str]]:
-    """The answer in one piece, and its headers.
-
-    Raises:
-        Busy, TimeoutError, RlxError: as `Speaker.start` does, for the first that fails.
-    """
-    used: dict[Route, str] = {}
-
-    async def run(index: int) -> _Choice:
-        choice = _Choice(index)
-        first, rest = await job.speaker.start(job.requests[index], seconds)
-        async with aclosing(rest):
-            choice.take(first)
-            used.update({route: tier for route, tier in first.used if route not in used})
-            async for spoken in rest:
-                choice.take(spoken)
-                used.update({route: tier for route, tier in spoken.used if route not in used})
-        return choice
-
-    choices = await _together([run(i) for i in range(len(job.requests))])
-    answer = _head(job, job.kind) | {
-        "choices": [_whole_choice(job, choice) for choice in choices],
-        "usage": _usage(job, sum(c.tokens for c in choices)),
-    }
-    return answer, headers(used)
-
-
-async def _together(work: Sequence[Any]) -> list[_Choice]:
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def headers(used: Mapping[Route, str]) -> dict[str, str]:
-    """The answer's `x-rlx-` headers: prefill variants first, then the decode ones."""
-    routes = sorted(used, key=lambda r: not r.variant.startswith("prefill"))
-    return {
-        "x-rlx-cache-key": ", ".join(r.cache_key for r in routes),
-        "x-rlx-variant": ", ".join(r.variant for r in routes),
-        "x-rlx-tier": ", ".join(used[r] for r in routes),
-    }
-
-
-async def begin(job: Job, seconds: float) -> tuple[AsyncGenerator[bytes], dict[str, str]]:
-    """The answer as server-sent events, once every choice has its first token, and its headers.
-
-    Raises:
-        Busy, TimeoutError, RlxError: as `Speaker.start` does; later failures end the stream with
-            an event of their own.
-    """
-    started = [asyncio.ensure_future(job.speaker.start(r, seconds)) for r in job.requests]
-    try:
-        opened = list(await asyncio.gather(*started))
-    except BaseException:
-        for task in started:
-            task.cancel()
-        done = await asyncio.gather(*started, return_exceptions=True)
-        for one in done:
-            if not isinstance(one, BaseException):
-                await one[1].aclose()
-        raise
-    used: dict[Route, str] = {}
-    for first, _ in opened:
-        used.update({route: tier for route, tier in first.used if route not in used})
-    return _events(job, opened), headers(used)
-
-
-_Opened = tuple[Spoken, AsyncGenerator[Spoken]]
-_Merged = asyncio.Queue[tuple[int, Spoken | BaseException | None]]
-
-
-async def _events(job: Job, opened: Sequence[_Opened]) -> AsyncGenerator[bytes]:
-    merged: _Merged = asyncio.Queue(64)
-    tasks = [asyncio.ensure_future(_follow(merged, i, *one)) for i, one in enumerate(opened)]
-    try:
-        if job.chat:
-            for index in range(len(opened)):
-                yield _event(job, _delta(index, {"role": "assistant", "content": ""}, None))
-        tokens, left = 0, len(tasks)
-        while left:
-            index, spoken = await merged.get()
-            if isinstance(spoken, BaseException):
-                yield _data(problem(spoken).openai())
-                return
-            if spoken is None:
-                left -= 1
-                continue
-            tokens += spoken.piece.chosen is not None
-            yield _event(job, _part(job, index, spoken))
-        if job.usage:
-            yield _event(job, None, usage=_usage(job, tokens))
-        yield b"data: [DONE]\n\n"
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _follow(merged: _Merged, index: int, first: Spoken, rest: AsyncGenerator[Spoken]) -> None:
-    """Hand on the pieces of a choice, then None, or what went wrong."""
-    try:
-        async with aclosing(rest):
-            await merged.put((index, first))
-            async for spoken in rest:
-                await merged.put((index, spoken))
-        await merged.put((index, None))
-    except Exception as error:
-        await merged.put((index, error))
-
-
-def _part(job: Job, index: int, spoken: Spoken) -> dict[str, object]:
-    """A choice of one event."""
-    piece = spoken.piece
-    chosen = [] if piece.chosen is None else [piece.chosen]
-    finish = piece.finish or None
-    logprobs = _logprobs(job, chosen)
-    if not job.chat:
-        return {"index": index, "text": piece.text, "finish_reason": finish, "logprobs": logprobs}
-    delta = {"content": piece.text} if piece.text or not finish else {}
-    return _delta(index, delta, finish, logprobs)
-
-
-def _delta(
-    index: int, delta: Mapping[str, object], finish: str | None, logprobs: object = None
-) -> dict[str, object]:
-    return {"index": index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
-
-
-def _event(job: Job, choice: Mapping[str, object] | None, **more: object) -> bytes:
-    kind = "chat.completion.chunk" if job.chat else job.kind
-    return _data({**_head(job, kind), "choices": [choice] if choice else [], **more})
-
-
-def _data(value: object) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
-
-
-def _head(job: Job, kind: str) -> dict[str, object]:
-    return {"id": job.identity, "object": kind, "created": job.created, "model": job.speaker.name}
-
-
-def _usage(job: Job, completion_tokens: int) -> dict[str, int]:
-    """Tokens; a prompt of several choices counts once."""
-    prompt = sum(len(p) for p in {id(r.prompt): r.prompt for r in job.requests}.values())
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt + completion_tokens,
-    }
-
-
-def _whole_choice(job: Job, choice: _Choice) -> dict[str, object]:
-    common = {"index": choice.index, "finish_reason": choice.finish}
-    logprobs = _logprobs(job, choice.chosen)
-    if job.chat:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
-        return {**common, "message": message, "logprobs": logprobs}
-    return {**common, "text": choice.text, "logprobs": logprobs}
-
-
-def _logprobs(job: Job, chosen: Sequence[Chosen]) -> dict[str, object] | None:
-    """How likely tokens were, in the shape of the API; None if nobody asked."""
-    if job.requests[0].sampling.logprobs is None:
-        return None
-
-    def text(token: int) -> str:
-        return job.speaker.tokenizer.decode([token])
-
-    if job.chat:
-
-        def entry(token: int, logprob: float | None) -> dict[str, object]:
-            name = text(token)
-            return {"token": name, "logprob": logprob, "bytes": list(name.encode())}
-
-        return {
-            "content": [
-                {**entry(c.token, c.logprob), "top_logprobs": [entry(*t) for t in c.top]}
-                for c in chosen
-            ]
-        }
-    return {
-        "tokens": [text(c.token) for c in chosen],
-        "token_logprobs": [c.logprob for c in chosen],
-        "top_logprobs": [{text(t): p for t, p in c.top} for c in chosen],
-    }

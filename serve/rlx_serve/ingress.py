@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from rlx_ray.errors import RlxError
-from rlx_serve import completions, oip, openai
+from rlx_serve import answers, completions, oip, openai
 from rlx_serve.page import page
 from rlx_serve.problems import Problem, RequestError, problem
 from rlx_serve.service import Service
@@ -76,9 +76,9 @@ def _add_openai(app: FastAPI, service: Service, created: int) -> None:
 
 async def _speak(job: completions.Job, stream: bool, seconds: float) -> Response:
     if not stream:
-        answer, headers = await completions.whole(job, seconds)
+        answer, headers = await answers.whole(job, seconds)
         return _json(answer, headers)
-    events, headers = await completions.begin(job, seconds)
+    events, headers = await answers.begin(job, seconds)
     headers["cache-control"] = "no-cache"
     return StreamingResponse(events, 200, headers, "text/event-stream")
 

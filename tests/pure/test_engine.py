@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlx_ray.component import ModelVariant
+from rlx_ray.engine.generator import Engine, Request
 from rlx_ray.engine.pages import PagePool, chain
 from rlx_ray.engine.sampling import Sampler, Sampling
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream, bound
 from rlx_ray.engine.text import TextStream
-from rlx_ray.errors import ConfigError, InputError
+from rlx_ray.errors import ConfigError, EngineError, InputError, StoreError
 from rlx_ray.shape import PAGE
 
 VARIANTS = [
@@ -307,3 +310,54 @@ def test_streamed_text_is_the_text_up_to_the_first_stop(text: str, stop) -> None
     got = "".join(found) + rest.finish()
     assert whole.startswith(got)
     assert (got == whole) == (not ends)
+
+
+# The engine's thread ----------------------------------------------------------------------------
+
+
+class Flaky:
+    """A decoder of five tokens that always says 3, and fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.binding = SimpleNamespace(page=64)
+        self.fails: list[Exception] = []
+
+    def run(self, inputs, cache=None):
+        if self.fails:
+            raise self.fails.pop()
+        logits = np.zeros((len(inputs["lengths"]), 5), np.float32)
+        logits[:, 3] = 1
+        return {"logits": logits}
+
+
+@pytest.fixture
+def flaky() -> Iterator[tuple[Flaky, Engine]]:
+    decoder = Flaky()
+    engine = Engine(VARIANTS, lambda _: decoder, lambda ids: "x" * len(ids), 64, 5)
+    yield decoder, engine
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        (ValueError("boom"), EngineError, "ValueError: boom"),
+        (StoreError("the store is away"), StoreError, "the store is away"),
+    ],
+)
+def test_a_failed_step_ends_its_streams_and_not_the_engine(
+    flaky, fault: Exception, kind: type[Exception], message: str
+) -> None:
+    decoder, engine = flaky
+    decoder.fails = [fault]
+    with pytest.raises(kind, match=message):
+        list(engine.submit(Request((1, 2), 4)))
+    pieces = list(engine.submit(Request((1, 2), 4, Sampling(temperature=0))))
+    assert [p.chosen.token for p in pieces if p.chosen] == [3, 3, 3, 3]
+
+
+def test_a_closed_engine_is_the_servers_error(flaky) -> None:
+    _, engine = flaky
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.submit(Request((1,), 1))
