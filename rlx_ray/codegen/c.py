@@ -40,7 +40,8 @@ _MATMULS = {
     "gemm_bf16": "gemm_bf16($m, $own, $k, a, $pitch, b, y, $ldc, $g, x)",
     "gemm_fp8": "gemm_fp8($m, $own, $k, $e5m2, a, b, y, $ldc, $e, x)",
     "gemm_blocks": (
-        "gemm_blocks($m, $own, $k, $bits, $halves, $offsets, a, $pitch, b, y, $ldc, $g, x)"
+        "gemm_blocks($m, $own, $k, $pitch, $bits, $halves, $offsets, "
+        "blocks_$k_$pitch_$bits_$halves_$offsets, a, b, y, $ldc, $g, x)"
     ),
 }
 """Matmuls of `own` columns: all, or the tile's where a region is cut by columns."""
@@ -61,25 +62,25 @@ TEMPLATES: dict[str, Template] = {
     "layer_norm": Template("layer_norm($rows, $columns, $eps, a, b, c, y)"),
     "rms_norm": Template("rms_norm($rows, $columns, $eps, a, b, y)"),
     "rope_cache_heads": Template(
-        "rope_cache(s, tile, $heads, $kv_heads, $dim, $layers, $layer, $table, $positions, $eps, "
-        "a, b, c, d, e, g, cache, y)",
+        "rope_cache(s, tile, $heads, $kv_heads, $dim, $size, $layers, $layer, $table, $positions, "
+        "$eps, a, b, c, d, e, g, cache, y)",
         6,
         True,
     ),
     "rope_cache": Template(
-        "rope_cache(s, -1, $heads, $kv_heads, $dim, $layers, $layer, $table, $positions, $eps, a, "
-        "b, c, d, e, g, cache, y)",
+        "rope_cache(s, -1, $heads, $kv_heads, $dim, $size, $layers, $layer, $table, $positions, "
+        "$eps, a, b, c, d, e, g, cache, y)",
         6,
         True,
     ),
     "attention_cached": Template(
-        "attention_cached(s, -1, $heads, $kv_heads, $dim, $scale, $layers, $layer, $table, "
+        "attention_cached(s, -1, $heads, $kv_heads, $dim, $size, $scale, $layers, $layer, $table, "
         "$window, (const float *)a - $own * s->row * $heads * $dim, b, c, cache, y, t)",
         cache=True,
     ),
     "attention_cached_heads": Template(
-        "attention_cached(s, tile, $heads, $kv_heads, $dim, $scale, $layers, $layer, $table, "
-        "$window, a, b, c, cache, y, t)",
+        "attention_cached(s, tile, $heads, $kv_heads, $dim, $size, $scale, $layers, $layer, "
+        "$table, $window, a, b, c, cache, y, t)",
         cache=True,
     ),
     "softmax": Template("softmax($rows, $columns, a, y)"),
@@ -157,7 +158,16 @@ def _head(target: Target, lir: Lir) -> str:
         headers.append("gemm_fp8.h")
     if any(k.template.startswith(("rms_norm", "rope_cache")) for k in lir.kernels):
         headers.append("decoder.h")
-    return "\n".join([*lines, *(f'#include "{header}"' for header in headers), ""])
+    lines += [f'#include "{header}"' for header in headers]
+    return "\n".join([*lines, *_block_tiles(lir), ""])
+
+
+def _block_tiles(lir: Lir) -> list[str]:
+    """The micro tiles of weights in blocks: all matmuls of one depth and format share them."""
+    names = ("k", "pitch", "bits", "halves", "offsets")
+    blocks = [dict(k.constants) for k in lir.kernels if k.template.startswith("gemm_blocks")]
+    sizes = dict.fromkeys(tuple(str(c[name]) for name in names) for c in blocks)
+    return [f"BLOCK_TILES({'_'.join(size)}, {', '.join(size)})" for size in sizes]
 
 
 def number(value: float) -> str:

@@ -126,7 +126,8 @@ def _linear(b: MirBuilder, inputs: tuple[int, ...], shape: Shape, direct: bool) 
 def _cached_attention(
     b: MirBuilder, inputs: tuple[int, ...], shape: Shape, attrs: dict[str, Attr]
 ) -> int:
-    """Rows turned and put into the cache, then attention over it."""
+    """Rows turned and put into the cache, then attention over it. `size`: a number's bytes."""
+    attrs = {**attrs, "size": 4}
     _, lengths, past, pages, *_ = inputs
     queries = b.add(Op.ROPE_CACHE, inputs, shape, DType.F32, **attrs)
     return b.add(Op.CACHED_ATTENTION, (queries, lengths, past, pages), shape, DType.F32, **attrs)

@@ -1,4 +1,4 @@
-"""Lower precision: matmuls of float32 become matmuls of quantised rows and packed weights."""
+"""Lower precision: matmuls of quantised rows and packed weights, and a cache of float16."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def lower_precision(mir: Mir, formats: Mapping[str, str], rest: str, target: Tar
     """Give matmuls packed weights of a format, and a `quantize` before their left operands.
 
     Matmuls of one operand share its `quantize`. An embedding table in `q8rows` is gathered from
-    quantised rows. What is neither stays float32.
+    quantised rows. The key-value cache becomes float16. What is neither stays float32.
 
     Args:
         mir: a program whose matmuls are native.
@@ -45,6 +45,8 @@ def lower_precision(mir: Mir, formats: Mapping[str, str], rest: str, target: Tar
                 quantised = rows[x, form.rows]
                 moved = _on_rows(moved, quantised, nodes[quantised], form)
             notes.append(Note("lower_precision", node.origin, f"{form.name} weights"))
+        elif node.op in (Op.ROPE_CACHE, Op.CACHED_ATTENTION):
+            moved = _with(moved, size=2)
         place[index] = len(nodes)
         nodes.append(moved)
     outputs = tuple(place[i] for i in mir.outputs)

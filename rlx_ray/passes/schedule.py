@@ -126,7 +126,7 @@ def _page_bytes(mir: Mir, target: Target) -> int:
             dim = node.number("dim")
             values = -(-dim // target.panel) * target.panel
             heads = node.number("layers") * node.number("kv_heads")
-            return 4 * heads * PAGE * (dim + values)
+            return node.number("size") * heads * PAGE * (dim + values)
     return 0
 
 

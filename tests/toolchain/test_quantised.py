@@ -46,8 +46,11 @@ EXPORT void fp8(long m, long n, long k, long e5m2, const float *a, const void *w
 }}
 """
 BLOCK_UNIT = """
+static long {name}_k, {name}_pitch;
+BLOCK_TILES({name}, {name}_k, {name}_pitch, {bits}, {halves}, {offsets})
 EXPORT void {name}(long m, long n, long k, const char *a, long pitch, const char *w, float *c) {{
-    gemm_blocks(m, n, k, {bits}, {halves}, {offsets}, a, pitch, w, c, n, 0, 0);
+    {name}_k = k, {name}_pitch = pitch;
+    gemm_blocks(m, n, k, pitch, {bits}, {halves}, {offsets}, blocks_{name}, a, w, c, n, 0, 0);
 }}
 """
 WAYS = {

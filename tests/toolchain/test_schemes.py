@@ -183,6 +183,7 @@ def test_weights_are_quantised_by_a_scheme(tmp_path: Path, quant: str) -> None:
     tensors = write(tmp_path, {}, quant)
     want = quantised(tensors, quant)
     off, layouts, nbytes = error(tmp_path, want)
-    assert off <= (1e-5 if quant in FP8 else 0.03), "not the quantised weights"
+    # 8-bit floats multiply in float32: what is left is the float16 cache's rounding.
+    assert off <= (2.0**-10 if quant in FP8 else 0.03), "not the quantised weights"
     assert not any(layout == "panel16" for layout in layouts.values())
     assert nbytes < sum(a.size for a in tensors.values()) * 2

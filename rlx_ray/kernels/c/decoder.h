@@ -2,7 +2,8 @@
  *
  * The cache is pages of CACHE_PAGE tokens. A page holds, for each layer and each head of keys and
  * values, K as panels [CACHE_PAGE / RLX_PANEL][dim][RLX_PANEL] (K^T as gemm.h reads it) and V as
- * panels [ceil(dim / RLX_PANEL)][CACHE_PAGE][RLX_PANEL]. Token t of a sequence lies in page
+ * panels [ceil(dim / RLX_PANEL)][CACHE_PAGE][RLX_PANEL], in float32 or float16: `size` is a number's
+ * bytes. Token t of a sequence lies in page
  * pages[t / CACHE_PAGE] of the sequence's table, at t % CACHE_PAGE. The tables are a run-time input:
  * sequences of any length share a step, and equal beginnings may share pages. */
 #ifndef RLX_DECODER_H
@@ -11,8 +12,8 @@
 #include "attention.h"
 
 #define CACHE_PAGE 32
-#define CACHE_K(dim) ((dim) * CACHE_PAGE)
-#define CACHE_HEAD(dim) (CACHE_K(dim) + ATT_PANELS(dim) * RLX_PANEL * CACHE_PAGE)
+#define CACHE_K(dim) ((dim) * CACHE_PAGE) /* numbers of a head's keys in a page */
+#define CACHE_HEAD(dim) (CACHE_K(dim) + ATT_PANELS(dim) * RLX_PANEL * CACHE_PAGE) /* and values */
 
 /* RMS norm of each row:  y = x / sqrt(mean(x^2) + eps) * g.  Source: arXiv:1910.07467. */
 RLX_INLINE void rms_norm(const long rows, const long n, const float eps, const float *x,
@@ -54,29 +55,73 @@ RLX_INLINE void rope_head(const long dim, const float *turn, const float *x, flo
 }
 
 /* Where layer `layer`, head `head` of the page of a sequence's token lies; 0 if the table has none. */
-RLX_INLINE float *cache_head(char *cache, const int *pages, const long table, long token,
-                             const long layers, const long kv_heads, const long dim, long layer,
-                             long head) {
+RLX_INLINE char *cache_head(char *cache, const int *pages, const long table, long token,
+                            const long layers, const long kv_heads, const long dim, const int size,
+                            long layer, long head) {
     const long at = token / CACHE_PAGE;
     if (at >= table || pages[at] < 0) return 0;
-    return (float *)cache +
-           (((long)pages[at] * layers + layer) * kv_heads + head) * CACHE_HEAD(dim);
+    return cache +
+           (((long)pages[at] * layers + layer) * kv_heads + head) * CACHE_HEAD(dim) * size;
 }
 
-RLX_INLINE void cache_put(float *page, long slot, const long dim, const float *k, const float *v) {
-    float *to = page + slot / RLX_PANEL * dim * RLX_PANEL + slot % RLX_PANEL;
-    for (long d = 0; d < dim; d++) to[d * RLX_PANEL] = k[d];
-    float *values = page + CACHE_K(dim) + slot * RLX_PANEL;
+/* One number of a page; float16 saturates. */
+RLX_INLINE void cache_store(char *page, long at, const int size, float x) {
+    if (size == 4) ((float_any *)page)[at] = x;
+    else ((half_any *)page)[at] = (_Float16)(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
+}
+
+RLX_INLINE void cache_put(char *page, long slot, const long dim, const int size, const float *k,
+                          const float *v) {
+    const long key = slot / RLX_PANEL * dim * RLX_PANEL + slot % RLX_PANEL;
+    for (long d = 0; d < dim; d++) cache_store(page, key + d * RLX_PANEL, size, k[d]);
+    const long value = CACHE_K(dim) + slot * RLX_PANEL;
     for (long d = 0; d < dim; d++)
-        values[d / RLX_PANEL * CACHE_PAGE * RLX_PANEL + d % RLX_PANEL] = v[d];
+        cache_store(page, value + d / RLX_PANEL * CACHE_PAGE * RLX_PANEL + d % RLX_PANEL, size,
+                    v[d]);
+}
+
+/* The micro-kernel on panels of a page. */
+#define MICRO_HALF(ROWS) \
+    RLX_KERNEL __attribute__((unused)) void half_##ROWS(const rlx_micro *t) { \
+        micro_sized(ROWS, 2, t, 0); \
+    }
+MICRO_HALF(1)
+MICRO_HALF(2)
+MICRO_HALF(3)
+MICRO_HALF(4)
+MICRO_HALF(5)
+MICRO_HALF(6)
+#if RLX_TILE_ROWS == 8
+MICRO_HALF(7)
+MICRO_HALF(8)
+#endif
+
+RLX_INLINE void cached_micro(const rlx_micro *t, long rows, const int size) {
+    if (size == 4) {
+        micro(t, rows);
+        return;
+    }
+    const rlx_micro copy = *t;
+    switch (rows) {
+#if RLX_TILE_ROWS == 8
+    case 8: half_8(&copy); return;
+    case 7: half_7(&copy); return;
+#endif
+    case 6: half_6(&copy); return;
+    case 5: half_5(&copy); return;
+    case 4: half_4(&copy); return;
+    case 3: half_3(&copy); return;
+    case 2: half_2(&copy); return;
+    default: half_1(&copy); return;
+    }
 }
 
 /* The rows of a span: qkv [rows][(heads + 2 kv_heads) * dim] to rotated queries y [rows][heads *
  * dim]; rotated keys, and values, go to the cache. With q_gain each head of q and k is first RMS
  * normed. qkv and y are the span's first row. Where `one` is not negative it is the tile of a single
  * sequence's head, as in attention_cached, and only what that tile reads is made. */
-RLX_INLINE void rope_cache(const rlx_span *s, long one, const long heads, const long kv_heads, const long dim,
-                           const long layers, const long layer, const long table,
+RLX_INLINE void rope_cache(const rlx_span *s, long one, const long heads, const long kv_heads,
+                           const long dim, const int size, const long layers, const long layer, const long table,
                            const long positions, const float eps, const float *qkv,
                            const int *past, const int *pages, const float *turns,
                            const float *q_gain, const float *k_gain, char *cache, float *y) {
@@ -98,12 +143,12 @@ RLX_INLINE void rope_cache(const rlx_span *s, long one, const long heads, const 
             }
             for (long g = first; g < last; g++) {
                 const float *x = qkv + (heads + g) * dim;
-                float *page = cache_head(cache, pages + n * table, table, token, layers, kv_heads,
-                                         dim, layer, g);
+                char *page = cache_head(cache, pages + n * table, table, token, layers, kv_heads,
+                                        dim, size, layer, g);
                 if (!page) continue;
                 if (k_gain) rms_norm(1, dim, eps, x, k_gain, k), rope_head(dim, turn, k, q);
                 else rope_head(dim, turn, x, q);
-                cache_put(page, token % CACHE_PAGE, dim, q, x + kv_heads * dim);
+                cache_put(page, token % CACHE_PAGE, dim, size, q, x + kv_heads * dim);
             }
         }
         at += length;
@@ -142,7 +187,7 @@ typedef struct {
  * against one head of the cache. `scores` has RLX_TILE_ROWS rows of `stride` floats, then as many of
  * the result's width. Results go to out + r * ld. */
 RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long position,
-                            const long dim, long ld_, long stride, float scale, const float *q,
+                            const long dim, const int size, long ld_, long stride, float scale, const float *q,
                             float *scores, float *out) {
     const long width = ATT_PANELS(dim) * RLX_PANEL, last = position + (rows - 1) * step;
     const long length = least(last + 1, c->table * CACHE_PAGE);
@@ -151,11 +196,11 @@ RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long posi
     float *part = scores + RLX_TILE_ROWS * stride, sums[RLX_TILE_ROWS];
     rlx_micro t = {.k = dim, .a = q, .lda = ld_, .ldc = stride};
     for (long at = first; at < length; at += RLX_PANEL) {
-        const float *page = cache_head(c->cache, c->pages, c->table, at, c->layers, c->kv_heads,
-                                       dim, c->layer, c->head);
+        const char *page = cache_head(c->cache, c->pages, c->table, at, c->layers, c->kv_heads,
+                                      dim, size, c->layer, c->head);
         if (!page) return;
-        t.panel = page + at % CACHE_PAGE * dim, t.c = scores + at;
-        micro(&t, rows);
+        t.panel = page + at % CACHE_PAGE * dim * size, t.c = scores + at;
+        cached_micro(&t, rows, size);
     }
     const long padded = (length + RLX_PANEL - 1) / RLX_PANEL * RLX_PANEL;
     for (long r = 0; r < rows; r++) {
@@ -167,12 +212,12 @@ RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long posi
     }
     t = (rlx_micro){.lda = stride, .ldc = width};
     for (long at = first; at < length; at += CACHE_PAGE) {
-        const float *page = cache_head(c->cache, c->pages, c->table, at, c->layers, c->kv_heads,
-                                       dim, c->layer, c->head) + CACHE_K(dim);
+        const char *page = cache_head(c->cache, c->pages, c->table, at, c->layers, c->kv_heads,
+                                      dim, size, c->layer, c->head) + CACHE_K(dim) * size;
         t.a = scores + at, t.k = least(CACHE_PAGE, length - at), t.more = at > first;
         for (long p = 0; p < ATT_PANELS(dim); p++) {
-            t.panel = page + p * CACHE_PAGE * RLX_PANEL, t.c = part + p * RLX_PANEL;
-            micro(&t, rows);
+            t.panel = page + p * CACHE_PAGE * RLX_PANEL * size, t.c = part + p * RLX_PANEL;
+            cached_micro(&t, rows, size);
         }
     }
     for (long r = 0; r < rows; r++) {
@@ -187,20 +232,20 @@ RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long posi
 /* Tokens [from, to) of one sequence, the queries of one head of keys. q and out are row `from`. Few
  * tokens: the heads that share the keys make a tile; many: tokens do. */
 RLX_KERNEL void cached_sequence(const rlx_cached *c, long from, long to, long past,
-                                const long heads, const long dim, float scale, const float *q,
-                                float *out, float *scratch) {
+                                const long heads, const long dim, const int size, float scale,
+                                const float *q, float *out, float *scratch) {
     const long shared = heads / c->kv_heads, width = heads * dim, head = c->head * shared;
     const long stride = c->table * CACHE_PAGE;
     if (to - from < shared) {
         for (long i = from; i < to; i++, q += width, out += width)
             for (long h = 0; h < shared; h += RLX_TILE_ROWS)
-                cached_tile(c, least(RLX_TILE_ROWS, shared - h), 0, past + i, dim, dim, stride,
+                cached_tile(c, least(RLX_TILE_ROWS, shared - h), 0, past + i, dim, size, dim, stride,
                             scale, q + (head + h) * dim, scratch, out + (head + h) * dim);
         return;
     }
     for (long h = head; h < head + shared; h++)
         for (long i = from; i < to; i += RLX_TILE_ROWS)
-            cached_tile(c, least(RLX_TILE_ROWS, to - i), 1, past + i, dim, width, stride, scale,
+            cached_tile(c, least(RLX_TILE_ROWS, to - i), 1, past + i, dim, size, width, stride, scale,
                         q + (i - from) * width + h * dim, scratch,
                         out + (i - from) * width + h * dim);
 }
@@ -208,7 +253,7 @@ RLX_KERNEL void cached_sequence(const rlx_cached *c, long from, long to, long pa
 /* The rows of a span against all heads, or, where `one` is not negative, a tile of a single
  * sequence's head: tile = sequence * kv_heads + head. q is row 0 of all, out the span's first. */
 RLX_INLINE void attention_cached(const rlx_span *s, long one, const long heads,
-                                 const long kv_heads, const long dim, float scale,
+                                 const long kv_heads, const long dim, const int size, float scale,
                                  const long layers, const long layer, const long table,
                                  const long window, const float *q, const int *past,
                                  const int *pages, char *cache, float *out, float *scratch) {
@@ -224,10 +269,10 @@ RLX_INLINE void attention_cached(const rlx_span *s, long one, const long heads,
         if (one >= 0) {
             c.head = one % kv_heads;
             if (one / kv_heads == n)
-                cached_sequence(&c, from, to, past[n], heads, dim, scale, own, y, scratch);
+                cached_sequence(&c, from, to, past[n], heads, dim, size, scale, own, y, scratch);
         } else {
             for (c.head = 0; c.head < kv_heads; c.head++)
-                cached_sequence(&c, from, to, past[n], heads, dim, scale, own, y, scratch);
+                cached_sequence(&c, from, to, past[n], heads, dim, size, scale, own, y, scratch);
         }
         at += length;
     }

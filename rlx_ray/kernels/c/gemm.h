@@ -28,7 +28,7 @@ typedef struct {
     long k;
     const float *a;
     long lda;
-    const float *panel;
+    const void *panel;
     float *c;
     long ldc;
     int more;
@@ -39,35 +39,38 @@ typedef struct {
 } rlx_micro;
 typedef void (*rlx_micro_kernel)(const rlx_micro *t, long rows);
 
-/* One step of k: acc[r][j] += a[r][u] * b[j]; `a` points at every third row. */
-RLX_INLINE void micro_step(const int rows, const float *const *a, long lda, const int u,
-                           const float *b, vf acc[][RLX_TILE_VECTORS]) {
+/* One step of k: acc[r][j] += a[r][u] * b[j]; `a` points at every third row, b has float16 or
+ * float32 by its `size` in bytes. */
+RLX_INLINE void micro_step(const int rows, const int size, const float *const *a, long lda,
+                           const int u, const char *b, vf acc[][RLX_TILE_VECTORS]) {
     vf w[RLX_TILE_VECTORS];
-    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) w[j] = ld(b + j * RLX_LANES);
+    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++, b += RLX_LANES * size)
+        w[j] = size == 2 ? ld_half(b) : ld((const float *)b);
     RLX_UNROLL for (int r = 0; r < rows; r++) {
         vf x = splat(a[r / 3][r % 3 * lda + u]);
         RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) acc[r][j] += x * w[j];
     }
 }
 
-RLX_INLINE void micro_body(const int rows, const rlx_micro *t, rlx_epilogue epilogue) {
+RLX_INLINE void micro_sized(const int rows, const int size, const rlx_micro *t,
+                            rlx_epilogue epilogue) {
     vf acc[RLX_TILE_ROWS][RLX_TILE_VECTORS];
-    const long lda = t->lda, lines = t->lines;
-    const float *a[3] = {t->a, t->a + 3 * lda, t->a + 6 * lda}, *panel = t->panel;
-    const char *ahead = t->ahead;
+    const long lda = t->lda, lines = t->lines, line = RLX_PANEL * size;
+    const float *a[3] = {t->a, t->a + 3 * lda, t->a + 6 * lda};
+    const char *ahead = t->ahead, *panel = t->panel;
     RLX_UNROLL for (int r = 0; r < rows; r++)
         RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
             acc[r][j] = t->more ? ld(t->c + r * t->ldc + j * RLX_LANES) : (vf){0};
     for (long i = t->k / GEMM_UNROLL; i > 0; i--) {
-        for (long line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        for (long n = 0; n < lines; n++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
         RLX_UNROLL for (int u = 0; u < GEMM_UNROLL; u++)
-            micro_step(rows, a, lda, u, panel + u * RLX_PANEL, acc);
-        panel += GEMM_UNROLL * RLX_PANEL;
+            micro_step(rows, size, a, lda, u, panel + u * line, acc);
+        panel += GEMM_UNROLL * line;
         RLX_UNROLL for (int p = 0; p < (rows + 2) / 3; p++) a[p] += GEMM_UNROLL;
     }
     for (long i = t->k % GEMM_UNROLL; i > 0; i--) {
-        micro_step(rows, a, lda, 0, panel, acc);
-        panel += RLX_PANEL;
+        micro_step(rows, size, a, lda, 0, panel, acc);
+        panel += line;
         RLX_UNROLL for (int p = 0; p < (rows + 2) / 3; p++) a[p]++;
     }
     RLX_UNROLL for (int r = 0; r < rows; r++)
@@ -76,6 +79,11 @@ RLX_INLINE void micro_body(const int rows, const rlx_micro *t, rlx_epilogue epil
             st(t->c + r * t->ldc + col,
                epilogue ? epilogue(acc[r][j], t->x, t->row + r, t->col + col) : acc[r][j]);
         }
+}
+
+/* Panels of float32. */
+RLX_INLINE void micro_body(const int rows, const rlx_micro *t, rlx_epilogue epilogue) {
+    micro_sized(rows, 4, t, epilogue);
 }
 
 #define MICRO(ROWS) \
@@ -162,7 +170,7 @@ RLX_INLINE void gemm(long m, long n, long k, long depth, const float *a, long ld
         t.more = more || k0;
         for (t.col = 0; t.col < n; t.col += RLX_PANEL) {
             t.panel = w + t.col * depth + k0 * RLX_PANEL;
-            t.ahead = (const char *)(t.panel + depth * RLX_PANEL);
+            t.ahead = (const char *)(w + (t.col + RLX_PANEL) * depth + k0 * RLX_PANEL);
             const char *end = t.ahead + t.k * RLX_PANEL * 4;
             t.lines = (step + tiles - 1) / tiles;
             t.row = 0;

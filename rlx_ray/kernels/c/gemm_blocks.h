@@ -29,10 +29,6 @@
 #define BLOCK_FACTS 4 /* floats of a row for each block */
 #define BLOCK_AHEAD 1024 /* bytes from a block to what is prefetched beside it */
 
-typedef _Float16 vhalf __attribute__((vector_size(RLX_LANES * 2), aligned(2), may_alias));
-
-RLX_INLINE vf ld_half(const char *p) { return __builtin_convertvector(*(const vhalf *)p, vf); }
-
 /* block_dot: acc[lane] += sum over j < 4 of w[lane][j] * a[j], for int8 a and codes w of some bits.
  * BLOCK_RUN such sums fit vpart; block_sum makes them int32. BLOCK_CENTRE is what block_dot sees
  * added to codes of 8 bits. */
@@ -119,14 +115,13 @@ RLX_INLINE vi block_codes(const int bits, const char *codes, const int g) {
     return w;
 }
 
-/* A micro tile of `rows` rows and a panel over all blocks. */
-RLX_INLINE void block_tile(const int rows, const int bits, const int halves, const int offsets,
-                           const long k, const rlx_low *t, rlx_epilogue epilogue) {
+/* A micro tile of `rows` rows, `lda` bytes apart, and a panel over all blocks. */
+RLX_INLINE void block_tile(const int rows, const long k, const long lda, const int bits,
+                           const int halves, const int offsets, const rlx_low *t) {
     const int parts = halves ? 2 : 1, each = 8 / parts;
     const int run = BLOCK_RUN(bits) < each ? BLOCK_RUN(bits) : each;
     const int added = bits == 8 ? BLOCK_CENTRE : offsets ? 0 : 1 << (bits - 1);
     const float centre = added;
-    const long lda = t->lda;
     const int head = RLX_PANEL * 2 * parts * (1 + offsets), bytes = head + RLX_PANEL * 4 * bits;
     const char *panel = t->panel, *a = t->a, *facts = t->a + k;
     vf acc[BLOCK_ROWS][RLX_TILE_VECTORS];
@@ -176,17 +171,48 @@ RLX_INLINE void block_tile(const int rows, const int bits, const int halves, con
     }
     RLX_UNROLL for (int r = 0; r < rows; r++)
         RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
-            low_store(t, r, j * RLX_LANES, acc[r][j], epilogue);
+            low_store(t, r, j * RLX_LANES, acc[r][j], t->epilogue);
 }
 
-RLX_INLINE void gemm_blocks(long m, long n, const long k, const int bits, const int halves,
-                            const int offsets, const void *a, long lda, const void *w, float *c,
-                            long ldc, rlx_epilogue epilogue, const float *const *x) {
+/* BLOCK_TILES(name, k, lda, bits, halves, offsets): blocks_name, the micro tiles by their rows, which
+ * all matmuls of such weights in a unit share. Rows at a distance that the compiler knows cost no
+ * registers. */
+typedef void (*rlx_block_tile)(const rlx_low *t);
+#define BLOCK_TILE(ROWS, NAME, ...) \
+    RLX_KERNEL void block_##NAME##_##ROWS(const rlx_low *t) { block_tile(ROWS, __VA_ARGS__, t); }
+#define BLOCK_ENTRY(ROWS, NAME, ...) block_##NAME##_##ROWS,
+#define BLOCK_1(F, ...) F(1, __VA_ARGS__)
+#define BLOCK_2(F, ...) BLOCK_1(F, __VA_ARGS__) F(2, __VA_ARGS__)
+#define BLOCK_3(F, ...) BLOCK_2(F, __VA_ARGS__) F(3, __VA_ARGS__)
+#define BLOCK_4(F, ...) BLOCK_3(F, __VA_ARGS__) F(4, __VA_ARGS__)
+#define BLOCK_5(F, ...) BLOCK_4(F, __VA_ARGS__) F(5, __VA_ARGS__)
+#define BLOCK_6(F, ...) BLOCK_5(F, __VA_ARGS__) F(6, __VA_ARGS__)
+#if BLOCK_ROWS == 1
+#define BLOCK_ALL BLOCK_1
+#elif BLOCK_ROWS == 2
+#define BLOCK_ALL BLOCK_2
+#elif BLOCK_ROWS == 3
+#define BLOCK_ALL BLOCK_3
+#elif BLOCK_ROWS == 4
+#define BLOCK_ALL BLOCK_4
+#elif BLOCK_ROWS == 5
+#define BLOCK_ALL BLOCK_5
+#else
+#define BLOCK_ALL BLOCK_6
+#endif
+#define BLOCK_TILES(NAME, ...) \
+    BLOCK_ALL(BLOCK_TILE, NAME, __VA_ARGS__) \
+    static const rlx_block_tile blocks_##NAME[] = {0, BLOCK_ALL(BLOCK_ENTRY, NAME, __VA_ARGS__)};
+
+RLX_INLINE void gemm_blocks(long m, long n, const long k, const long lda, const int bits,
+                            const int halves, const int offsets, const rlx_block_tile *tile,
+                            const void *a, const void *w, float *c, long ldc,
+                            rlx_epilogue epilogue, const float *const *x) {
     if (m <= 0) return;
     const long bytes = k / BLOCK * RLX_PANEL * (2 * (1 + halves) * (1 + offsets) + 4 * bits);
     const long tiles = (m + BLOCK_ROWS - 1) / BLOCK_ROWS, rows = m / tiles, extra = m % tiles;
     float part[BLOCK_ROWS * RLX_PANEL];
-    rlx_low t = {.lda = lda, .x = x, .panel = w};
+    rlx_low t = {.x = x, .panel = w, .epilogue = epilogue};
     for (t.col = 0; t.col < n; t.col += RLX_PANEL, t.panel += bytes) {
         const long width = least(RLX_PANEL, n - t.col);
         t.lines = 1; /* only the first rows wait for memory */
@@ -196,24 +222,7 @@ RLX_INLINE void gemm_blocks(long m, long n, const long k, const int bits, const 
             t.a = (const char *)a + t.row * lda;
             t.c = width < RLX_PANEL ? part : c + t.row * ldc + t.col;
             t.ldc = width < RLX_PANEL ? RLX_PANEL : ldc;
-            switch (r) {
-#if BLOCK_ROWS >= 6
-            case 6: block_tile(6, bits, halves, offsets, k, &t, epilogue); break;
-#endif
-#if BLOCK_ROWS >= 5
-            case 5: block_tile(5, bits, halves, offsets, k, &t, epilogue); break;
-#endif
-#if BLOCK_ROWS >= 4
-            case 4: block_tile(4, bits, halves, offsets, k, &t, epilogue); break;
-#endif
-#if BLOCK_ROWS >= 3
-            case 3: block_tile(3, bits, halves, offsets, k, &t, epilogue); break;
-#endif
-#if BLOCK_ROWS >= 2
-            case 2: block_tile(2, bits, halves, offsets, k, &t, epilogue); break;
-#endif
-            default: block_tile(1, bits, halves, offsets, k, &t, epilogue); break;
-            }
+            tile[r](&t);
             if (width < RLX_PANEL)
                 for (long y = 0; y < r; y++)
                     for (long j = 0; j < width; j++)

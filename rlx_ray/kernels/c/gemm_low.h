@@ -22,8 +22,6 @@ typedef signed char vb_half __attribute__((vector_size(RLX_LANES * 2)));
 typedef int vi_any __attribute__((vector_size(RLX_LANES * 4), aligned(4), may_alias));
 typedef signed char vb_half_any
     __attribute__((vector_size(RLX_LANES * 2), aligned(1), may_alias));
-typedef int int_any __attribute__((aligned(1), may_alias));
-typedef float float_any __attribute__((aligned(1), may_alias));
 typedef long long long_any __attribute__((aligned(1), may_alias));
 typedef long long vl __attribute__((vector_size(RLX_LANES * 4)));
 
@@ -31,7 +29,7 @@ RLX_INLINE vi ldi(const void *p) { return *(const vi_any *)p; }
 RLX_INLINE vi splati(int x) { return x - (vi){0}; }
 
 /* A micro tile of rows x RLX_PANEL: `a` and `panel` in bytes, `lda` bytes of a row of a, `groups` of
- * terms; the rest as in rlx_micro. */
+ * terms; the rest as in rlx_micro. `epilogue` is null where the kernel has it inlined. */
 typedef struct {
     long groups;
     const char *a;
@@ -43,6 +41,7 @@ typedef struct {
     long lines;
     const float *const *x;
     long row, col;
+    rlx_epilogue epilogue;
 } rlx_low;
 typedef void (*rlx_low_kernel)(const rlx_low *t, long rows, rlx_epilogue epilogue);
 

@@ -18,6 +18,11 @@ typedef float vf_any __attribute__((vector_size(RLX_LANES * 4), aligned(4), may_
 
 RLX_INLINE long least(long a, long b) { return a < b ? a : b; }
 RLX_INLINE vf ld(const float *p) { return *(const vf_any *)p; }
+typedef int int_any __attribute__((aligned(1), may_alias));
+typedef float float_any __attribute__((aligned(1), may_alias));
+typedef _Float16 half_any __attribute__((aligned(1), may_alias));
+typedef _Float16 vhalf __attribute__((vector_size(RLX_LANES * 2), aligned(2), may_alias));
+RLX_INLINE vf ld_half(const char *p) { return __builtin_convertvector(*(const vhalf *)p, vf); }
 RLX_INLINE void st(float *p, vf v) { *(vf_any *)p = v; }
 RLX_INLINE vf splat(float x) { return x - (vf){0}; }
 RLX_INLINE vf vmax(vf a, vf b) { return __builtin_elementwise_max(a, b); }
