@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlx_ray.errors import ConfigError, nearest
 
-ABI = 3
+ABI = 4
 """Version of the contract between artifacts and the runtime: entry point, pool, binding manifest.
 
 Bump it when kernels/c/rlx_abi.h changes in a way that an older runtime would misread.
@@ -79,6 +79,19 @@ class Target:
 
 _V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+_ZNVER4 = (
+    *_V4,
+    "avx512_bf16",
+    "avx512_bitalg",
+    "avx512_vbmi2",
+    "avx512_vnni",
+    "avx512_vpopcntdq",
+    "avx512ifma",
+    "avx512vbmi",
+    "gfni",
+    "vaes",
+    "vpclmulqdq",
+)
 _ZNVER5 = (*_V4, "avx512_bf16", "avx512_vnni", "avx512_vp2intersect", "avx_vnni", "vaes")
 _X86 = "x86_64-linux-none"
 _ARM = "aarch64-linux-none"
@@ -86,6 +99,8 @@ _ARM = "aarch64-linux-none"
 TARGETS: tuple[Target, ...] = (
     Target("cpu-x86_64-v3", "cpu", _X86, "x86_64_v3", tuple(sorted(_V3)), 8, 6, 2),
     Target("cpu-x86_64-v4", "cpu", _X86, "x86_64_v4", tuple(sorted(_V4)), 16, 8, 2),
+    # Without SSE4a, which only AMD has, so that Sapphire Rapids and its successors run it too.
+    Target("cpu-znver4", "cpu", _X86, "znver4-sse4a", tuple(sorted(_ZNVER4)), 16, 8, 2),
     Target("cpu-znver5", "cpu", _X86, "znver5", tuple(sorted(_ZNVER5)), 16, 8, 2),
     Target("cpu-aarch64", "cpu", _ARM, "generic", ("asimd",), 4, 6, 4),
     Target(

@@ -11,6 +11,7 @@ from rlx_ray.target import TARGETS, ZIG_VERSION, Host, target, this_host, toolch
 
 V3 = frozenset(target("cpu-x86_64-v3").features)
 V4 = frozenset(target("cpu-x86_64-v4").features)
+ZEN4 = frozenset(target("cpu-znver4").features)
 ZEN5 = frozenset(target("cpu-znver5").features)
 
 
@@ -20,6 +21,7 @@ ZEN5 = frozenset(target("cpu-znver5").features)
         ("x86_64", frozenset(), []),
         ("x86_64", V3, ["cpu-x86_64-v3"]),
         ("x86_64", V4, ["cpu-x86_64-v4", "cpu-x86_64-v3"]),
+        ("x86_64", ZEN4, ["cpu-znver4", "cpu-x86_64-v4", "cpu-x86_64-v3"]),
         ("x86_64", ZEN5, ["cpu-znver5", "cpu-x86_64-v4", "cpu-x86_64-v3"]),
         ("aarch64", frozenset({"asimd"}), ["cpu-aarch64"]),
         ("riscv64", V3, []),
