@@ -21,11 +21,15 @@
 #include "vmath.h"
 
 #define BLOCK 32
-#if defined SPAN_ROWS && SPAN_ROWS < 6
+#define BLOCK_MOST (RLX_LANES == 16 ? 8 : 6)
+#if defined SPAN_ROWS && SPAN_ROWS < BLOCK_MOST
 #define BLOCK_ROWS SPAN_ROWS
 #else
-#define BLOCK_ROWS 6 /* rows of a micro tile */
+#define BLOCK_ROWS BLOCK_MOST /* rows of a micro tile */
 #endif
+/* Registers of columns whose integers are summed at once: with 32 registers there is room for all
+ * results beside the sums of one. */
+#define BLOCK_PASS (RLX_LANES == 16 ? 1 : RLX_TILE_VECTORS)
 #define BLOCK_FACTS 4 /* floats of a row for each block */
 #define BLOCK_AHEAD 1024 /* bytes from a block to what is prefetched beside it */
 
@@ -131,42 +135,44 @@ RLX_INLINE void block_tile(const int rows, const long k, const long lda, const i
         if (t->lines)
             RLX_UNROLL for (int at = 0; at < bytes; at += 64)
                 __builtin_prefetch(panel + BLOCK_AHEAD + at, 0, 3);
-        RLX_UNROLL for (int h = 0; h < parts; h++) {
-            vi sum[BLOCK_ROWS][RLX_TILE_VECTORS];
-            RLX_UNROLL for (int first = 0; first < each; first += run) {
-                vpart part[BLOCK_ROWS][RLX_TILE_VECTORS];
-                RLX_UNROLL for (int r = 0; r < rows; r++)
-                    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) part[r][j] = (vpart){0};
-                RLX_UNROLL for (int g = h * each + first; g < h * each + first + run; g++) {
-                    vi w[RLX_TILE_VECTORS];
-                    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
-                        w[j] = block_codes(bits, panel + head + j * RLX_LANES * 4, g);
-                    RLX_UNROLL for (int r = 0; r < rows; r++) {
-                        const vi u = splati(*(const int_any *)(a + r * lda + g * 4));
-                        RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) {
-                            part[r][j] = block_dot(bits, part[r][j], w[j], u);
-                            RLX_ORDER(part[r][j]);
+        RLX_UNROLL for (int h = 0; h < parts; h++)
+            RLX_UNROLL for (int j0 = 0; j0 < RLX_TILE_VECTORS; j0 += BLOCK_PASS) {
+                vi sum[BLOCK_ROWS][BLOCK_PASS];
+                RLX_UNROLL for (int first = 0; first < each; first += run) {
+                    vpart part[BLOCK_ROWS][BLOCK_PASS];
+                    RLX_UNROLL for (int r = 0; r < rows; r++)
+                        RLX_UNROLL for (int j = 0; j < BLOCK_PASS; j++) part[r][j] = (vpart){0};
+                    RLX_UNROLL for (int g = h * each + first; g < h * each + first + run; g++) {
+                        vi w[BLOCK_PASS];
+                        RLX_UNROLL for (int j = 0; j < BLOCK_PASS; j++)
+                            w[j] = block_codes(bits, panel + head + (j0 + j) * RLX_LANES * 4, g);
+                        RLX_UNROLL for (int r = 0; r < rows; r++) {
+                            const vi u = splati(*(const int_any *)(a + r * lda + g * 4));
+                            RLX_UNROLL for (int j = 0; j < BLOCK_PASS; j++) {
+                                part[r][j] = block_dot(bits, part[r][j], w[j], u);
+                                RLX_ORDER(part[r][j]);
+                            }
                         }
                     }
+                    RLX_UNROLL for (int r = 0; r < rows; r++)
+                        RLX_UNROLL for (int j = 0; j < BLOCK_PASS; j++)
+                            sum[r][j] = (first ? sum[r][j] : (vi){0}) + block_sum(part[r][j]);
                 }
-                RLX_UNROLL for (int r = 0; r < rows; r++)
-                    RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++)
-                        sum[r][j] = (first ? sum[r][j] : (vi){0}) + block_sum(part[r][j]);
-            }
-            RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) {
-                const char *scale = panel + (h * RLX_PANEL + j * RLX_LANES) * 2;
-                const vf d = ld_half(scale);
-                const vf m = offsets ? ld_half(scale + RLX_PANEL * 2 * parts) : (vf){0};
-                RLX_UNROLL for (int r = 0; r < rows; r++) {
-                    const float *own = (const float *)(facts + r * lda);
-                    const float s = own[0], total = own[halves ? 2 + h : 1];
-                    vf y = __builtin_convertvector(sum[r][j], vf);
-                    y = centre ? RLX_FMA(y, splat(s), splat(-centre * total)) : y * s;
-                    acc[r][j] = RLX_FMA(y, d, acc[r][j]);
-                    if (offsets) acc[r][j] = RLX_FMA(m, splat(total), acc[r][j]);
+                RLX_UNROLL for (int j = 0; j < BLOCK_PASS; j++) {
+                    const char *scale = panel + (h * RLX_PANEL + (j0 + j) * RLX_LANES) * 2;
+                    const vf d = ld_half(scale);
+                    const vf m = offsets ? ld_half(scale + RLX_PANEL * 2 * parts) : (vf){0};
+                    RLX_UNROLL for (int r = 0; r < rows; r++) {
+                        const float *own = (const float *)(facts + r * lda);
+                        const float s = own[0], total = own[halves ? 2 + h : 1];
+                        vf *to = &acc[r][j0 + j];
+                        vf y = __builtin_convertvector(sum[r][j], vf);
+                        y = centre ? RLX_FMA(y, splat(s), splat(-centre * total)) : y * s;
+                        *to = RLX_FMA(y, d, *to);
+                        if (offsets) *to = RLX_FMA(m, splat(total), *to);
+                    }
                 }
             }
-        }
         panel += bytes, a += BLOCK, facts += BLOCK_FACTS * 4;
     }
     RLX_UNROLL for (int r = 0; r < rows; r++)
@@ -187,6 +193,8 @@ typedef void (*rlx_block_tile)(const rlx_low *t);
 #define BLOCK_4(F, ...) BLOCK_3(F, __VA_ARGS__) F(4, __VA_ARGS__)
 #define BLOCK_5(F, ...) BLOCK_4(F, __VA_ARGS__) F(5, __VA_ARGS__)
 #define BLOCK_6(F, ...) BLOCK_5(F, __VA_ARGS__) F(6, __VA_ARGS__)
+#define BLOCK_7(F, ...) BLOCK_6(F, __VA_ARGS__) F(7, __VA_ARGS__)
+#define BLOCK_8(F, ...) BLOCK_7(F, __VA_ARGS__) F(8, __VA_ARGS__)
 #if BLOCK_ROWS == 1
 #define BLOCK_ALL BLOCK_1
 #elif BLOCK_ROWS == 2
@@ -197,8 +205,12 @@ typedef void (*rlx_block_tile)(const rlx_low *t);
 #define BLOCK_ALL BLOCK_4
 #elif BLOCK_ROWS == 5
 #define BLOCK_ALL BLOCK_5
-#else
+#elif BLOCK_ROWS == 6
 #define BLOCK_ALL BLOCK_6
+#elif BLOCK_ROWS == 7
+#define BLOCK_ALL BLOCK_7
+#else
+#define BLOCK_ALL BLOCK_8
 #endif
 #define BLOCK_TILES(NAME, ...) \
     BLOCK_ALL(BLOCK_TILE, NAME, __VA_ARGS__) \
