@@ -5,111 +5,16 @@ The only arithmetic printed here is the expression of an elementwise region, for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from rlx_ray.codegen.backend import ENTRY
+from rlx_ray.codegen.c_regions import print_regions
+from rlx_ray.codegen.templates import TEMPLATES
 from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Acc, Expr, Fn, In, Lit
-from rlx_ray.ir.lir import Call, Kernel, Lir, Operand, Packing, Region, Slot, Space
+from rlx_ray.ir.lir import Kernel, Lir, Operand
 from rlx_ray.ir.mir import SCALAR_FUNCTIONS
 from rlx_ray.target import Target
 
 _HEADERS = ("span.h", "gemm.h", "map.h", "norm.h", "attention.h", "gather.h", "pooling.h", "prim.h")
 _INPUTS = "abcdeg"
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """How a kernel template is called: its body from constants; `$name` is a constant.
-
-    In a body `y` is the output, `a`, `b`, `c` and so on the inputs (const void *), `cache` the
-    key-value cache where the template takes it, `x` the operands, `t` the
-    kernel's own scratch, `s` the tile's span and `tile` its number; `$f` is the function of one
-    register of elements, `$e` a matmul's micro-kernel, `$g` the epilogue of one of low precision.
-    `$rows` that is no constant is the span's.
-    """
-
-    body: str
-    inputs: int = 3
-    cache: bool = False
-
-
-_MATMULS = {
-    "gemm": "gemm($m, $own, $k, $depth, a, $lda, b, y, $ldc, $more, $e, x)",
-    "gemm_int8": "gemm_int8($m, $own, $k, a, $pitch, b, y, $ldc, $g, x)",
-    "gemm_bf16": "gemm_bf16($m, $own, $k, a, $pitch, b, y, $ldc, $g, x)",
-    "gemm_fp8": "gemm_fp8($m, $own, $k, $e5m2, a, b, y, $ldc, $e, x)",
-    "gemm_blocks": (
-        "gemm_blocks($m, $own, $k, $pitch, $bits, $halves, $offsets, "
-        "blocks_$k_$pitch_$bits_$halves_$offsets, a, b, y, $ldc, $g, x)"
-    ),
-}
-"""Matmuls of `own` columns: all, or the tile's where a region is cut by columns."""
-
-TEMPLATES: dict[str, Template] = {
-    **{
-        name: Template(body.replace("$own", own))
-        for kernel, body in _MATMULS.items()
-        for name, own in (
-            (kernel, "$n"),
-            (f"{kernel}_columns", "least($total - tile * $n, $n)"),
-        )
-    },
-    "quantize_blocks": Template("quantize_blocks($rows, $k, a, (char *)y, $pitch)"),
-    "quantize_int8": Template("quantize_int8($rows, $k, a, (char *)y, $pitch)"),
-    "quantize_bf16": Template("quantize_bf16($rows, $k, a, (char *)y, $pitch)"),
-    "map": Template("map($rows, $columns, y, $f, x)"),
-    "layer_norm": Template("layer_norm($rows, $columns, $eps, a, b, c, y)"),
-    "rms_norm": Template("rms_norm($rows, $columns, $eps, a, b, y)"),
-    "rope_cache_heads": Template(
-        "rope_cache(s, tile, $heads, $kv_heads, $dim, $size, $layers, $layer, $table, $positions, "
-        "$eps, a, b, c, d, e, g, cache, y)",
-        6,
-        True,
-    ),
-    "rope_cache": Template(
-        "rope_cache(s, -1, $heads, $kv_heads, $dim, $size, $layers, $layer, $table, $positions, "
-        "$eps, a, b, c, d, e, g, cache, y)",
-        6,
-        True,
-    ),
-    "attention_cached": Template(
-        "attention_cached(s, -1, $heads, $kv_heads, $dim, $size, $scale, $layers, $layer, $table, "
-        "$window, (const float *)a - $own * s->row * $heads * $dim, b, c, cache, y, t)",
-        cache=True,
-    ),
-    "attention_cached_heads": Template(
-        "attention_cached(s, tile, $heads, $kv_heads, $dim, $size, $scale, $layers, $layer, "
-        "$table, $window, a, b, c, cache, y, t)",
-        cache=True,
-    ),
-    "softmax": Template("softmax($rows, $columns, a, y)"),
-    "attention": Template(
-        "attention(s, 0, $heads, $keys, $heads, $dim, $scale, "
-        "(const float *)a - $own * s->row * 3 * $heads * $dim, y, t)"
-    ),
-    "attention_heads": Template("attention(s, tile, 1, $keys, $heads, $dim, $scale, a, y, t)"),
-    "attention_padded": Template(
-        "attention_padded($sequences, $keys, $heads, $dim, $scale, a, b, y, t)"
-    ),
-    "gather": Template(
-        "gather($rows, $columns, a, b, $period, $first + tile * $rows % $period, $extent, c, y)"
-    ),
-    "gather_span": Template("gather_span(s, $columns, $pitch, a, b, $first, $extent, c, y)"),
-    "gather_span_q8": Template("gather_span_q8(s, $columns, $pitch, a, b, $first, $extent, c, y)"),
-    "pool_span": Template("pool_span(s, $columns, $kind, a, y)"),
-    "pool_rows": Template("pool_rows($sequences, $tokens, $columns, $kind, a, b, y)"),
-    "dot_panels": Template("dot_panels($m, $n, $k, a, b, y)"),
-    "dot_batched": Template("dot_batched($batch, $m, $n, $k, a, b, y)"),
-    "take": Template("take($rows, $columns, $extent, a, b, y)"),
-    "iota": Template("iota($rows, $period, $first, (int *)y)"),
-    "length_mask": Template("length_mask($sequences, $tokens, a, y)"),
-    "strided": Template(
-        "strided($n0, $n1, $n2, $n3, $s0, $s1, $s2, $s3, (const float *)a + $shift, y)"
-    ),
-    "reduce": Template("reduce($outer, $extent, $inner, $kind, a, y)"),
-}
-"""Kernel templates by name, as `passes/kernels.py` asks for them."""
 
 
 def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
@@ -127,11 +32,7 @@ def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
     parts = ['#include "counters.h"'] if counters else []
     parts.append(_head(target, lir))
     parts += [_kernel(kernel, name) for kernel, name in names.items()]
-    first = 0
-    for i, region in enumerate(lir.regions):
-        parts.append(_region(region, i, names, lir.packing, first if counters else None))
-        first += len(region.all_calls)
-    parts.append(_entry(lir))
+    parts.append(print_regions(lir, names, counters=counters))
     return "\n".join(parts)
 
 
@@ -186,7 +87,7 @@ def _kernel(kernel: Kernel, name: str) -> str:
         constants["scale"] = float(dict(kernel.constants)["dim"] ** -0.5)
     body = template.body
     arguments = ", ".join(f"const void *{letter}" for letter in _INPUTS[: template.inputs])
-    arguments += ", char *cache" if template.cache else ""
+    arguments += ", char *cache, long layer" if template.cache else ""
     span: int | float | str = "s->seqs" if constants.get("per_sequence") else "s->rows"
     constants = {"m": span, "rows": span, "outer": span} | constants
     for key in sorted(constants, key=len, reverse=True):
@@ -252,85 +153,3 @@ def print_expr(expr: Expr) -> str:
             return f"splat({number(float(value))})"
         case Fn(name, args):
             return SCALAR_FUNCTIONS[name].c.format(*(print_expr(a) for a in args))
-
-
-_SPANS = {
-    "sequences": "span_sequences({}, tile, {}, f->threads)",
-    "rows": "span_rows({}, tile, {}, f->threads)",
-    "columns": "span_whole({})",
-    "heads": "span_whole({})",
-    "each": "span_each({}, tile)",
-}
-"""The span of a tile for each axis, from the lengths and the number of tiles."""
-
-
-def _region(
-    region: Region,
-    index: int,
-    names: dict[Kernel, str],
-    packing: Packing | None,
-    counter: int | None,
-) -> str:
-    lines = [f"static void region{index}(const rlx_frame *f, char *s, long tile) {{"]
-    lines += ["    const float *const *p = f->params;", "    (void)p, (void)s, (void)tile;"]
-    span = "{0}"
-    if packing is not None and region.axis in _SPANS:
-        lengths = f"(const int *)(f->arena + {packing.lengths})"
-        span = _SPANS[region.axis].format(lengths, region.tiles)
-    lines.append(f"    const rlx_span span = {span};")
-    if region.axis in ("sequences", "rows") and packing is not None:
-        lines.append("    if (!span.rows && !span.seqs) return;")
-    calls = []
-    for i, call in enumerate(region.all_calls):
-        text = _call(call, names[call.kernel])
-        counted = text if counter is None else f"COUNTED({text}, {counter + i})"
-        calls.append(f"    {counted}; /* {call.origin} */")
-    own = [*lines, *calls[len(region.begin) :], "}", ""]
-    if region.begin:
-        # The beginning sees the same names; it has no tile.
-        head = f"static void begin{index}(const rlx_frame *f, char *s) {{"
-        own += [head, "    const long tile = 0;", *lines[1:], *calls[: len(region.begin)], "}", ""]
-    return "\n".join(own)
-
-
-def _call(call: Call, name: str) -> str:
-    inputs = [_slot(s) for s in call.inputs]
-    template = TEMPLATES[call.kernel.template]
-    inputs += ["0"] * (template.inputs - len(inputs))
-    inputs += ["f->cache"] if template.cache else []
-    operands = ", ".join(_slot(s) for s in call.operands)
-    table = f"((const float *const[]){{{operands}}})" if operands else "0"
-    scratch = _slot(call.scratch)
-    scratch = scratch if scratch == "0" else f"(float *)({scratch})"
-    output = f"(float *)({_slot(call.output)})"
-    return f"{name}({', '.join([output, *inputs, table, scratch, '&span', 'tile'])})"
-
-
-def _slot(slot: Slot | None) -> str:
-    if slot is None:
-        return "0"
-    moves = f" + {slot.shift}" if slot.shift else ""
-    steps = (("tile", slot.stride), ("span.row", slot.row), ("span.seq", slot.sequence))
-    moves += "".join(f" + {name} * {step}" for name, step in steps if step)
-    match slot.space:
-        case Space.PARAM if moves:
-            return f"(const void *)((const char *)p[{slot.offset}]{moves})"
-        case Space.PARAM:
-            return f"p[{slot.offset}]"
-        case Space.ARENA:
-            return f"(const void *)(f->arena + {slot.offset}{moves})"
-        case Space.SCRATCH:
-            return f"(const void *)(s + {slot.offset}{moves})"
-
-
-def _entry(lir: Lir) -> str:
-    rows = "\n".join(
-        f"    {{region{i}, {r.tiles}, {f'begin{i}' if r.begin else 0}}},"
-        for i, r in enumerate(lir.regions)
-    )
-    return (
-        f"static const rlx_region regions[] = {{\n{rows}\n}};\n\n"
-        f'__attribute__((visibility("default")))\n'
-        f"int {ENTRY}(const rlx_frame *frame, rlx_runner run, void *pool) {{\n"
-        f"    return run(pool, regions, {len(lir.regions)}, frame);\n}}\n"
-    )

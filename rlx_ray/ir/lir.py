@@ -65,7 +65,10 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A kernel on one tile: the output, the inputs in the template's order, the operands."""
+    """A kernel on one tile: the output, the inputs in the template's order, the operands.
+
+    `layer` is whose keys and values in the cache it uses, where it uses the cache.
+    """
 
     kernel: Kernel
     output: Slot
@@ -73,6 +76,7 @@ class Call:
     operands: tuple[Slot, ...] = ()
     scratch: Slot | None = None
     origin: str = ""
+    layer: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def _attention(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:
     return Lowered(Kernel(template, constants), (0,))
 
 
-_CACHED = ("heads", "kv_heads", "dim", "size", "layers", "layer")
+_CACHED = ("heads", "kv_heads", "dim", "size", "layers")
 
 
 def _rope_cache(node: Node, shapes: tuple[Shape, ...], site: Site) -> Lowered:

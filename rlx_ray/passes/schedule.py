@@ -251,6 +251,7 @@ class _Calls:
             tuple(self._slot(node.inputs[i]) for i in lowered.operands),
             None if extra is None else Slot(Space.SCRATCH, extra),
             node.origin,
+            int(str(node.attr("layer") or 0)),
         )
 
     def _slot(self, value: int, *, moving: bool = True) -> Slot:

@@ -112,9 +112,9 @@ static void work(rlx_pool *p, long thread) {
             long *next = &p->shares[owner].next[r % 2], tile;
             while (__atomic_load_n(next, __ATOMIC_RELAXED) < end &&
                    (tile = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < end) {
-                if (begin) begin(frame, scratch);
+                if (begin) begin(frame, scratch, regions[r].own);
                 begin = 0;
-                regions[r].run(frame, scratch, tile);
+                regions[r].run(frame, scratch, tile, regions[r].own);
             }
         }
         if (threads > 1) meet(p);

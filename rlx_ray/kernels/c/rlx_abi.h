@@ -7,7 +7,7 @@
 #ifndef RLX_ABI_H
 #define RLX_ABI_H
 
-#define RLX_ABI 3
+#define RLX_ABI 4
 
 typedef struct {
     const float *const *params; /* packed weights, in the order of the binding manifest */
@@ -18,13 +18,16 @@ typedef struct {
     char *cache;  /* pages of keys and values (decoder.h), 64-byte aligned; 0 for encoders */
 } rlx_frame;
 
-typedef void (*rlx_tile)(const rlx_frame *frame, char *scratch, long tile);
-typedef void (*rlx_begin)(const rlx_frame *frame, char *scratch);
+/* `own` is what sets a region apart from others that share its functions: its parameters' places in
+ * the table and its layer. Equal layers are one function. */
+typedef void (*rlx_tile)(const rlx_frame *frame, char *scratch, long tile, const int *own);
+typedef void (*rlx_begin)(const rlx_frame *frame, char *scratch, const int *own);
 
 typedef struct {
     rlx_tile run;
     long tiles;
     rlx_begin begin; /* each thread calls it once, before its first tile; 0 where there is none */
+    const int *own;
 } rlx_region;
 
 typedef int (*rlx_runner)(void *pool, const rlx_region *regions, long count,
