@@ -258,8 +258,9 @@ OPS: dict[Op, OpDef] = {
     Op.CACHED_ATTENTION: OpDef((4, 4), _same, None, _cached_flops),
     Op.QUANTIZE: OpDef((1, 1), _told, None, _several(6)),
 }
-"""Every operation, its rules side by side. A new one is a row here, a lowering in
-`passes/kernels.py` and, where it is a logical kernel, a rule in `passes/common.py`."""
+"""Every operation, its rules side by side. A new one is a row here and a lowering: a primitive's in
+`passes/primitives.py`, a logical kernel's in `passes/kernels.py` with a rule in
+`passes/common.py`."""
 
 LOGICAL: dict[Op, OpKind] = {op: d.kind for op, d in OPS.items() if d.kind is not None}
 """The logical kernels and their RLX kinds: the registry of the dispatch decision."""

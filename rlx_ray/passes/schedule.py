@@ -8,7 +8,7 @@ from rlx_ray.ir.lir import Call, Lir, Packing, Region, Slot, Space, Tensor
 from rlx_ray.ir.mir import Mir, Node, Note, Op, Shape, node_flops
 from rlx_ray.matrix import FORMATS, MatrixFormat
 from rlx_ray.passes.cost import THREADS, Cost, group_cost, latency, program_cost
-from rlx_ray.passes.kernels import Lowered, Tiled, lower_node
+from rlx_ray.passes.kernels import lower_node
 from rlx_ray.passes.layout import Layout, lay_out
 from rlx_ray.passes.packed import Part, Site, lower_matmul, lower_packed
 from rlx_ray.passes.regions import (
@@ -22,6 +22,7 @@ from rlx_ray.passes.regions import (
     reads_whole,
     value_bytes,
 )
+from rlx_ray.passes.tiled import Lowered, Tiled
 from rlx_ray.shape import PAGE
 from rlx_ray.target import Target
 
