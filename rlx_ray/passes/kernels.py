@@ -101,6 +101,32 @@ def _pool(t: Tiled) -> Lowered:
     return Lowered(Kernel("pool_rows", constants), (0, 1))
 
 
+_CACHED = ("tokens", "heads", "kv_heads", "dim", "size", "layers", "layer")
+
+
+def _rope_cache(t: Tiled) -> Lowered:
+    sequences, table = t.inputs[3]
+    eps = t.node.attr("eps")
+    assert isinstance(eps, float)
+    sizes = tuple((name, t.node.number(name)) for name in _CACHED)
+    constants = (
+        ("sequences", sequences),
+        *sizes,
+        ("table", table),
+        ("positions", t.inputs[4][0]),
+        ("eps", eps),
+    )
+    gains = (5, 6) if len(t.inputs) == 7 else (None, None)
+    return Lowered(Kernel("rope_cache_padded", constants), (0, 1, 2, 3, 4, *gains))
+
+
+def _cached_attention(t: Tiled) -> Lowered:
+    sequences, table = t.inputs[3]
+    sizes = tuple((name, t.node.number(name)) for name in (*_CACHED, "window"))
+    constants = (("sequences", sequences), *sizes, ("table", table))
+    return Lowered(Kernel("attention_cached_padded", constants), (0, 1, 2, 3))
+
+
 _RULES: dict[Op, Callable[[Tiled], Lowered]] = {
     **PRIMITIVES,
     Op.MATMUL: _gemm,
@@ -110,6 +136,8 @@ _RULES: dict[Op, Callable[[Tiled], Lowered]] = {
     Op.ATTENTION: _attention,
     Op.GATHER: _gather,
     Op.POOL: _pool,
+    Op.ROPE_CACHE: _rope_cache,
+    Op.CACHED_ATTENTION: _cached_attention,
     Op.QUANTIZE: _quantize,
 }
 

@@ -45,12 +45,23 @@ def _iota(t: Tiled) -> Lowered:
         ("period", t.node.number("period")),
         ("first", t.node.number("first")),
     )
-    return Lowered(Kernel("iota", constants), ())
+    return Lowered(Kernel("iota", constants), tuple(range(len(t.inputs))))
 
 
 def _length_mask(t: Tiled) -> Lowered:
     constants = (("sequences", t.shape[0]), ("tokens", t.shape[1]))
     return Lowered(Kernel("length_mask", constants), (0,))
+
+
+def _causal_mask(t: Tiled) -> Lowered:
+    sequences, tokens, keys = t.shape
+    sizes = (("sequences", sequences), ("tokens", tokens), ("keys", keys))
+    return Lowered(Kernel("causal_mask", (*sizes, ("window", t.node.number("window")))), (0,))
+
+
+def _concat(t: Tiled) -> Lowered:
+    (rows, m), (_, n) = grid(t.inputs[0]), grid(t.inputs[1])
+    return Lowered(Kernel("concat", (("rows", rows), ("m", m), ("n", n))), (0, 1))
 
 
 def _strided(t: Tiled) -> Lowered:
@@ -79,6 +90,24 @@ def _reduce(t: Tiled) -> Lowered:
     return Lowered(Kernel("reduce", constants), (0,))
 
 
+_CACHED = ("kv_heads", "dim", "size", "layers", "layer")
+
+
+def _cache_write(t: Tiled) -> Lowered:
+    sequences, table = t.inputs[5]
+    sizes = tuple((name, t.node.number(name)) for name in ("tokens", "heads", *_CACHED))
+    constants = (("sequences", sequences), *sizes, ("table", table))
+    return Lowered(Kernel("cache_write", constants), tuple(range(6)))
+
+
+def _cache_read(t: Tiled) -> Lowered:
+    sequences, table = t.inputs[3]
+    sizes = tuple((name, t.node.number(name)) for name in _CACHED)
+    values = int(t.node.attr("part") == "values")
+    constants = (("sequences", sequences), *sizes, ("table", table), ("values", values))
+    return Lowered(Kernel("cache_read", constants), (1, 2, 3))
+
+
 PRIMITIVES: dict[Op, Callable[[Tiled], Lowered]] = {
     Op.ELEMENTWISE: _map,
     Op.DOT: _dot,
@@ -87,5 +116,9 @@ PRIMITIVES: dict[Op, Callable[[Tiled], Lowered]] = {
     Op.LENGTH_MASK: _length_mask,
     Op.STRIDED: _strided,
     Op.REDUCE: _reduce,
+    Op.CAUSAL_MASK: _causal_mask,
+    Op.CONCAT: _concat,
+    Op.CACHE_WRITE: _cache_write,
+    Op.CACHE_READ: _cache_read,
 }
 """For each primitive, its kernel instance on a tile."""

@@ -121,9 +121,9 @@ def _emit(
 
 
 def _page_bytes(mir: Mir, target: Target) -> int:
-    """Bytes of a page of the cache: CACHE_HEAD of kernels/c/decoder.h for every layer and head."""
+    """Bytes of a page of the cache: CACHE_HEAD of kernels/c/cache.h for every layer and head."""
     for node in mir.nodes:
-        if node.op is Op.ROPE_CACHE:
+        if node.op in (Op.ROPE_CACHE, Op.CACHE_WRITE):
             dim = node.number("dim")
             values = -(-dim // target.panel) * target.panel
             heads = node.number("layers") * node.number("kv_heads")
