@@ -4,8 +4,8 @@
  * values, K as panels [CACHE_PAGE / RLX_PANEL][dim][RLX_PANEL] (K^T as gemm.h reads it) and V as
  * panels [ceil(dim / RLX_PANEL)][CACHE_PAGE][RLX_PANEL], in float32 or float16: `size` is a number's
  * bytes. Token t of a sequence lies in page pages[t / CACHE_PAGE] of the sequence's table, at
- * t % CACHE_PAGE. The tables are a run-time input: sequences of any length share a step, and equal
- * beginnings may share pages. */
+ * t % CACHE_PAGE; -1 stands for a page past its end or behind its window. The tables are a run-time
+ * input: sequences of any length share a step, and equal beginnings may share pages. */
 #ifndef RLX_CACHE_H
 #define RLX_CACHE_H
 

@@ -162,7 +162,8 @@ typedef struct {
 
 /* `rows` query rows at distance ld, of which row r is token position + r * step of its sequence, all
  * against one head of the cache. `scores` has RLX_TILE_ROWS rows of `stride` floats, then as many of
- * the result's width. Results go to out + r * ld. */
+ * the result's width. Results go to out + r * ld. Pages before the window of the first row are not
+ * touched: they may be gone. */
 RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long position,
                             const long dim, const int size, long ld_, long stride, float scale, const float *q,
                             float *scores, float *out) {
