@@ -69,12 +69,14 @@ class TextModel:
                 f"a key-value cache of {cache_bytes} bytes has no room for a page of {page}.",
                 "Give it more.",
             )
+        config = json.loads(model.model.facts.config)
         self.engine = Engine(
             variants,
             lambda variant: model.executable(variant)[0],
             model.tokenizer.decode,
             pages,
-            int(json.loads(model.model.facts.config)["vocab"]),
+            int(config["vocab"]),
+            int(config.get("window", 0)),
         )
 
     @cached_property

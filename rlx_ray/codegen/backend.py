@@ -43,7 +43,9 @@ def backend_for(target: Target) -> Backend:
     from rlx_ray.codegen import c, zig
 
     if target.kind == "cpu":
-        return Backend("cpu", tuple(LOGICAL.values()), c.emit, zig.build, zig.build_pool)
+        return Backend(
+            "cpu", tuple(dict.fromkeys(LOGICAL.values())), c.emit, zig.build, zig.build_pool
+        )
     raise CompileError(
         f"target {target.name!r} has no backend in this version.", "Use one of the CPU targets."
     )

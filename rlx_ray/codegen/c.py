@@ -14,7 +14,8 @@ from rlx_ray.ir.mir import SCALAR_FUNCTIONS
 from rlx_ray.target import Target
 
 _HEADERS = ("span.h", "gemm.h", "map.h", "norm.h", "attention.h", "gather.h", "pooling.h", "prim.h")
-_INPUTS = "abcdeg"
+_DECODER = ("rms_norm", "rope_cache", "attention_cached")
+_INPUTS = "abcdegh"
 
 
 def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
@@ -57,8 +58,10 @@ def _head(target: Target, lir: Lir) -> str:
         headers.append("gemm_blocks.h")
     if any(k.template.startswith("gemm_fp8") for k in lir.kernels):
         headers.append("gemm_fp8.h")
-    if any(k.template.startswith(("rms_norm", "rope_cache")) for k in lir.kernels):
+    if any(k.template.startswith(_DECODER) for k in lir.kernels):
         headers.append("decoder.h")
+    if any(k.template.startswith("cache_") for k in lir.kernels):
+        headers.append("cache.h")
     lines += [f'#include "{header}"' for header in headers]
     return "\n".join([*lines, *_block_tiles(lir), ""])
 

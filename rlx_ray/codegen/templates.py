@@ -1,4 +1,4 @@
-"""The C kernel templates: how each function of kernels/c is called."""
+"""Kernel templates of the C backend: how a kernel instance calls its function of kernels/c/*.h."""
 
 from __future__ import annotations
 
@@ -70,6 +70,18 @@ TEMPLATES: dict[str, Template] = {
         "$table, $window, a, b, c, cache, y, t)",
         cache=True,
     ),
+    "rope_cache_padded": Template(
+        "rope_cache_padded($sequences, $tokens, $heads, $kv_heads, $dim, $size, $layers, layer, "
+        "$table, $positions, $eps, a, b, c, d, e, g, h, cache, y)",
+        7,
+        True,
+    ),
+    "attention_cached_padded": Template(
+        "attention_cached_padded($sequences, $tokens, $heads, $kv_heads, $dim, $size, $scale, "
+        "$layers, layer, $table, $window, a, b, c, d, cache, y, t)",
+        4,
+        True,
+    ),
     "softmax": Template("softmax($rows, $columns, a, y)"),
     "attention": Template(
         "attention(s, 0, $heads, $keys, $heads, $dim, $scale, "
@@ -89,11 +101,24 @@ TEMPLATES: dict[str, Template] = {
     "dot_panels": Template("dot_panels($m, $n, $k, a, b, y)"),
     "dot_batched": Template("dot_batched($batch, $m, $n, $k, a, b, y)"),
     "take": Template("take($rows, $columns, $extent, a, b, y)"),
-    "iota": Template("iota($rows, $period, $first, (int *)y)"),
+    "iota": Template("iota($rows, $period, $first, a, (int *)y)"),
     "length_mask": Template("length_mask($sequences, $tokens, a, y)"),
+    "causal_mask": Template("causal_mask($sequences, $tokens, $keys, $window, a, y)"),
+    "concat": Template("concat($rows, $m, $n, a, b, y)"),
+    "cache_write": Template(
+        "cache_write($sequences, $tokens, $heads, $kv_heads, $dim, $size, $layers, layer, $table, "
+        "a, b, c, d, e, g, cache, y)",
+        6,
+        True,
+    ),
+    "cache_read": Template(
+        "cache_read($sequences, $kv_heads, $dim, $size, $layers, layer, $table, $values, "
+        "a, b, c, cache, y)",
+        cache=True,
+    ),
     "strided": Template(
         "strided($n0, $n1, $n2, $n3, $s0, $s1, $s2, $s3, (const float *)a + $shift, y)"
     ),
     "reduce": Template("reduce($outer, $extent, $inner, $kind, a, y)"),
 }
-"""Kernel templates by name, as `passes/kernels.py` asks for them."""
+"""Kernel templates by name, as `passes/` asks for them."""

@@ -117,6 +117,7 @@ class Engine:
         decode: tokens to text, special tokens skipped.
         pages: of the key-value cache.
         vocab: token ids are below it.
+        window: most tokens that a token sees, itself included; 0 for all.
 
     Raises:
         ConfigError: the variants cannot generate.
@@ -129,12 +130,13 @@ class Engine:
         decode: Decode,
         pages: int,
         vocab: int,
+        window: int = 0,
     ) -> None:
         self._load = load
         self._decode = decode
         self._vocab = vocab
         self._took: dict[ModelVariant, float] = {}
-        self._scheduler = Scheduler(variants, PagePool(pages), self._took.get)
+        self._scheduler = Scheduler(variants, PagePool(pages), self._took.get, window)
         self._pages = pages
         self._cache: npt.NDArray[np.uint8] | None = None
         self._of: dict[int, Generation] = {}
@@ -309,7 +311,7 @@ def step_inputs(step: Step) -> dict[str, npt.NDArray[np.int32]]:
     """The inputs of a step, int32.
 
     `input_ids` [batch, seq], `lengths` and `past` [batch], `pages` [batch, pages] with -1 past a
-    stream's last; rows without a stream have length 0.
+    stream's last and before its window; rows without a stream have length 0.
     """
     variant = step.variant
     ids = np.zeros((variant.batch, variant.seq), np.int32)

@@ -8,10 +8,13 @@ tokens; the least recently used goes first.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 from rlx_ray.shape import PAGE
+
+GONE = -1
+"""In a page table: a page that nothing reads any more."""
 
 
 class PagePool:
@@ -34,17 +37,27 @@ class PagePool:
         """Pages that nobody holds."""
         return len(self._unnamed) + len(self._idle)
 
-    def find(self, names: Sequence[bytes]) -> list[int]:
-        """The pages of the longest known beginning of a chain of names, now held once more."""
-        found = []
-        for name in names:
-            page = self._named.get(name)
-            if page is None:
-                break
-            found.append(page)
+    def find(
+        self, names: Sequence[bytes], unseen: Callable[[int], int] = lambda count: 0
+    ) -> list[int]:
+        """The pages of the longest known beginning of a chain of names, now held once more.
+
+        Args:
+            names: of the chain.
+            unseen: how many of the first pages of a beginning of so many nothing will read: they
+                need not be known, are not held, and are GONE in the answer.
+        """
+        longest = run = 0
+        for count, name in enumerate(names, 1):
+            run = run + 1 if name in self._named else 0
+            if run >= count - unseen(count):
+                longest = count
+        first = unseen(longest)
+        found = [self._named[name] for name in names[first:longest]]
+        for page in found:
             self._idle.pop(page, None)
             self._held[page] = self._held.get(page, 0) + 1
-        return found
+        return [GONE] * first + found
 
     def take(self, count: int) -> list[int] | None:
         """New pages, held once; None if there are not so many free."""
@@ -69,7 +82,7 @@ class PagePool:
 
     def give(self, pages: Sequence[int]) -> None:
         """Hold pages once less. The last of a chain goes idle first, so that beginnings stay."""
-        for page in reversed(pages):
+        for page in reversed([p for p in pages if p != GONE]):
             self._held[page] -= 1
             if self._held[page]:
                 continue

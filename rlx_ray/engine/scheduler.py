@@ -1,9 +1,10 @@
 """Which step comes next: a pure decision over the streams' states.
 
 Streams join and leave between steps. A stream is admitted once the cache has pages for all that it
-may ever hold, so none is thrown out later. Prompts are worked off in chunks; while streams are
-running, a chunk and a decode step take turns, and the chunk is one that takes little longer than
-such a step, so that no running stream stalls.
+may hold at once, so none is thrown out later. That is its whole length or, where tokens see no
+further than a window, the window and a step: pages behind the window are free for others. Prompts
+are worked off in chunks; while streams are running, a chunk and a decode step take turns, and the
+chunk is one that takes little longer than such a step, so that no running stream stalls.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.engine.pages import PagePool, chain
+from rlx_ray.engine.pages import GONE, PagePool, chain
 from rlx_ray.errors import ConfigError, InputError
 from rlx_ray.shape import PAGE
 
@@ -29,8 +30,9 @@ class Stream:
         tokens: the prompt, then what has been generated.
         most: most tokens that `tokens` may have at the end.
         past: how many of them the cache holds.
-        pages: its page table.
+        pages: its page table; GONE stands for pages behind the window.
         named: how many of its pages have their names.
+        gone: how many of its first pages are GONE.
     """
 
     tokens: list[int]
@@ -39,6 +41,7 @@ class Stream:
     past: int = 0
     pages: list[int] = field(default_factory=list)
     named: int = 0
+    gone: int = 0
 
     def __post_init__(self) -> None:
         self.prompt = len(self.tokens)
@@ -76,6 +79,7 @@ class Scheduler:
         variants: the model's prefill and decode variants.
         pages: of the cache.
         cost: seconds that a variant took lately; None where nobody knows.
+        window: most tokens that a token sees, itself included; 0 for all.
 
     Raises:
         ConfigError: the variants cannot generate: a phase is missing.
@@ -86,6 +90,7 @@ class Scheduler:
         variants: Iterable[ModelVariant],
         pages: PagePool,
         cost: Callable[[ModelVariant], float | None],
+        window: int = 0,
     ) -> None:
         known = sorted(set(variants), key=lambda v: (v.seq, v.batch, bound(v)))
         self._prefill = [v for v in known if v.phase is ModelPhase.PREFILL]
@@ -97,6 +102,7 @@ class Scheduler:
             )
         self._pages = pages
         self._cost = cost
+        self._window = window
         self._waiting: deque[Stream] = deque()
         self._active: list[Stream] = []
         self._turn = 0
@@ -106,7 +112,8 @@ class Scheduler:
     def context(self) -> int:
         """The most tokens of a stream: prompt and answer."""
         whole = max(bound(v) for v in self._decode)
-        return min(whole, self._pages.count * PAGE)
+        enough = self._at_once(whole) <= self._pages.count
+        return whole if enough else min(whole, self._pages.count * PAGE)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -141,6 +148,13 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """What to run now; None if there is nothing to do."""
         self._admit()
+        step = self._choose()
+        if step is not None:
+            for stream, count in zip(step.streams, step.counts, strict=True):
+                self._extend(stream, stream.past + count)
+        return step
+
+    def _choose(self) -> Step | None:
         running = [s for s in self._active if s.running]
         starting = [s for s in self._active if not s.running]
         if starting and (not running or self._decoded_last):
@@ -167,6 +181,7 @@ class Scheduler:
                 for i in range(stream.named, full):
                     self._pages.name(stream.pages[i], names[i])
                 stream.named = full
+            self._leave(stream)
             if token is not None:
                 stream.tokens.append(token)
 
@@ -175,9 +190,9 @@ class Scheduler:
         while self._waiting:
             stream = self._waiting[0]
             # One token at least is left to compute: its logits are wanted.
-            shared = self._pages.find(chain(stream.tokens[:-1]))
-            needed = -(-stream.most // PAGE) - len(shared)
-            taken = self._pages.take(needed)
+            names = chain(stream.tokens[:-1])
+            shared = self._pages.find(names, lambda count: self._unseen(count * PAGE))
+            taken = self._reserve(stream, shared)
             if taken is None:
                 self._pages.give(shared)
                 return
@@ -185,7 +200,54 @@ class Scheduler:
             stream.pages = shared + taken
             stream.named = len(shared)
             stream.past = len(shared) * PAGE
+            stream.gone = self._unseen(stream.past)
             self._active.append(stream)
+
+    def _reserve(self, stream: Stream, shared: list[int]) -> list[int] | None:
+        """The pages behind its shared ones that a stream begins with; None if it has to wait.
+
+        A fixed stream begins with all that it will hold. One that moves on takes pages step by
+        step, so those that it may hold at once are kept free for it, shared or not: what it leaves
+        to another that shares it does not come back.
+        """
+        moving = [s for s in (*self._active, stream) if not self._fixed(s)]
+        tables = [s.pages for s in self._active if self._fixed(s)]
+        rest = 0
+        if self._fixed(stream):
+            tables.append(shared)
+            rest = -(-stream.most // PAGE) - len(shared)
+        kept = {page for table in tables for page in table} - {GONE}
+        most = len(kept) + rest + sum(self._at_once(s.most) for s in moving)
+        return self._pages.take(rest) if most <= self._pages.count else None
+
+    def _fixed(self, stream: Stream) -> bool:
+        """Whether a stream may hold its whole length at once."""
+        return self._at_once(stream.most) == -(-stream.most // PAGE)
+
+    def _at_once(self, tokens: int) -> int:
+        """The most pages that a stream of so many tokens holds in one step."""
+        whole = -(-tokens // PAGE)
+        if not self._window:
+            return whole
+        step = max(v.seq for v in self._prefill)
+        return min(whole, (self._window + step - 2) // PAGE + 2)
+
+    def _unseen(self, past: int) -> int:
+        """How many first pages hold only tokens that those from `past` on do not see."""
+        return max(0, past + 1 - self._window) // PAGE if self._window else 0
+
+    def _extend(self, stream: Stream, tokens: int) -> None:
+        """Give a stream pages for so many tokens; there are as many, by `_reserve`."""
+        taken = self._pages.take(max(0, -(-tokens // PAGE) - len(stream.pages)))
+        assert taken is not None, stream
+        stream.pages += taken
+
+    def _leave(self, stream: Stream) -> None:
+        """Free the pages behind a stream's window."""
+        gone = min(self._unseen(stream.past), len(stream.pages))
+        self._pages.give(stream.pages[stream.gone : gone])
+        stream.pages[stream.gone : gone] = [GONE] * (gone - stream.gone)
+        stream.gone = max(gone, stream.gone)
 
     def _chunk(self, stream: Stream, running: Sequence[Stream]) -> Step:
         fitting = [v for v in self._prefill if bound(v) > stream.past]

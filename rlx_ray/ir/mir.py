@@ -27,6 +27,8 @@ class Op(Enum):
     ACTIVATION = "activation"
     GATHER = "gather"
     POOL = "pool"
+    ROPE_CACHE = "rope_cache"  # writes the cache that CACHED_ATTENTION reads
+    CACHED_ATTENTION = "cached_attention"
 
     INPUT = "input"
     PARAM = "param"
@@ -39,8 +41,10 @@ class Op(Enum):
     REDUCE = "reduce"
     RESHAPE = "reshape"
     QUANTIZE = "quantize"
-    ROPE_CACHE = "rope_cache"  # writes the cache that CACHED_ATTENTION reads
-    CACHED_ATTENTION = "cached_attention"
+    CAUSAL_MASK = "causal_mask"
+    CONCAT = "concat"
+    CACHE_WRITE = "cache_write"  # gives its queries: what reads them comes after it
+    CACHE_READ = "cache_read"  # comes after the cache_write whose queries it names
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +198,43 @@ def _attention(node: Node, shapes: tuple[Shape, ...]) -> Shape:
     return (shapes[0][0], width)
 
 
+def _rope_cache(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    heads, kv_heads, dim = (node.number(name) for name in ("heads", "kv_heads", "dim"))
+    if shapes[0][1] != (heads + 2 * kv_heads) * dim:
+        raise ValueError(f"qkv {shapes[0]} is not [rows, (heads + 2 kv_heads) * dim]")
+    return (shapes[0][0], heads * dim)
+
+
+def _cache_write(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    queries, keys, values, (sequences, *_), *_ = shapes
+    rows = sequences * node.number("tokens")
+    if queries != (rows, node.number("heads") * node.number("dim")):
+        raise ValueError(f"queries {queries} are not [sequences * tokens, heads * dim]")
+    if not keys == values == (rows, node.number("kv_heads") * node.number("dim")):
+        raise ValueError(f"keys {keys}, values {values} are not [{rows}, kv_heads * dim]")
+    return queries
+
+
+def _cache_read(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    sequences, pages = shapes[3]
+    return (sequences, node.number("kv_heads"), pages * PAGE, node.number("dim"))
+
+
+def _causal_mask(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    return (*shapes[0], node.number("tokens"), node.number("keys"))
+
+
+def _iota(node: Node, shapes: tuple[Shape, ...]) -> Shape | None:
+    return (shapes[0][0] * node.number("period"),) if shapes else None
+
+
+def _concat(node: Node, shapes: tuple[Shape, ...]) -> Shape:
+    a, b = shapes
+    if a[:-1] != b[:-1]:
+        raise ValueError(f"{a} and {b} differ before their last axis")
+    return (*a[:-1], a[-1] + b[-1])
+
+
 def _pool(node: Node, shapes: tuple[Shape, ...]) -> Shape:
     if shapes[0][0] > shapes[1][0] * node.number("tokens"):
         raise ValueError(f"rows {shapes[0]} are more than sequences * tokens")
@@ -244,22 +285,27 @@ OPS: dict[Op, OpDef] = {
     Op.ACTIVATION: OpDef((1, 1), _same, OpKind.parse("Activation"), _several(16)),
     Op.GATHER: OpDef((1, 3), _told, OpKind.parse("Gather"), _several(0)),
     Op.POOL: OpDef((2, 2), _pool, OpKind.parse("Pool"), _several(1)),
+    Op.ROPE_CACHE: OpDef((5, 7), _rope_cache, OpKind.parse("Rope"), _several(6)),
+    Op.CACHED_ATTENTION: OpDef((4, 4), _same, OpKind.parse("Attention"), _cached_flops),
     Op.INPUT: OpDef((0, 0), _told),
     Op.PARAM: OpDef((0, 0), _told),
     Op.ELEMENTWISE: OpDef(_EW, lambda node, shapes: broadcast(shapes), None, _elementwise_flops),
     Op.DOT: OpDef((2, 2), _dot, None, _matmul_flops),
     Op.TAKE: OpDef((2, 2), _told),
-    Op.IOTA: OpDef((0, 0), _told),
+    Op.IOTA: OpDef((0, 1), _iota),
     Op.LENGTH_MASK: OpDef((1, 1), _mask),
     Op.STRIDED: OpDef((1, 1), _told),
     Op.REDUCE: OpDef((1, 1), _reduce, None, _several(1)),
     Op.RESHAPE: OpDef((1, 1), _told),
-    Op.ROPE_CACHE: OpDef((5, 7), _told, None, _several(6)),
-    Op.CACHED_ATTENTION: OpDef((4, 4), _same, None, _cached_flops),
     Op.QUANTIZE: OpDef((1, 1), _told, None, _several(6)),
+    Op.CAUSAL_MASK: OpDef((1, 1), _causal_mask),
+    Op.CONCAT: OpDef((2, 2), _concat),
+    Op.CACHE_WRITE: OpDef((6, 6), _cache_write),
+    Op.CACHE_READ: OpDef((4, 4), _cache_read),
 }
-"""Every operation, its rules side by side. A new one is a row here, a lowering in
-`passes/kernels.py` and, where it is a logical kernel, a rule in `passes/common.py`."""
+"""Every operation, its rules side by side. A new one is a row here and a lowering: a primitive's in
+`passes/primitives.py`, a logical kernel's in `passes/kernels.py` with a rule in
+`passes/common.py`."""
 
 LOGICAL: dict[Op, OpKind] = {op: d.kind for op, d in OPS.items() if d.kind is not None}
 """The logical kernels and their RLX kinds: the registry of the dispatch decision."""

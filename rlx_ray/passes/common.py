@@ -11,11 +11,9 @@ from collections.abc import Callable
 from rlx_ray.dtype import DType
 from rlx_ray.ir.expr import Acc, Expr, Fn, In, Lit, rewrite
 from rlx_ray.ir.mir import Node, Op
+from rlx_ray.passes.common_attention import FAR, attention, cached_attention, rope_cache
 from rlx_ray.passes.lower import MirBuilder
 from rlx_ray.shape import elements
-
-_FAR = 1e30
-"""Subtracted from masked scores: exp of it is 0, and it stays finite."""
 
 
 def _matmul(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
@@ -75,41 +73,6 @@ def _softmax(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
     return b.binary("div", powers, total)
 
 
-def _attention(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
-    qkv, lengths = inputs
-    heads, dim, keys = node.number("heads"), node.number("dim"), node.number("keys")
-    batch, width = b.shape(lengths)[0], heads * dim
-    row = 3 * width
-
-    def head_view(shift: int, transposed: bool) -> int:
-        extents = (batch, heads, dim, keys) if transposed else (batch, heads, keys, dim)
-        steps = (keys * row, dim, 1, row) if transposed else (keys * row, dim, row, 1)
-        shape = (batch * heads, *extents[2:])
-        return b.add(Op.STRIDED, (qkv,), shape, extents=extents, steps=steps, shift=shift)
-
-    scores = b.add(
-        Op.DOT, (head_view(0, False), head_view(width, True)), (batch * heads, keys, keys)
-    )
-    grid = (batch, heads, keys, keys)
-    mask = b.add(Op.LENGTH_MASK, (lengths,), (batch, keys), tokens=keys)
-    mask = b.add(Op.RESHAPE, (mask,), (batch, 1, 1, keys))
-    scaled = Fn("mul", (In(0), Lit(1 / math.sqrt(dim))))
-    hidden = Fn("mul", (Fn("sub", (In(1), Lit(1.0))), Lit(_FAR)))
-    masked = b.elementwise(
-        Fn("add", (scaled, hidden)), (b.add(Op.RESHAPE, (scores,), grid), mask), grid
-    )
-    weights = b.add(Op.RESHAPE, (b.add(Op.SOFTMAX, (masked,), grid),), (batch * heads, keys, keys))
-    mixed = b.add(Op.DOT, (weights, head_view(2 * width, False)), (batch * heads, keys, dim))
-    return b.add(
-        Op.STRIDED,
-        (mixed,),
-        node.shape,
-        extents=(batch, keys, heads, dim),
-        steps=(heads * keys * dim, dim, keys * dim, 1),
-        shift=0,
-    )
-
-
 def activation_expr(function: str) -> Expr:
     """An activation in primitive functions of operand 0.
 
@@ -124,6 +87,7 @@ def activation_expr(function: str) -> Expr:
     table: dict[str, Expr] = {
         "gelu": Fn("mul", (half, Fn("add", (erf, Lit(1.0))))),
         "gelu_tanh": Fn("mul", (half, Fn("add", (Fn("tanh", (inner,)), Lit(1.0))))),
+        "silu": Fn("div", (x, Fn("add", (Fn("exp", (Fn("mul", (x, Lit(-1.0))),)), Lit(1.0))))),
         "relu": Fn("max", (x, Lit(0.0))),
     }
     return table[function]
@@ -159,6 +123,10 @@ def _pool(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
         return first
     grid = (batch, tokens, n)
     x = b.add(Op.RESHAPE, (x,), grid)
+    if node.attr("kind") == "last":
+        only = b.binary("mul", x, _last(b, lengths, batch, tokens))
+        out = b.add(Op.REDUCE, (only,), (batch, 1, n), axis=1, kind="sum")
+        return b.add(Op.RESHAPE, (out,), (batch, n))
     mask = b.add(Op.LENGTH_MASK, (lengths,), (batch, tokens), tokens=tokens)
     mask = b.add(Op.RESHAPE, (mask,), (batch, tokens, 1))
     if node.attr("kind") == "mean":
@@ -167,7 +135,7 @@ def _pool(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
         mean = Fn("div", (In(0), Fn("max", (In(1), Lit(1.0)))))
         out = b.elementwise(mean, (total, count), (batch, 1, n))
     else:
-        far = Fn("mul", (Fn("sub", (In(1), Lit(1.0))), Lit(_FAR)))
+        far = Fn("mul", (Fn("sub", (In(1), Lit(1.0))), Lit(FAR)))
         seen = b.elementwise(Fn("add", (In(0), far)), (x, mask), grid)
         most = b.add(Op.REDUCE, (seen,), (batch, 1, n), axis=1, kind="max")
         some = b.add(Op.REDUCE, (mask,), (batch, 1, 1), axis=1, kind="max")
@@ -176,14 +144,33 @@ def _pool(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
     return b.add(Op.RESHAPE, (out,), (batch, n))
 
 
+def _last(b: MirBuilder, lengths: int, batch: int, tokens: int) -> int:
+    """[batch, tokens, 1], 1 at each sequence's last token: there the mask ends."""
+    mask = b.add(Op.LENGTH_MASK, (lengths,), (batch, tokens + 1), tokens=tokens + 1)
+    this, after = (
+        b.add(
+            Op.STRIDED,
+            (mask,),
+            (batch, tokens, 1),
+            extents=(batch, 1, 1, tokens),
+            steps=(tokens + 1, 0, 0, 1),
+            shift=shift,
+        )
+        for shift in (0, 1)
+    )
+    return b.binary("sub", this, after)
+
+
 COMMON: dict[Op, Callable[[MirBuilder, Node, tuple[int, ...]], int]] = {
     Op.MATMUL: _matmul,
     Op.LAYER_NORM: _layer_norm,
     Op.RMS_NORM: _rms_norm,
     Op.SOFTMAX: _softmax,
-    Op.ATTENTION: _attention,
+    Op.ATTENTION: attention,
     Op.ACTIVATION: _activation,
     Op.GATHER: _gather,
     Op.POOL: _pool,
+    Op.ROPE_CACHE: rope_cache,
+    Op.CACHED_ATTENTION: cached_attention,
 }
 """For each logical kernel, what to put in its place."""

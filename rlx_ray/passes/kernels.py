@@ -1,87 +1,18 @@
-"""From a MIR node to a kernel instance: template, compile-time constants, operands, for a tile.
-
-A tile is one of `tiles` equal pieces of the leading axis of every batched value: some whole padded
-sequences. Programs over packed rows have `packed.py`.
-"""
+"""From a MIR node to a kernel instance: template, compile-time constants, operands, for a tile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from rlx_ray.errors import VerifyError
-from rlx_ray.ir.lir import Kernel, Operand
-from rlx_ray.ir.mir import Mir, Node, Op, Shape
+from rlx_ray.ir.lir import Kernel
+from rlx_ray.ir.mir import Mir, Node, Op
 from rlx_ray.matrix import FORMATS
-from rlx_ray.shape import PAGE, elements
+from rlx_ray.passes.primitives import PRIMITIVES
+from rlx_ray.passes.tiled import Lowered, Tiled, grid, operand
+from rlx_ray.shape import PAGE
 
 POOLS = {"mean": 0, "max": 1, "cls": 2, "last": 3}
-REDUCTIONS = {"sum": 0, "max": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Tiled:
-    """A node with the shapes that it and its inputs have in one tile.
-
-    Attributes:
-        node: the node.
-        shape: its output's shape in the tile.
-        inputs: the inputs' shapes in the tile.
-        tiles: how many tiles there are.
-    """
-
-    node: Node
-    shape: Shape
-    inputs: tuple[Shape, ...]
-    tiles: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lowered:
-    """A kernel and which of the node's inputs are its inputs (None: absent) and its operands."""
-
-    kernel: Kernel
-    inputs: tuple[int | None, ...]
-    operands: tuple[int, ...] = ()
-
-
-def operand(out: Shape, shape: Shape) -> Operand:
-    """How an operand of `shape` is read at each element of `out`, aligned at the last axis."""
-    padded = (1,) * (len(out) - len(shape)) + shape
-    columns = out[-1]
-    steps: list[int] = []
-    stride = 1
-    for axis in range(len(out) - 1, -1, -1):
-        steps.insert(0, stride if padded[axis] != 1 else 0)
-        stride *= padded[axis]
-    terms: list[tuple[int, int, int]] = []
-    div = 1
-    for axis in range(len(out) - 2, -1, -1):
-        extent, step = out[axis], steps[axis]
-        if extent > 1:
-            terms.append((div, extent, step))
-        div *= extent
-    return Operand(_merge_terms(terms), int(columns > 1 and padded[-1] == columns))
-
-
-def _merge_terms(terms: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
-    """Inner to outer (div, extent, step), with neighbours that walk on in one stride joined."""
-    merged: list[tuple[int, int, int]] = []
-    for div, extent, step in terms:
-        if merged:
-            low_div, low_extent, low_step = merged[-1]
-            if step == low_step * low_extent and low_div * low_extent == div:
-                merged[-1] = (low_div, low_extent * extent, low_step)
-                continue
-        merged.append((div, extent, step))
-    if merged:
-        div, _, step = merged[-1]
-        merged[-1] = (div, 0, step)  # the outermost axis needs no modulo
-    return tuple(t for t in merged if t[2])
-
-
-def _grid(shape: Shape) -> tuple[int, int]:
-    return elements(shape[:-1]), shape[-1]
 
 
 def _gemm(t: Tiled) -> Lowered:
@@ -118,20 +49,8 @@ def quantize_sizes(node: Node) -> tuple[tuple[str, int], ...]:
     return (("k", node.number("k")), ("pitch", node.shape[1] * node.dtype.size))
 
 
-def _map(t: Tiled) -> Lowered:
-    operands = tuple(range(len(t.inputs)))
-    shape = t.shape
-    if all(s == shape or elements(s) == 1 for s in t.inputs):
-        shape = (1, elements(shape))
-    inputs = tuple(shape if s == t.shape else s for s in t.inputs)
-    rows, columns = _grid(shape)
-    views = tuple(operand(shape, s) for s in inputs)
-    constants = (("rows", rows), ("columns", columns))
-    return Lowered(Kernel("map", constants, t.node.expr, views), (), operands)
-
-
 def _layer_norm(t: Tiled) -> Lowered:
-    rows, columns = _grid(t.shape)
+    rows, columns = grid(t.shape)
     eps = t.node.attr("eps")
     assert isinstance(eps, float)
     constants = (("rows", rows), ("columns", columns), ("eps", eps))
@@ -139,7 +58,7 @@ def _layer_norm(t: Tiled) -> Lowered:
 
 
 def _rms_norm(t: Tiled) -> Lowered:
-    rows, columns = _grid(t.shape)
+    rows, columns = grid(t.shape)
     eps = t.node.attr("eps")
     assert isinstance(eps, float)
     constants = (("rows", rows), ("columns", columns), ("eps", eps))
@@ -147,7 +66,7 @@ def _rms_norm(t: Tiled) -> Lowered:
 
 
 def _softmax(t: Tiled) -> Lowered:
-    rows, columns = _grid(t.shape)
+    rows, columns = grid(t.shape)
     return Lowered(Kernel("softmax", (("rows", rows), ("columns", columns))), (0,))
 
 
@@ -182,76 +101,43 @@ def _pool(t: Tiled) -> Lowered:
     return Lowered(Kernel("pool_rows", constants), (0, 1))
 
 
-def _dot(t: Tiled) -> Lowered:
-    a, b = t.inputs
-    if len(b) == 2:
-        panels = (("m", elements(a[:-1])), ("n", b[1]), ("k", b[0]))
-        return Lowered(Kernel("dot_panels", panels), (0, 1))
-    constants = (("batch", elements(a[:-2])), ("m", a[-2]), ("n", b[-1]), ("k", a[-1]))
-    return Lowered(Kernel("dot_batched", constants), (0, 1))
+_CACHED = ("tokens", "heads", "kv_heads", "dim", "size", "layers")
 
 
-def _take(t: Tiled) -> Lowered:
-    rows, columns = _grid(t.shape)
-    constants = (("rows", rows), ("columns", columns), ("extent", t.inputs[0][0]))
-    return Lowered(Kernel("take", constants), (0, 1))
-
-
-def _iota(t: Tiled) -> Lowered:
+def _rope_cache(t: Tiled) -> Lowered:
+    sequences, table = t.inputs[3]
+    eps = t.node.attr("eps")
+    assert isinstance(eps, float)
+    sizes = tuple((name, t.node.number(name)) for name in _CACHED)
     constants = (
-        ("rows", t.shape[0]),
-        ("period", t.node.number("period")),
-        ("first", t.node.number("first")),
+        ("sequences", sequences),
+        *sizes,
+        ("table", table),
+        ("positions", t.inputs[4][0]),
+        ("eps", eps),
     )
-    return Lowered(Kernel("iota", constants), ())
+    gains = (5, 6) if len(t.inputs) == 7 else (None, None)
+    return Lowered(Kernel("rope_cache_padded", constants), (0, 1, 2, 3, 4, *gains))
 
 
-def _length_mask(t: Tiled) -> Lowered:
-    constants = (("sequences", t.shape[0]), ("tokens", t.shape[1]))
-    return Lowered(Kernel("length_mask", constants), (0,))
-
-
-def _strided(t: Tiled) -> Lowered:
-    extents, steps = t.node.attr("extents"), t.node.attr("steps")
-    assert isinstance(extents, tuple)
-    assert isinstance(steps, tuple)
-    lead = extents[0] // t.tiles
-    constants = (
-        ("n0", lead),
-        *((f"n{i}", extents[i]) for i in (1, 2, 3)),
-        *((f"s{i}", steps[i]) for i in range(4)),
-        ("shift", t.node.number("shift")),
-    )
-    return Lowered(Kernel("strided", constants), (0,))
-
-
-def _reduce(t: Tiled) -> Lowered:
-    axis = t.node.number("axis")
-    shape = t.inputs[0]
-    constants = (
-        ("outer", elements(shape[:axis])),
-        ("extent", shape[axis]),
-        ("inner", elements(shape[axis + 1 :])),
-        ("kind", REDUCTIONS[str(t.node.attr("kind"))]),
-    )
-    return Lowered(Kernel("reduce", constants), (0,))
+def _cached_attention(t: Tiled) -> Lowered:
+    sequences, table = t.inputs[3]
+    sizes = tuple((name, t.node.number(name)) for name in (*_CACHED, "window"))
+    constants = (("sequences", sequences), *sizes, ("table", table))
+    return Lowered(Kernel("attention_cached_padded", constants), (0, 1, 2, 3))
 
 
 _RULES: dict[Op, Callable[[Tiled], Lowered]] = {
+    **PRIMITIVES,
     Op.MATMUL: _gemm,
-    Op.ELEMENTWISE: _map,
     Op.LAYER_NORM: _layer_norm,
     Op.RMS_NORM: _rms_norm,
     Op.SOFTMAX: _softmax,
     Op.ATTENTION: _attention,
     Op.GATHER: _gather,
     Op.POOL: _pool,
-    Op.DOT: _dot,
-    Op.TAKE: _take,
-    Op.IOTA: _iota,
-    Op.LENGTH_MASK: _length_mask,
-    Op.STRIDED: _strided,
-    Op.REDUCE: _reduce,
+    Op.ROPE_CACHE: _rope_cache,
+    Op.CACHED_ATTENTION: _cached_attention,
     Op.QUANTIZE: _quantize,
 }
 

@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from rlx_ray.errors import VerifyError
 from rlx_ray.ir.lir import Kernel
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
-from rlx_ray.passes.kernels import (
-    POOLS,
-    REDUCTIONS,
-    Lowered,
-    low_sizes,
-    low_template,
-    operand,
-    quantize_sizes,
-)
+from rlx_ray.passes.kernels import POOLS, low_sizes, low_template, quantize_sizes
+from rlx_ray.passes.primitives import REDUCTIONS
 from rlx_ray.passes.regions import Domain
+from rlx_ray.passes.tiled import Lowered, operand
 
 
 @dataclass(frozen=True, slots=True)

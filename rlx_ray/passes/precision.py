@@ -10,6 +10,8 @@ from rlx_ray.ir.mir import Mir, Node, Note, Op
 from rlx_ray.matrix import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
 from rlx_ray.target import Target
 
+_CACHED = (Op.ROPE_CACHE, Op.CACHED_ATTENTION, Op.CACHE_WRITE, Op.CACHE_READ)
+
 
 def lower_precision(mir: Mir, formats: Mapping[str, str], rest: str, target: Target) -> Mir:
     """Give matmuls packed weights of a format, and a `quantize` before their left operands.
@@ -45,7 +47,7 @@ def lower_precision(mir: Mir, formats: Mapping[str, str], rest: str, target: Tar
                 quantised = rows[x, form.rows]
                 moved = _on_rows(moved, quantised, nodes[quantised], form)
             notes.append(Note("lower_precision", node.origin, f"{form.name} weights"))
-        elif node.op in (Op.ROPE_CACHE, Op.CACHED_ATTENTION):
+        elif node.op in _CACHED:
             moved = _with(moved, size=2)
         place[index] = len(nodes)
         nodes.append(moved)

@@ -299,7 +299,7 @@ def tile_rows(axis: str, tiles: int, known: Facts) -> int:
     """The most token rows of a tile."""
     if axis == "sequences":
         goal = -(-known.rows // tiles)
-        return min(known.rows, goal + known.cap - 1)
+        return min(known.rows, goal + max(known.cap, 1) - 1)
     if axis == "rows":
         return -(-known.rows // tiles)
     return min(known.rows, known.cap) if axis == "each" else known.rows

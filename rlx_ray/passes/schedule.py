@@ -8,7 +8,7 @@ from rlx_ray.ir.lir import Call, Lir, Packing, Region, Slot, Space, Tensor
 from rlx_ray.ir.mir import Mir, Node, Note, Op, Shape, node_flops
 from rlx_ray.matrix import FORMATS, MatrixFormat
 from rlx_ray.passes.cost import THREADS, Cost, group_cost, latency, program_cost
-from rlx_ray.passes.kernels import Lowered, Tiled, lower_node
+from rlx_ray.passes.kernels import lower_node
 from rlx_ray.passes.layout import Layout, lay_out
 from rlx_ray.passes.packed import Part, Site, lower_matmul, lower_packed
 from rlx_ray.passes.regions import (
@@ -22,6 +22,7 @@ from rlx_ray.passes.regions import (
     reads_whole,
     value_bytes,
 )
+from rlx_ray.passes.tiled import Lowered, Tiled
 from rlx_ray.shape import PAGE
 from rlx_ray.target import Target
 
@@ -120,9 +121,9 @@ def _emit(
 
 
 def _page_bytes(mir: Mir, target: Target) -> int:
-    """Bytes of a page of the cache: CACHE_HEAD of kernels/c/decoder.h for every layer and head."""
+    """Bytes of a page of the cache: CACHE_HEAD of kernels/c/cache.h for every layer and head."""
     for node in mir.nodes:
-        if node.op is Op.ROPE_CACHE:
+        if node.op in (Op.ROPE_CACHE, Op.CACHE_WRITE):
             dim = node.number("dim")
             values = -(-dim // target.panel) * target.panel
             heads = node.number("layers") * node.number("kv_heads")
@@ -139,6 +140,11 @@ def _param(node: Node, target: Target) -> Tensor:
     if layout == "matrix":
         layout = _format(node).layout(target.panel)
     return Tensor(str(node.attr("name")), node.dtype, node.shape, -1, layout)
+
+
+def _layer(node: Node) -> int:
+    """Whose keys and values a node uses; 0 where it uses none."""
+    return 0 if node.attr("layer") is None else node.number("layer")
 
 
 def _format(node: Node) -> MatrixFormat:
@@ -251,7 +257,7 @@ class _Calls:
             tuple(self._slot(node.inputs[i]) for i in lowered.operands),
             None if extra is None else Slot(Space.SCRATCH, extra),
             node.origin,
-            int(str(node.attr("layer") or 0)),
+            _layer(node),
         )
 
     def _slot(self, value: int, *, moving: bool = True) -> Slot:
@@ -291,6 +297,7 @@ class _Calls:
             tuple(slot(node.inputs[i]) for i in lowered.operands),
             None if extra is None else Slot(Space.SCRATCH, extra),
             node.origin,
+            _layer(node),
         )
 
     def _in_tile(self, index: int, tiles: int) -> Shape:

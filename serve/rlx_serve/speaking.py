@@ -121,8 +121,9 @@ class Speakers:
             return asked.result()
 
         tokenizer = await asyncio.to_thread(opened.tokenizer)
-        vocab = int(json.loads(opened.facts.config)["vocab"])
-        return Engine(rows, load, tokenizer.decode, pages, vocab)
+        config = json.loads(opened.facts.config)
+        vocab, window = int(config["vocab"]), int(config.get("window", 0))
+        return Engine(rows, load, tokenizer.decode, pages, vocab, window)
 
     async def _load(self, model: str, row: Row) -> Decoder:
         if (model, row.variant) not in self._loaded:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rlx_ray.component import ModelVariant
 from rlx_ray.engine.generator import Engine, Request
-from rlx_ray.engine.pages import PagePool, chain
+from rlx_ray.engine.pages import GONE, PagePool, chain
 from rlx_ray.engine.sampling import Sampler, Sampling
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream, bound
 from rlx_ray.engine.text import TextStream
@@ -30,8 +30,8 @@ VARIANTS = [
 ]
 
 
-def scheduler(pages: int = 64, cost=None) -> Scheduler:
-    return Scheduler(VARIANTS, PagePool(pages), cost or (lambda v: None))
+def scheduler(pages: int = 64, cost=None, window: int = 0) -> Scheduler:
+    return Scheduler(VARIANTS, PagePool(pages), cost or (lambda v: None), window)
 
 
 def stream(tokens: int, new: int, first: int = 0) -> Stream:
@@ -45,6 +45,38 @@ def advance(s: Scheduler, step: Step) -> None:
     for one in step.streams:
         if len(one.tokens) >= one.most:
             s.remove(one)
+
+
+class Cache:
+    """What pages hold: for each slot the beginning of a text that its keys and values are of."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.slots: dict[tuple[int, int], int] = {}
+        self.beginnings: dict[tuple[int, int], int] = {}
+
+    def run(self, step: Step) -> None:
+        """Write what a step's tokens leave, then read all that they see."""
+        texts = [self._beginnings(one.tokens) for one in step.streams]
+        places = zip(step.streams, step.counts, texts, strict=True)
+        new = [(one, range(one.past, one.past + count), text) for one, count, text in places]
+        for one, tokens, text in new:
+            for t in tokens:
+                page = one.pages[t // PAGE]
+                assert page != GONE
+                self.slots[page, t % PAGE] = text[t]
+        for one, tokens, text in new:
+            first = max(0, tokens.start + 1 - self.window) if self.window else 0
+            for t in range(first, tokens.stop):
+                assert self.slots[one.pages[t // PAGE], t % PAGE] == text[t]
+
+    def _beginnings(self, tokens: list[int]) -> list[int]:
+        """A number for each beginning; equal ones have equal numbers."""
+        numbers, last = [], -1
+        for token in tokens:
+            last = self.beginnings.setdefault((last, token), len(self.beginnings))
+            numbers.append(last)
+        return numbers
 
 
 def check_step(step: Step) -> None:
@@ -61,9 +93,10 @@ def check_step(step: Step) -> None:
     st.lists(st.tuples(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2)), max_size=12),
     st.integers(11, 40),
     st.lists(st.integers(0, 11), max_size=4),
+    st.sampled_from((0, 0, 1, 20, 33, 64, 150, 400)),
 )
-def test_every_stream_ends_and_all_pages_come_back(streams, pages: int, cancelled) -> None:
-    s = scheduler(pages)
+def test_every_stream_ends_and_all_pages_come_back(streams, pages, cancelled, window) -> None:
+    s, cache = scheduler(pages, window=window), Cache(window)
     made = [stream(n, new, first) for n, new, first in streams]
     for one in made:
         s.add(one)
@@ -73,6 +106,7 @@ def test_every_stream_ends_and_all_pages_come_back(streams, pages: int, cancelle
         if step is None:
             break
         check_step(step)
+        cache.run(step)
         advance(s, step)
         if gone and number % 5 == 0:
             s.remove(gone.pop())
@@ -97,6 +131,71 @@ def test_equal_beginnings_share_pages_and_are_computed_once() -> None:
     s.add(whole)
     assert s.next_step() is not None
     assert whole.past == 64, "the last prompt token's logits are wanted"
+
+
+def run_all(s: Scheduler, cache: Cache) -> int:
+    """Run every stream to its end; the most that were admitted at once."""
+    most = 0
+    while (step := s.next_step()) is not None:
+        cache.run(step)
+        most = max(most, s.counts[1])
+        advance(s, step)
+    return most
+
+
+def test_pages_behind_the_window_are_free_for_others() -> None:
+    """A stream of 500 tokens holds four pages at once: a window of 32 and a chunk of up to 64."""
+    s = scheduler(8, window=32)
+    for i in range(4):
+        s.add(stream(400, 100, 1000 * i))
+    assert run_all(s, Cache(32)) == 2
+    assert s._pages.free == 8
+    assert s.context == 512
+    assert scheduler(8).context == 8 * PAGE
+    assert scheduler(3, window=32).context == 3 * PAGE
+
+
+def test_what_streams_within_their_window_share_counts_once() -> None:
+    for window in (0, 200):
+        s, cache = scheduler(8, window=window), Cache(window)
+        s.add(stream(100, 30))
+        while (step := s.next_step()) is not None and step.variant.seq > 1:
+            cache.run(step)
+            advance(s, step)
+        s.add(stream(100, 30))
+        assert run_all(s, cache) == 2
+
+
+def test_a_beginning_is_shared_as_far_as_the_window_reads_it() -> None:
+    s, cache = scheduler(10, window=40), Cache(40)
+    s.add(stream(300, 5))
+    run_all(s, cache)
+    s.add(stream(100, 5, 1000))
+    run_all(s, cache)
+    again = stream(300, 5)
+    assert s._pages.find(chain(again.tokens)[:1]) == [], "its page serves the other text"
+    s.add(again)
+    step = s.next_step()
+    assert step is not None
+    assert again.past == 288
+    assert again.pages[:7] == [GONE] * 7
+    assert GONE not in again.pages[7:]
+    cache.run(step)
+
+
+def test_a_beginning_may_lack_what_nothing_reads() -> None:
+    pool = PagePool(4)
+    taken = pool.take(4)
+    assert taken is not None
+    for page, name in zip(taken, (b"a", b"b", b"c", b"d"), strict=True):
+        pool.name(page, name)
+        pool.give([page])
+    pool.take(1)
+    names = [b"a", b"b", b"c", b"d", b"e"]
+    assert pool.find(names) == []
+    assert pool.find(names, lambda count: max(0, count - 2)) == [GONE, GONE, *taken[2:]]
+    assert pool.find(names, lambda count: max(0, count - 4)) == []
+    assert pool.free == 1
 
 
 def test_a_page_is_not_reused_while_somebody_holds_it() -> None:
@@ -354,6 +453,13 @@ def test_a_failed_step_ends_its_streams_and_not_the_engine(
         list(engine.submit(Request((1, 2), 4)))
     pieces = list(engine.submit(Request((1, 2), 4, Sampling(temperature=0))))
     assert [p.chosen.token for p in pieces if p.chosen] == [3, 3, 3, 3]
+
+
+def test_the_engine_knows_the_window() -> None:
+    for window, context in ((0, 4 * PAGE), (32, 512)):
+        engine = Engine(VARIANTS, lambda _: Flaky(), lambda ids: "x" * len(ids), 4, 5, window)
+        assert engine.context == context
+        engine.close()
 
 
 def test_a_closed_engine_is_the_servers_error(flaky) -> None:

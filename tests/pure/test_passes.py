@@ -26,6 +26,7 @@ from tests.support.programs import (
     FORCED,
     NATIVE,
     bert,
+    llama,
     one_common,
     random_inputs,
     random_params,
@@ -98,7 +99,15 @@ def test_passes_after_one_another_keep_the_meaning(program) -> None:
     assert len(made.nodes) <= len(mir.nodes)
 
 
-@pytest.mark.parametrize("kind", sorted({k.rust for k in LOGICAL.values()}))
+ENCODER = ("MatMul", "LayerNorm", "Attention", "Softmax", "Activation", "Gather", "Pool")
+DECODER = ("MatMul", "RmsNorm", "Rope", "Attention", "Activation", "Gather", "Pool")
+
+
+def test_every_logical_kernel_is_in_one_of_the_models_below() -> None:
+    assert {k.rust for k in LOGICAL.values()} == {*ENCODER, *DECODER}
+
+
+@pytest.mark.parametrize("kind", ENCODER)
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 def test_the_common_lowering_means_the_same_as_the_kernel(kind: str, pooling: str) -> None:
     hir = bert(pooling=pooling).specialise({0: 3, 1: 5})
@@ -114,9 +123,49 @@ def test_the_common_lowering_means_the_same_as_the_kernel(kind: str, pooling: st
     assert not any(LOGICAL.get(n.op) is OpKind.parse(kind) for n in common.nodes)
 
 
+@pytest.mark.parametrize("kind", DECODER)
+@pytest.mark.parametrize("changes", [{"qk_norm": True}, {"window": 6, "qkv_bias": True}], ids=str)
+def test_a_decoders_common_lowering_means_the_same_as_the_kernel(kind: str, changes: dict) -> None:
+    hir = llama(**changes)
+    lowered = lower(hir.specialise({0: 3, 1: 5, 3: 40}), direct=True)
+    rng = np.random.default_rng(0)
+    tensors = random_params(stages(hir, 3, 5, past=40, target=V3).lir) | {
+        "input_ids": rng.integers(0, 50, (3, 5)),
+        "lengths": np.array([5, 0, 3]),
+        "past": np.array([38, 0, 0]),
+        "pages": np.array([[4, 2], [-1, -1], [0, -1]]),
+    }
+    cache = rng.normal(0, 1, (5, 2, 2, 2, 32, 10))
+    found = []
+    for config in (NATIVE, one_common(kind)):
+        mir = verify_mir(dispatch(lowered, config, tuple(LOGICAL.values())))
+        own = cache.copy()
+        found.append((evaluate(mir, tensors | {"cache": own})[0], own))
+    (want, wanted), (got, held) = found
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(held, wanted, rtol=1e-9, atol=1e-9)
+    assert (held != cache).any()
+    assert not any(LOGICAL.get(n.op) is OpKind.parse(kind) for n in mir.nodes)
+
+
+def test_the_cache_is_read_after_it_is_written() -> None:
+    nodes = stages(llama(), 2, 4, COMMON, past=30, target=V3).mir.nodes
+    reads = [n for n in nodes if n.op is Op.CACHE_READ]
+    writers = [nodes[n.inputs[0]] for n in reads]
+    assert len(reads) == 2 * 2
+    assert {w.op for w in writers} == {Op.CACHE_WRITE}
+    assert [w.number("layer") for w in writers] == [n.number("layer") for n in reads]
+
+
+def test_a_ragged_program_has_no_common_cache() -> None:
+    with pytest.raises(VerifyError, match="cache_write"):
+        stages(llama(), 4, 8, one_common("Rope"), rows=16, past=8, target=V3)
+
+
 def test_force_common_leaves_no_logical_kernel() -> None:
-    mir = stages(bert(), 2, 4, COMMON, target=V3).mir
-    assert not {n.op for n in mir.nodes} & set(LOGICAL)
+    for hir, past in ((bert(), None), (llama(qk_norm=True), 30)):
+        mir = stages(hir, 2, 4, COMMON, past=past, target=V3).mir
+        assert not {n.op for n in mir.nodes} & set(LOGICAL)
 
 
 def test_force_native_leaves_no_common_lowering() -> None:

@@ -34,6 +34,7 @@ def write_model(folder: Path) -> dict[str, object]:
     metadata = {
         **TINY,
         "llama.context_length": 512,
+        "llama.attention.sliding_window": 64,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": tokens,
@@ -68,7 +69,9 @@ def write_model(folder: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def site(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("speech")
-    config = write_config(folder, [write_model(folder), tiny_model(folder, "ann", 1)])
+    # Too few pages for 512 tokens, were it not for the window.
+    models = [write_model(folder), tiny_model(folder, "ann", 1)]
+    config = write_config(folder, models, kv_cache_bytes=180 << 10)
     yield deploy(config, "speech", port)
     serve.delete("speech")
 

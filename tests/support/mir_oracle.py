@@ -1,4 +1,8 @@
-"""What a MIR program means, in float64 NumPy: the oracle of the passes."""
+"""What a MIR program means, in float64 NumPy: the oracle of the passes.
+
+A decoder's cache is tensors["cache"], [pages, layers, 2, heads, PAGE, dim] (keys, then values); it
+is written in place.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import numpy as np
 
 from rlx_ray.ir.expr import Acc, Expr, Fn, In, Lit
 from rlx_ray.ir.mir import SCALAR_FUNCTIONS, Mir, Node, Op
+from rlx_ray.shape import PAGE
 
 
 def evaluate(mir: Mir, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -53,6 +58,21 @@ def _node(node: Node, x: list[np.ndarray], tensors: Mapping[str, np.ndarray]) ->
         case Op.LAYER_NORM:
             d = x[0] - x[0].mean(-1, keepdims=True)
             return d / np.sqrt((d * d).mean(-1, keepdims=True) + node.attr("eps")) * x[1] + x[2]
+        case Op.RMS_NORM:
+            return x[0] / np.sqrt((x[0] ** 2).mean(-1, keepdims=True) + node.attr("eps")) * x[1]
+        case Op.ROPE_CACHE:
+            return _rope_cache(node, x, tensors["cache"])
+        case Op.CACHED_ATTENTION:
+            return _cached_attention(node, x, tensors["cache"])
+        case Op.CACHE_WRITE:
+            _write(node, x[1], x[2], x[3:], tensors["cache"])
+            return x[0]
+        case Op.CACHE_READ:
+            return _read(node, x, tensors["cache"])
+        case Op.CAUSAL_MASK:
+            return _sees(node, x[0], node.number("keys")).astype(np.float64)
+        case Op.CONCAT:
+            return np.concatenate(x, axis=-1)
         case Op.SOFTMAX:
             e = np.exp(x[0] - x[0].max(-1, keepdims=True))
             return e / e.sum(-1, keepdims=True)
@@ -65,7 +85,8 @@ def _node(node: Node, x: list[np.ndarray], tensors: Mapping[str, np.ndarray]) ->
         case Op.TAKE:
             return x[0][x[1]]
         case Op.IOTA:
-            return np.arange(node.shape[0]) % node.number("period") + node.number("first")
+            counted = np.arange(node.shape[0]) % node.number("period") + node.number("first")
+            return counted + (np.repeat(x[0], node.number("period")) if x else 0)
         case Op.LENGTH_MASK:
             return (np.arange(node.number("tokens")) < x[0][:, None]).astype(np.float64)
         case Op.RESHAPE:
@@ -98,6 +119,69 @@ def _attention(node: Node, qkv: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return out.reshape(node.shape)
 
 
+def _rope_cache(node: Node, x: list[np.ndarray], cache: np.ndarray) -> np.ndarray:
+    qkv, _, past, _, turns, *gains = x
+    heads, kv_heads, dim = (node.number(n) for n in ("heads", "kv_heads", "dim"))
+    at = (past[:, None] + np.arange(node.number("tokens"))).reshape(-1)
+    cos, sin = np.split(turns[np.where(at < len(turns), at, 0)][:, None], 2, axis=-1)
+    parts = np.split(qkv.reshape(len(qkv), -1, dim), (heads, heads + kv_heads), axis=1)
+    for i, gain in enumerate(gains):
+        mean = (parts[i] ** 2).mean(-1, keepdims=True)
+        parts[i] = parts[i] / np.sqrt(mean + node.attr("eps")) * gain
+    for i in range(2):
+        a, b = np.split(parts[i], 2, axis=-1)
+        parts[i] = np.concatenate((a * cos - b * sin, b * cos + a * sin), axis=-1)
+    _write(node, parts[1], parts[2], x[1:4], cache)
+    return parts[0].reshape(node.shape)
+
+
+def _write(
+    node: Node, keys: np.ndarray, values: np.ndarray, tables: list[np.ndarray], cache: np.ndarray
+) -> None:
+    lengths, past, pages = tables
+    grid = (len(lengths), node.number("tokens"), node.number("kv_heads"), node.number("dim"))
+    for part, rows in enumerate((keys.reshape(grid), values.reshape(grid))):
+        for b, length in enumerate(lengths):
+            for i in range(length):
+                page, slot = divmod(past[b] + i, PAGE)
+                cache[pages[b, page], node.number("layer"), part, :, slot] = rows[b, i]
+
+
+def _read(node: Node, x: list[np.ndarray], cache: np.ndarray) -> np.ndarray:
+    _, lengths, past, pages = x
+    out = np.zeros(node.shape)
+    for b, held in enumerate(past + lengths):
+        for t in range(held):
+            page = cache[pages[b, t // PAGE], node.number("layer")]
+            out[b, :, t] = page[int(node.attr("part") == "values"), :, t % PAGE]
+    return out
+
+
+def _sees(node: Node, past: np.ndarray, keys: int) -> np.ndarray:
+    at = past[:, None, None] + np.arange(node.number("tokens"))[:, None]
+    distance = at - np.arange(keys)
+    return (distance >= 0) & (distance < (node.number("window") or keys + at.max() + 1))
+
+
+def _cached_attention(node: Node, x: list[np.ndarray], cache: np.ndarray) -> np.ndarray:
+    queries, lengths, past, pages = x
+    heads, kv_heads, dim = (node.number(n) for n in ("heads", "kv_heads", "dim"))
+    q = queries.reshape(len(past), -1, heads, dim)
+    out = np.zeros_like(q)
+    sees = _sees(node, past, pages.shape[1] * PAGE)
+    for b, length in enumerate(lengths):
+        for i in range(length):
+            seen = np.flatnonzero(sees[b, i])
+            held = cache[pages[b, seen // PAGE], node.number("layer")][
+                np.arange(len(seen)), :, :, seen % PAGE
+            ]
+            for h in range(heads):
+                keys, values = held[:, :, h // (heads // kv_heads)].swapaxes(0, 1)
+                e = np.exp(keys @ q[b, i, h] / np.sqrt(dim))
+                out[b, i, h] = e @ values / e.sum()
+    return out.reshape(queries.shape)
+
+
 def _gather(node: Node, x: list[np.ndarray]) -> np.ndarray:
     rest = x[1:]
     if node.number("ids"):
@@ -112,9 +196,9 @@ def _pool(node: Node, x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     out = np.zeros(node.shape)
     for b, length in enumerate(lengths):
         if length:
-            part = rows[b, :length]
-            kind = node.attr("kind")
-            out[b] = part[0] if kind == "cls" else getattr(part, str(kind))(0)
+            part, kind = rows[b, :length], str(node.attr("kind"))
+            ends = {"cls": 0, "last": -1}
+            out[b] = part[ends[kind]] if kind in ends else getattr(part, kind)(0)
     return out
 
 

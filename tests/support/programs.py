@@ -18,6 +18,7 @@ from rlx_ray.component import (
     OpKind,
     Preset,
 )
+from rlx_ray.graphs import llama as llama_graph
 from rlx_ray.graphs.bert import build
 from rlx_ray.ir.hir import Hir
 from rlx_ray.ir.lir import Lir
@@ -51,15 +52,39 @@ TINY = {
     "normalize": True,
 }
 
+TINY_LLAMA = {
+    "layers": 2,
+    "hidden": 24,
+    "heads": 6,
+    "kv_heads": 2,
+    "dim": 10,
+    "intermediate": 40,
+    "positions": 128,
+    "vocab": 50,
+    "eps": 1e-5,
+    "window": 0,
+    "rope": {"theta": 1000.0, "kind": "default"},
+    "rotary_pairs": False,
+    "qkv_bias": False,
+    "qk_norm": False,
+    "tied": False,
+}
 
-def one_common(kind: str) -> KernelDispatchConfig:
-    """Native but for one kind."""
-    return KernelDispatchConfig(KernelDispatchPolicy.PREFER_NATIVE, (OpKind.parse(kind),))
+
+def one_common(*kinds: str) -> KernelDispatchConfig:
+    """Native but for one kind, or some."""
+    common = tuple(OpKind.parse(kind) for kind in kinds)
+    return KernelDispatchConfig(KernelDispatchPolicy.PREFER_NATIVE, common)
 
 
 def bert(**changes: object) -> Hir:
     """A tiny BERT's template."""
     return build({**TINY, **changes})
+
+
+def llama(**changes: object) -> Hir:
+    """A tiny Llama's template."""
+    return llama_graph.build({**TINY_LLAMA, **changes})
 
 
 def stages(

@@ -13,33 +13,26 @@ import pytest
 from rlx_ray.component import ModelVariant
 from rlx_ray.config import load
 from rlx_ray.engine.sampling import Sampling
-from rlx_ray.graphs.llama import build
 from rlx_ray.local import LocalModel
 from rlx_ray.models.rope import turns
+from rlx_ray.passes.precision import lower_precision
 from rlx_ray.passes.regions import Tiling
+from rlx_ray.passes.schedule import schedule
 from rlx_ray.text import TextModel
 from tests.support import llama_reference
 from tests.support.needs import needs_smollm2
-from tests.support.programs import NATIVE, Bench, one_common, random_params, stages
+from tests.support.programs import (
+    COMMON,
+    NATIVE,
+    TINY_LLAMA,
+    Bench,
+    llama,
+    one_common,
+    random_params,
+    stages,
+)
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = {
-    "layers": 2,
-    "hidden": 24,
-    "heads": 6,
-    "kv_heads": 2,
-    "dim": 10,
-    "intermediate": 40,
-    "positions": 128,
-    "vocab": 50,
-    "eps": 1e-5,
-    "window": 0,
-    "rope": {"theta": 1000.0, "kind": "default"},
-    "rotary_pairs": False,
-    "qkv_bias": False,
-    "qk_norm": False,
-    "tied": False,
-}
 KINDS = {
     "plain": {},
     "qwen2": {"qkv_bias": True},
@@ -53,10 +46,10 @@ KINDS = {
 class Model:
     """A tiny model with random weights, its variants, its cache, and its oracle."""
 
-    def __init__(self, bench: Bench, changes: dict, config=NATIVE, target=None) -> None:
-        self.bench, self.config = bench, {**TINY, **changes}
-        self.dispatch = config
-        self.hir = build(self.config)
+    def __init__(self, bench: Bench, changes: dict, config=NATIVE, half: bool = False) -> None:
+        self.bench, self.config = bench, {**TINY_LLAMA, **changes}
+        self.dispatch, self.half = config, half
+        self.hir = llama(**changes)
         lir = self.stages(1, 1, 0).lir
         self.params = random_params(lir)
         for name in self.params:
@@ -67,9 +60,12 @@ class Model:
         self.cache = np.zeros((40, lir.page), np.uint8)
 
     def stages(self, batch: int, seq: int, past: int, tiling: Tiling | None = None):
-        return stages(
-            self.hir, batch, seq, self.dispatch, tiling=tiling, past=past, target=self.bench.target
-        )
+        target = self.bench.target
+        made = stages(self.hir, batch, seq, self.dispatch, tiling=tiling, past=past, target=target)
+        if not self.half:
+            return made
+        mir = lower_precision(made.mir, {}, "f32", target)  # a float16 cache, and nothing else
+        return replace(made, mir=mir, lir=schedule(mir, target, tiling, self.hir.outputs))
 
     def step(
         self,
@@ -175,6 +171,60 @@ def test_rms_norm_common_is_rms_norm_native(bench: Bench) -> None:
     ids = text(9)
     model = Model(bench, {}, one_common("RmsNorm"))
     np.testing.assert_allclose(model.step([(ids, 0, [0])], 9, 0)[0], model.want(ids)[-1], atol=2e-5)
+
+
+CACHED = one_common("Rope", "Attention")
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "as many heads"])
+def test_common_positions_and_attention_agree_with_float64(bench: Bench, kind: str) -> None:
+    model = Model(bench, KINDS[kind], CACHED)
+    model.cache[:] = 0xFF  # NaN
+    long, short = text(45, 1), text(30, 2)
+    want, other = model.want(long), model.want(short)
+    pages, others = [7, 3], [5]
+    steps = [
+        ([(long[:24], 0, pages), (short[:3], 0, others)], [want[23], other[2]]),
+        ([(long[24:37], 24, pages), (short[3:27], 3, others)], [want[36], other[26]]),
+        ([(short[27:], 27, others), (long[37:44], 37, pages)], [other[29], want[43]]),
+    ]
+    for sequences, expected in steps:
+        got = model.step(sequences, 24, 40)
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+    last = model.step([(long[44:], 44, pages)], 1, 63)
+    np.testing.assert_allclose(last, want[44:], atol=2e-5)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["f32", "f16"])
+def test_native_and_common_programs_share_a_cache(bench: Bench, half: bool) -> None:
+    changes = {"qk_norm": True, "layers": 1}
+    native, common = (Model(bench, changes, way, half) for way in (NATIVE, CACHED))
+    common.cache = native.cache
+    ids = text(40)
+    want, found = native.want(ids)[37:], []
+    for first, then in ((native, native), (native, common), (common, native)):
+        native.cache[:] = 0xFF
+        got = [first.step([(ids[:38], 0, [1, 2])], 38, 0)[0]]
+        got += [then.step([([ids[i]], i, [1, 2])], 1, 63)[0] for i in (38, 39)]
+        np.testing.assert_allclose(got, want, atol=2e-2 if half else 2e-5)
+        found.append(np.stack(got))
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, atol=1e-3 if half else 2e-5)
+    assert (abs(found[0] - want).max() > 1e-3) == half
+
+
+MIXED = {kind: one_common(kind) for kind in ("Rope", "Attention", "MatMul", "Pool")}
+
+
+@pytest.mark.parametrize("config", [*MIXED.values(), COMMON], ids=[*MIXED, "all"])
+def test_one_kind_common_and_the_rest_native(bench: Bench, config) -> None:
+    model = Model(bench, {"qkv_bias": True, "window": 9}, config)
+    model.cache[:] = 0xFF
+    one, other = text(20, 3), text(12, 4)
+    want = model.want(one)
+    got = model.step([(one[:11], 0, [2]), (other, 0, [9])], 12, 20)
+    np.testing.assert_allclose(got, [want[10], model.want(other)[11]], atol=2e-5)
+    got = model.step([(one[11:], 11, [2])], 12, 20, batch=2)
+    np.testing.assert_allclose(got, want[19:], atol=2e-5)
 
 
 # SmolLM2 ----------------------------------------------------------------------------------------

@@ -1,19 +1,11 @@
 /* What decoders have beside encoders: RMS norm, rotary positions, attention over a paged cache.
  *
- * The cache is pages of CACHE_PAGE tokens. A page holds, for each layer and each head of keys and
- * values, K as panels [CACHE_PAGE / RLX_PANEL][dim][RLX_PANEL] (K^T as gemm.h reads it) and V as
- * panels [ceil(dim / RLX_PANEL)][CACHE_PAGE][RLX_PANEL], in float32 or float16: `size` is a number's
- * bytes. Token t of a sequence lies in page
- * pages[t / CACHE_PAGE] of the sequence's table, at t % CACHE_PAGE. The tables are a run-time input:
- * sequences of any length share a step, and equal beginnings may share pages. */
+ * Rotary positions and attention come twice: over the packed rows of a span, and, `_padded`, over
+ * rectangles of sequences * tokens rows. */
 #ifndef RLX_DECODER_H
 #define RLX_DECODER_H
 
-#include "attention.h"
-
-#define CACHE_PAGE 32
-#define CACHE_K(dim) ((dim) * CACHE_PAGE) /* numbers of a head's keys in a page */
-#define CACHE_HEAD(dim) (CACHE_K(dim) + ATT_PANELS(dim) * RLX_PANEL * CACHE_PAGE) /* and values */
+#include "cache.h"
 
 /* RMS norm of each row:  y = x / sqrt(mean(x^2) + eps) * g.  Source: arXiv:1910.07467. */
 RLX_INLINE void rms_norm(const long rows, const long n, const float eps, const float *x,
@@ -35,8 +27,6 @@ RLX_INLINE void rms_norm(const long rows, const long n, const float eps, const f
     }
 }
 
-#if defined(SPAN_BATCH)
-
 /* Rotary positions on one head: (x_i, x_{i + dim/2}) turned by the angle of position and i, whose
  * cosines and sines are the halves of `turn`. Source: Su et al., arXiv:2104.09864. */
 RLX_INLINE void rope_head(const long dim, const float *turn, const float *x, float *y) {
@@ -52,32 +42,6 @@ RLX_INLINE void rope_head(const long dim, const float *turn, const float *x, flo
         y[i] = a * turn[i] - b * turn[half + i];
         y[half + i] = b * turn[i] + a * turn[half + i];
     }
-}
-
-/* Where layer `layer`, head `head` of the page of a sequence's token lies; 0 if the table has none. */
-RLX_INLINE char *cache_head(char *cache, const int *pages, const long table, long token,
-                            const long layers, const long kv_heads, const long dim, const int size,
-                            long layer, long head) {
-    const long at = token / CACHE_PAGE;
-    if (at >= table || pages[at] < 0) return 0;
-    return cache +
-           (((long)pages[at] * layers + layer) * kv_heads + head) * CACHE_HEAD(dim) * size;
-}
-
-/* One number of a page; float16 saturates. */
-RLX_INLINE void cache_store(char *page, long at, const int size, float x) {
-    if (size == 4) ((float_any *)page)[at] = x;
-    else ((half_any *)page)[at] = (_Float16)(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
-}
-
-RLX_INLINE void cache_put(char *page, long slot, const long dim, const int size, const float *k,
-                          const float *v) {
-    const long key = slot / RLX_PANEL * dim * RLX_PANEL + slot % RLX_PANEL;
-    for (long d = 0; d < dim; d++) cache_store(page, key + d * RLX_PANEL, size, k[d]);
-    const long value = CACHE_K(dim) + slot * RLX_PANEL;
-    for (long d = 0; d < dim; d++)
-        cache_store(page, value + d / RLX_PANEL * CACHE_PAGE * RLX_PANEL + d % RLX_PANEL, size,
-                    v[d]);
 }
 
 /* The micro-kernel on panels of a page. */
@@ -116,43 +80,56 @@ RLX_INLINE void cached_micro(const rlx_micro *t, long rows, const int size) {
     }
 }
 
-/* The rows of a span: qkv [rows][(heads + 2 kv_heads) * dim] to rotated queries y [rows][heads *
- * dim]; rotated keys, and values, go to the cache. With q_gain each head of q and k is first RMS
- * normed. qkv and y are the span's first row. Where `one` is not negative it is the tile of a single
- * sequence's head, as in attention_cached, and only what that tile reads is made. */
-RLX_INLINE void rope_cache(const rlx_span *s, long one, const long heads, const long kv_heads,
-                           const long dim, const int size, const long layers, const long layer, const long table,
-                           const long positions, const float eps, const float *qkv,
-                           const int *past, const int *pages, const float *turns,
-                           const float *q_gain, const float *k_gain, char *cache, float *y) {
-    const long end = s->row + s->rows, width = (heads + 2 * kv_heads) * dim;
+/* What rotary positions on a model's rows need beside the rows. With q_gain each head of q and k is
+ * first RMS normed. */
+typedef struct {
+    const float *turns, *q_gain, *k_gain;
+    long positions;
+    float eps;
+} rlx_rope;
+
+/* One row, token `token` of the sequence with table `pages`, in the heads [first, last) of keys and
+ * the queries' that share them: rotated queries to y, rotated keys, and values, to the cache. */
+RLX_INLINE void rope_row(const rlx_rope *r, long first, long last, long token, const long heads,
+                         const long kv_heads, const long dim, const int size, const long layers,
+                         const long layer, const long table, const float *qkv, const int *pages,
+                         char *cache, float *y) {
     float k[dim], q[dim];
-    for (long n = s->seq, at = s->start; at < end; n++) {
-        const long length = span_length(s->lengths, n, at);
-        const long from = s->row > at ? s->row : at, to = end < at + length ? end : at + length;
-        for (long row = from; row < to; row++, qkv += width, y += heads * dim) {
-            const long token = past[n] + row - at;
-            const float *turn = turns + (token < positions ? token : 0) * dim;
-            if (one >= 0 && one / kv_heads != n) continue;
-            const long first = one >= 0 ? one % kv_heads : 0, shared = heads / kv_heads;
-            const long last = one >= 0 ? first + 1 : kv_heads;
-            for (long h = first * shared; h < last * shared; h++) {
-                const float *x = qkv + h * dim;
-                if (q_gain) rms_norm(1, dim, eps, x, q_gain, q), x = q;
-                rope_head(dim, turn, x, y + h * dim);
-            }
-            for (long g = first; g < last; g++) {
-                const float *x = qkv + (heads + g) * dim;
-                char *page = cache_head(cache, pages + n * table, table, token, layers, kv_heads,
-                                        dim, size, layer, g);
-                if (!page) continue;
-                if (k_gain) rms_norm(1, dim, eps, x, k_gain, k), rope_head(dim, turn, k, q);
-                else rope_head(dim, turn, x, q);
-                cache_put(page, token % CACHE_PAGE, dim, size, q, x + kv_heads * dim);
-            }
-        }
-        at += length;
+    const float *turn = r->turns + (token < r->positions ? token : 0) * dim;
+    const long shared = heads / kv_heads;
+    for (long h = first * shared; h < last * shared; h++) {
+        const float *x = qkv + h * dim;
+        if (r->q_gain) rms_norm(1, dim, r->eps, x, r->q_gain, q), x = q;
+        rope_head(dim, turn, x, y + h * dim);
     }
+    for (long g = first; g < last; g++) {
+        const float *x = qkv + (heads + g) * dim;
+        char *page = cache_head(cache, pages, table, token, layers, kv_heads, dim, size, layer, g);
+        if (!page) continue;
+        if (r->k_gain) rms_norm(1, dim, r->eps, x, r->k_gain, k), rope_head(dim, turn, k, q);
+        else rope_head(dim, turn, x, q);
+        cache_put(page, token % CACHE_PAGE, dim, size, q, x + kv_heads * dim);
+    }
+}
+
+/* Rows [sequences * tokens][(heads + 2 kv_heads) * dim] to rotated queries y [..][heads * dim];
+ * those of a row without a token are 0. */
+RLX_INLINE void rope_cache_padded(const long sequences, const long tokens, const long heads,
+                                  const long kv_heads, const long dim, const int size,
+                                  const long layers, const long layer, const long table,
+                                  const long positions, const float eps, const float *qkv,
+                                  const int *lengths, const int *past, const int *pages,
+                                  const float *turns, const float *q_gain, const float *k_gain,
+                                  char *cache, float *y) {
+    const rlx_rope r = {turns, q_gain, k_gain, positions, eps};
+    const long width = (heads + 2 * kv_heads) * dim;
+    for (long n = 0; n < sequences; n++)
+        for (long i = 0; i < tokens; i++, qkv += width, y += heads * dim) {
+            if (i < lengths[n])
+                rope_row(&r, 0, kv_heads, past[n] + i, heads, kv_heads, dim, size, layers, layer,
+                         table, qkv, pages + n * table, cache, y);
+            else for (long d = 0; d < heads * dim; d++) y[d] = 0;
+        }
 }
 
 /* Softmax of scores [first, length) in place, without the division; what a tile computed outside
@@ -185,7 +162,8 @@ typedef struct {
 
 /* `rows` query rows at distance ld, of which row r is token position + r * step of its sequence, all
  * against one head of the cache. `scores` has RLX_TILE_ROWS rows of `stride` floats, then as many of
- * the result's width. Results go to out + r * ld. */
+ * the result's width. Results go to out + r * ld. Pages before the window of the first row are not
+ * touched: they may be gone. */
 RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long position,
                             const long dim, const int size, long ld_, long stride, float scale, const float *q,
                             float *scores, float *out) {
@@ -231,9 +209,9 @@ RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long posi
 
 /* Tokens [from, to) of one sequence, the queries of one head of keys. q and out are row `from`. Few
  * tokens: the heads that share the keys make a tile; many: tokens do. */
-RLX_KERNEL void cached_sequence(const rlx_cached *c, long from, long to, long past,
-                                const long heads, const long dim, const int size, float scale,
-                                const float *q, float *out, float *scratch) {
+RLX_KERNEL __attribute__((unused)) void cached_sequence(
+    const rlx_cached *c, long from, long to, long past, const long heads, const long dim,
+    const int size, float scale, const float *q, float *out, float *scratch) {
     const long shared = heads / c->kv_heads, width = heads * dim, head = c->head * shared;
     const long stride = c->table * CACHE_PAGE;
     if (to - from < shared) {
@@ -248,6 +226,50 @@ RLX_KERNEL void cached_sequence(const rlx_cached *c, long from, long to, long pa
             cached_tile(c, least(RLX_TILE_ROWS, to - i), 1, past + i, dim, size, width, stride, scale,
                         q + (i - from) * width + h * dim, scratch,
                         out + (i - from) * width + h * dim);
+}
+
+/* Rows [sequences * tokens][heads * dim] against all heads; the result of a row without a token is
+ * 0. */
+RLX_INLINE void attention_cached_padded(const long sequences, const long tokens, const long heads,
+                                        const long kv_heads, const long dim, const int size,
+                                        float scale, const long layers, const long layer,
+                                        const long table, const long window, const float *q,
+                                        const int *lengths, const int *past, const int *pages,
+                                        char *cache, float *out, float *scratch) {
+    const long width = heads * dim;
+    rlx_cached c = {cache, pages, table, layers, kv_heads, layer, 0, window};
+    for (long n = 0; n < sequences; n++, q += tokens * width, out += tokens * width) {
+        const long length = lengths[n] < 0 ? 0 : least(lengths[n], tokens);
+        c.pages = pages + n * table;
+        for (c.head = 0; c.head < kv_heads; c.head++)
+            cached_sequence(&c, 0, length, past[n], heads, dim, size, scale, q, out, scratch);
+        for (long i = length * width; i < tokens * width; i++) out[i] = 0;
+    }
+}
+
+#if defined(SPAN_BATCH)
+/* The rows of a span: qkv [rows][(heads + 2 kv_heads) * dim] to rotated queries y [rows][heads *
+ * dim]; rotated keys, and values, go to the cache. qkv and y are the span's first row. Where `one`
+ * is not negative it is the tile of a single sequence's head, as in attention_cached, and only what
+ * that tile reads is made. */
+RLX_INLINE void rope_cache(const rlx_span *s, long one, const long heads, const long kv_heads,
+                           const long dim, const int size, const long layers,
+                           const long layer, const long table, const long positions,
+                           const float eps, const float *qkv, const int *past, const int *pages,
+                           const float *turns, const float *q_gain, const float *k_gain,
+                           char *cache, float *y) {
+    const rlx_rope r = {turns, q_gain, k_gain, positions, eps};
+    const long end = s->row + s->rows, width = (heads + 2 * kv_heads) * dim;
+    const long first = one >= 0 ? one % kv_heads : 0, last = one >= 0 ? first + 1 : kv_heads;
+    for (long n = s->seq, at = s->start; at < end; n++) {
+        const long length = span_length(s->lengths, n, at);
+        const long from = s->row > at ? s->row : at, to = end < at + length ? end : at + length;
+        for (long row = from; row < to; row++, qkv += width, y += heads * dim)
+            if (one < 0 || one / kv_heads == n)
+                rope_row(&r, first, last, past[n] + row - at, heads, kv_heads, dim, size, layers,
+                         layer, table, qkv, pages + n * table, cache, y);
+        at += length;
+    }
 }
 
 /* The rows of a span against all heads, or, where `one` is not negative, a tile of a single

@@ -14,15 +14,37 @@ RLX_INLINE void take(const long rows, const long n, const long extent, const flo
     }
 }
 
-/* y[i] = i % period + first. */
-RLX_INLINE void iota(const long rows, const long period, const long first, int *y) {
-    for (long r = 0; r < rows; r++) y[r] = (int)(r % period + first);
+/* y[i] = i % period + first, counted on from start[i / period] where there is a start. */
+RLX_INLINE void iota(const long rows, const long period, const long first, const int *start,
+                     int *y) {
+    for (long r = 0; r < rows; r++)
+        y[r] = (int)(r % period + first) + (start ? start[r / period] : 0);
 }
 
 /* y[s][t] = 1 where t < lengths[s], else 0. */
 RLX_INLINE void length_mask(const long sequences, const long tokens, const int *lengths, float *y) {
     for (long s = 0; s < sequences; s++)
         for (long t = 0; t < tokens; t++) y[s * tokens + t] = t < lengths[s] ? 1.0f : 0.0f;
+}
+
+/* y[s][t][k] = 1 where position past[s] + t sees key k, else 0: itself and those before it, of which
+ * `window` at most, itself included (0: all). */
+RLX_INLINE void causal_mask(const long sequences, const long tokens, const long keys,
+                            const long window, const int *past, float *y) {
+    for (long s = 0; s < sequences; s++)
+        for (long t = 0; t < tokens; t++) {
+            const long at = past[s] + t, first = window ? at + 1 - window : 0;
+            for (long k = 0; k < keys; k++) *y++ = k >= first && k <= at ? 1.0f : 0.0f;
+        }
+}
+
+/* y[r] = the m numbers of a[r], then the n of b[r]. */
+RLX_INLINE void concat(const long rows, const long m, const long n, const float *a, const float *b,
+                       float *y) {
+    for (long r = 0; r < rows; r++) {
+        for (long i = 0; i < m; i++) *y++ = a[r * m + i];
+        for (long i = 0; i < n; i++) *y++ = b[r * n + i];
+    }
 }
 
 /* y[m][n] = sum over k of a[m][k] w[k][n], w in panels as in gemm.h. */
