@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlx_ray.codegen.c import emit
 from rlx_ray.component import ModelVariant
 from rlx_ray.config import load
 from rlx_ray.engine.sampling import Sampling
@@ -291,3 +292,12 @@ def test_a_chat_ends_at_its_stop_token(smollm2: TextModel) -> None:
     assert "4" in done.text
     assert "<|im_end|>" not in done.text
     assert done.variants[0].phase == ModelVariant.prefill(1, 32).phase
+
+
+def test_a_unit_does_not_grow_with_depth(bench: Bench) -> None:
+    def functions(layers: int) -> list[str]:
+        lir = Model(bench, {"layers": layers}).stages(2, 1, 63).lir
+        text = emit(lir, bench.target)
+        return [line for line in text.splitlines() if line.startswith(("static void", "RLX_"))]
+
+    assert len(functions(9)) == len(functions(5))

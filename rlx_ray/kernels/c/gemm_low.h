@@ -166,8 +166,9 @@ RLX_INLINE void int8_pass(const int rows, const int first, const rlx_low *t,
             vi sum = pairs(acc[r][2 * j], acc[r][2 * j + 1]);
 #endif
             sum -= zero * ldi(panel + RLX_PANEL * 4 + j * RLX_LANES * 4);
-            const vf v = __builtin_convertvector(sum, vf) * scale *
-                         ld((const float *)(panel + j * RLX_LANES * 4));
+            vf v = __builtin_convertvector(sum, vf) * scale *
+                   ld((const float *)(panel + j * RLX_LANES * 4));
+            RLX_KEEP(v); /* or it may become part of a multiply-add, in some tiles and not others */
             low_store(t, r, (first + j) * RLX_LANES, v, epilogue);
         }
     }
