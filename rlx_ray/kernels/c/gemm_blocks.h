@@ -31,7 +31,7 @@
  * results beside the sums of one. */
 #define BLOCK_PASS (RLX_LANES == 16 ? 1 : RLX_TILE_VECTORS)
 #define BLOCK_FACTS 4 /* floats of a row for each block */
-#define BLOCK_AHEAD 1024 /* bytes from a block to what is prefetched beside it */
+#define BLOCK_AHEAD 2048 /* bytes from a block to what is prefetched beside it */
 
 /* block_dot: acc[lane] += sum over j < 4 of w[lane][j] * a[j], for int8 a and codes w of some bits.
  * BLOCK_RUN such sums fit vpart; block_sum makes them int32. BLOCK_CENTRE is what block_dot sees
