@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ import numpy.typing as npt
 from rlx_ray.errors import InputError
 
 Logits = npt.NDArray[np.float32]
+
+_NUCLEUS = 64
+"""Tokens that are sorted at first where top_p is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +110,8 @@ class Sampler:
     def choose(self, logits: Logits) -> Chosen:
         """The next token from float32 logits [vocab], which stay as they are."""
         scores = self._adjusted(logits)
-        greedy = self._random is None
-        token = int(scores.argmax()) if greedy else self._draw(scores, self._random)
+        random = self._random
+        token = int(scores.argmax()) if random is None else self._draw(scores, random)
         self._generated[token] += 1
         if self._how.repetition_penalty != 1:
             self._seen.add(token)
@@ -115,8 +119,11 @@ class Sampler:
             return Chosen(token)
         return _reported(logits, token, self._how.logprobs)
 
-    def _adjusted(self, logits: Logits) -> npt.NDArray[np.float64]:
+    def _adjusted(self, logits: Logits) -> npt.NDArray[Any]:
+        """The logits with biases and penalties, in float64; as they are where there are none."""
         how = self._how
+        if not (how.logit_bias or self._seen or how.presence_penalty or how.frequency_penalty):
+            return logits
         scores = logits.astype(np.float64)
         for token, bias in how.logit_bias.items():
             scores[token] += bias
@@ -129,20 +136,47 @@ class Sampler:
                 scores[token] -= how.presence_penalty + how.frequency_penalty * count
         return scores
 
-    def _draw(self, scores: npt.NDArray[np.float64], random: np.random.Generator | None) -> int:
-        assert random is not None
+    def _draw(self, scores: npt.NDArray[Any], random: np.random.Generator) -> int:
         how = self._how
-        order = np.argsort(-scores, kind="stable")
-        if how.top_k:
-            order = order[: how.top_k]
-        ranked = scores[order] / how.temperature
-        weights = np.exp(ranked - ranked[0])
-        keep = weights >= how.min_p
-        weights = weights[keep]
-        shares = weights.cumsum() / weights.sum()
-        count = int(np.searchsorted(shares, how.top_p)) + 1
-        weights = weights[:count]
-        return int(order[random.choice(len(weights), p=weights / weights.sum())])
+        weights = np.exp((scores - scores.max()).astype(np.float64) / how.temperature)
+        weights[weights < how.min_p] = 0
+        order: npt.NDArray[np.intp] | None = None  # all tokens, where their ranks do not matter
+        if how.top_k and how.top_k < len(weights):
+            order = _best(weights, how.top_k)
+        elif how.top_p < 1:
+            order = _nucleus(weights, how.top_p * weights.sum())
+        kept = weights if order is None else weights[order]
+        sums = kept.cumsum()
+        if how.top_k and how.top_p < 1:
+            sums = sums[: int(np.searchsorted(sums, how.top_p * sums[-1])) + 1]
+        place = int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
+        place = min(place, len(sums) - 1)
+        return place if order is None else int(order[place])
+
+
+def _best(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
+    """The tokens of the largest weights, those first; among equals the lower number."""
+    if count < len(weights):
+        least = np.partition(weights, -count)[-count]
+        some = np.flatnonzero(weights >= least)
+    else:
+        some = np.arange(len(weights))
+    return some[np.argsort(-weights[some], kind="stable")[:count]]
+
+
+def _nucleus(weights: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.intp]:
+    """The fewest tokens, the likeliest first, whose weights add up to a share.
+
+    Only as many are sorted as are likely to be enough: sorting a whole vocabulary takes longer
+    than a small model's step.
+    """
+    count = _NUCLEUS
+    while True:
+        order = _best(weights, count)
+        sums = weights[order].cumsum()
+        if sums[-1] >= share or len(order) == len(weights):
+            return order[: int(np.searchsorted(sums, share)) + 1]
+        count *= 8
 
 
 def _reported(logits: Logits, token: int, count: int) -> Chosen:

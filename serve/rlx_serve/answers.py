@@ -1,4 +1,4 @@
-"""OpenAI's text APIs: pieces of generations to answers, whole or as server-sent events.
+"""OpenAI's text APIs: batches of pieces to answers, whole or as server-sent events.
 
 Format: https://platform.openai.com/docs/api-reference/completions and the pages on chat.
 """
@@ -15,8 +15,8 @@ from typing import Any
 from rlx_ray.engine.sampling import Chosen
 from rlx_serve.completions import Job
 from rlx_serve.dispatch import Route
+from rlx_serve.outbox import Spoken
 from rlx_serve.problems import problem
-from rlx_serve.speaking import Spoken
 
 
 @dataclass(slots=True)
@@ -26,16 +26,12 @@ class _Choice:
     index: int
     text: str = ""
     finish: str = ""
-    tokens: int = 0
     chosen: list[Chosen] = field(default_factory=list)
 
     def take(self, spoken: Spoken) -> None:
-        piece = spoken.piece
-        self.text += piece.text
-        self.finish = piece.finish
-        if piece.chosen is not None:
-            self.tokens += 1
-            self.chosen.append(piece.chosen)
+        self.text += spoken.text
+        self.finish = spoken.finish
+        self.chosen += spoken.chosen
 
 
 async def whole(job: Job, seconds: float) -> tuple[dict[str, object], dict[str, str]]:
@@ -48,7 +44,7 @@ async def whole(job: Job, seconds: float) -> tuple[dict[str, object], dict[str, 
 
     async def run(index: int) -> _Choice:
         choice = _Choice(index)
-        first, rest = await job.speaker.start(job.requests[index], seconds)
+        first, rest = await job.speaker.start(job.requests[index], seconds, streamed=False)
         async with aclosing(rest):
             choice.take(first)
             used.update({route: tier for route, tier in first.used if route not in used})
@@ -60,7 +56,7 @@ async def whole(job: Job, seconds: float) -> tuple[dict[str, object], dict[str, 
     choices = await _together([run(i) for i in range(len(job.requests))])
     answer = _head(job, job.kind) | {
         "choices": [_whole_choice(job, choice) for choice in choices],
-        "usage": _usage(job, sum(c.tokens for c in choices)),
+        "usage": _usage(job, sum(len(c.chosen) for c in choices)),
     }
     return answer, headers(used)
 
@@ -91,7 +87,8 @@ async def begin(job: Job, seconds: float) -> tuple[AsyncGenerator[bytes], dict[s
         Busy, TimeoutError, RlxError: as `Speaker.start` does; later failures end the stream with
             an event of their own.
     """
-    started = [asyncio.ensure_future(job.speaker.start(r, seconds)) for r in job.requests]
+    starts = [job.speaker.start(r, seconds, streamed=True) for r in job.requests]
+    started = [asyncio.ensure_future(start) for start in starts]
     try:
         opened = list(await asyncio.gather(*started))
     except BaseException:
@@ -128,7 +125,7 @@ async def _events(job: Job, opened: Sequence[_Opened]) -> AsyncGenerator[bytes]:
             if spoken is None:
                 left -= 1
                 continue
-            tokens += spoken.piece.chosen is not None
+            tokens += len(spoken.chosen)
             yield _event(job, _part(job, index, spoken))
         if job.usage:
             yield _event(job, None, usage=_usage(job, tokens))
@@ -140,7 +137,7 @@ async def _events(job: Job, opened: Sequence[_Opened]) -> AsyncGenerator[bytes]:
 
 
 async def _follow(merged: _Merged, index: int, first: Spoken, rest: AsyncGenerator[Spoken]) -> None:
-    """Hand on the pieces of a choice, then None, or what went wrong."""
+    """Hand on the batches of a choice, then None, or what went wrong."""
     try:
         async with aclosing(rest):
             await merged.put((index, first))
@@ -153,13 +150,11 @@ async def _follow(merged: _Merged, index: int, first: Spoken, rest: AsyncGenerat
 
 def _part(job: Job, index: int, spoken: Spoken) -> dict[str, object]:
     """A choice of one event."""
-    piece = spoken.piece
-    chosen = [] if piece.chosen is None else [piece.chosen]
-    finish = piece.finish or None
-    logprobs = _logprobs(job, chosen)
+    finish = spoken.finish or None
+    logprobs = _logprobs(job, spoken.chosen)
     if not job.chat:
-        return {"index": index, "text": piece.text, "finish_reason": finish, "logprobs": logprobs}
-    delta = {"content": piece.text} if piece.text or not finish else {}
+        return {"index": index, "text": spoken.text, "finish_reason": finish, "logprobs": logprobs}
+    delta = {"content": spoken.text} if spoken.text or not finish else {}
     return _delta(index, delta, finish, logprobs)
 
 

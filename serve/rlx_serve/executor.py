@@ -29,9 +29,10 @@ from rlx_serve.builds import Record, build_patience
 from rlx_serve.dispatch import CallResult, Route
 from rlx_serve.host import Host, Loaded
 from rlx_serve.lanes import Handle
+from rlx_serve.outbox import Spoken
 from rlx_serve.problems import Failure
 from rlx_serve.slots import SlotKey, Slots, Step
-from rlx_serve.speaking import Speakers, Spoken
+from rlx_serve.speaking import Speakers
 from rlx_serve.table import Row, Table, check_budget, open_table
 
 _LOADERS = 32
@@ -99,19 +100,23 @@ class Executor:
         except RlxError as error:
             return Failure.of(error)
 
-    async def generate(self, route: Route, request: Request) -> AsyncGenerator[Spoken | Failure]:
+    async def generate(
+        self, route: Route, request: Request, *, streamed: bool
+    ) -> AsyncGenerator[Spoken | Failure]:
         """Generate text; an error comes as a value, and ends the stream.
 
         Args:
             route: of one of the model's variants; its digest must be this executor's own.
             request: what to generate.
+            streamed: see `Speakers.generate`.
         """
         try:
             self._row(route)
             await self._advertise(route.route_id)
-            async with contextlib.aclosing(self._speakers.generate(route.model, request)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            spoken = self._speakers.generate(route.model, request, streamed=streamed)
+            async with contextlib.aclosing(spoken):
+                async for batch in spoken:
+                    yield batch
         except RlxError as error:
             yield Failure.of(error)
 

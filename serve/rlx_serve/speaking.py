@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rlx_ray.catalog import OpenModel
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.engine.generator import Decoder, Engine, Piece, Request
-from rlx_ray.errors import ConfigError, RlxError
+from rlx_ray.engine.generator import Decoder, Engine, Request
+from rlx_ray.errors import ConfigError
 from rlx_serve.dispatch import Route
 from rlx_serve.host import Loaded
+from rlx_serve.outbox import PACE_S, Outbox, Spoken, joined
 from rlx_serve.table import Row
 
 SPEAKING = (ModelPhase.PREFILL, ModelPhase.DECODE)
@@ -20,19 +20,6 @@ SPEAKING = (ModelPhase.PREFILL, ModelPhase.DECODE)
 
 Hold = Callable[[Row], Awaitable[tuple[Loaded, str]]]
 """Loads a variant, if need be, and keeps it for good; gives it with the tier that it came from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spoken:
-    """A piece of a stream between processes.
-
-    Attributes:
-        piece: what a token added.
-        used: routes and tiers of variants that ran for the first time in this stream.
-    """
-
-    piece: Piece
-    used: tuple[tuple[Route, str], ...]
 
 
 class Speakers:
@@ -63,29 +50,32 @@ class Speakers:
         self._loaded: dict[tuple[str, ModelVariant], Loaded] = {}
         self._tiers: dict[tuple[str, ModelVariant], str] = {}
 
-    async def generate(self, model: str, request: Request) -> AsyncGenerator[Spoken]:
-        """The pieces of a generation; leaving early cancels it.
+    async def generate(
+        self, model: str, request: Request, *, streamed: bool
+    ) -> AsyncGenerator[Spoken]:
+        """A generation in batches of pieces; leaving early cancels it.
+
+        Args:
+            model: its name.
+            request: what to generate.
+            streamed: whether it is read while it runs; else its first token comes at once, as a
+                sign that it has begun, and the rest at its end.
 
         Raises:
             RlxError: the request is refused, or a variant cannot be loaded.
         """
         engine = await self._engine(model)
-        pieces: asyncio.Queue[Piece | RlxError] = asyncio.Queue()
-
-        def listener(piece: Piece | RlxError) -> None:
-            self._loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-        generation = engine.submit(request, listener)
+        outbox = Outbox(PACE_S if streamed else None)
+        generation = engine.submit(request, outbox.put)
         seen: set[ModelVariant] = set()
         try:
             while True:
-                piece = await pieces.get()
-                if isinstance(piece, RlxError):
-                    raise piece
-                new = [v for v in dict.fromkeys(piece.variants) if v not in seen]
+                pieces = await outbox.take()
+                ran = dict.fromkeys(v for piece in pieces for v in piece.variants)
+                new = [v for v in ran if v not in seen]
                 seen.update(new)
-                yield Spoken(piece, tuple(self._used(model, v) for v in new))
-                if piece.finish:
+                yield joined(pieces, tuple(self._used(model, v) for v in new))
+                if pieces[-1].finish:
                     return
         finally:
             engine.cancel(generation)

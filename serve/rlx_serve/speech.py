@@ -18,12 +18,16 @@ from rlx_ray.engine.template import ChatTemplate
 from rlx_ray.target import Target
 from rlx_serve.dispatch import Route
 from rlx_serve.lanes import Handle
+from rlx_serve.outbox import Spoken
 from rlx_serve.problems import Busy, Failure, RequestError
-from rlx_serve.speaking import SPEAKING, Spoken
+from rlx_serve.speaking import SPEAKING
 from rlx_serve.table import Table
 
-Stream = Callable[[Request], AsyncGenerator[Spoken]]
-"""Generates on some replica. Raises Busy if none takes more work, RlxError as the engine does."""
+Stream = Callable[[Request, bool], AsyncGenerator[Spoken]]
+"""Generates on some replica; the flag says whether it is read while it runs.
+
+Raises Busy if none takes more work, RlxError as the engine does.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +67,27 @@ class Speaker:
         return tuple(self.tokenizer.encode(self.template.render(messages), special=False))
 
     async def start(
-        self, request: Request, seconds: float
+        self, request: Request, seconds: float, *, streamed: bool
     ) -> tuple[Spoken, AsyncGenerator[Spoken]]:
-        """The first piece of a generation, and the rest of them; close the rest to cancel.
+        """The first token of a generation, and the rest in batches; close the rest to cancel.
 
         Args:
             request: what to generate.
-            seconds: for the first piece: a first request may wait for a build.
+            seconds: for the first token: a first request may wait for a build.
+            streamed: whether the rest is wanted while it comes.
 
         Raises:
             Busy: no executor takes more work.
-            TimeoutError: the first piece did not come in time.
+            TimeoutError: the first token did not come in time.
             RlxError: as the engine does.
         """
         for last, stream in zip(
             [*[False] * (len(self.streams) - 1), True], self.streams, strict=True
         ):
-            pieces = stream(request)
+            spoken = stream(request, streamed)
             try:
                 async with asyncio.timeout(seconds):
-                    return await anext(pieces), pieces
+                    return await anext(spoken), spoken
             except Busy:
                 if last:
                     raise
@@ -124,14 +129,14 @@ def speakers(table: Table, handles: Mapping[str, Handle]) -> dict[str, Speaker]:
 def handle_stream(handle: Handle, route: Route, target: Target) -> Stream:
     """A callable that generates on some replica, preferably the one that holds the model."""
 
-    async def stream(request: Request) -> AsyncGenerator[Spoken]:
+    async def stream(request: Request, streamed: bool) -> AsyncGenerator[Spoken]:
         chosen = handle.options(stream=True, multiplexed_model_id=route.route_id)
-        reply: Any = chosen.generate.remote(route, request)
+        reply: Any = chosen.generate.remote(route, request, streamed=streamed)
         try:
-            async for piece in reply:
-                if isinstance(piece, Failure):
-                    raise piece.error()
-                yield piece
+            async for spoken in reply:
+                if isinstance(spoken, Failure):
+                    raise spoken.error()
+                yield spoken
         except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
             raise Busy(
                 f"the executor for {target.name} takes no more requests: {error}",

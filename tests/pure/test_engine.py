@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rlx_ray.component import ModelVariant
 from rlx_ray.engine.generator import Engine, Request
 from rlx_ray.engine.pages import GONE, PagePool, chain
-from rlx_ray.engine.sampling import Sampler, Sampling
+from rlx_ray.engine.sampling import Sampler, Sampling, _nucleus
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream, bound
 from rlx_ray.engine.text import TextStream
 from rlx_ray.errors import ConfigError, EngineError, InputError, StoreError
@@ -291,6 +291,16 @@ def test_greedy_takes_the_best_and_a_seed_repeats() -> None:
         [Sampler(Sampling(seed=5), ()).choose(LOGITS).token for _ in range(20)] for _ in range(2)
     )
     assert one == two
+
+
+def test_a_nucleus_is_the_shortest_beginning_of_the_sorted_vocabulary() -> None:
+    rng = np.random.default_rng(0)
+    for size, spread, share in ((5, 1, 0.9), (3000, 0.1, 0.95), (3000, 4, 0.5), (3000, 1, 0.999)):
+        weights = np.exp(rng.normal(0, spread, size)).round(2)
+        order = np.argsort(-weights, kind="stable")
+        goal = share * weights.sum()
+        count = int(np.searchsorted(weights[order].cumsum(), goal)) + 1
+        assert _nucleus(weights, goal).tolist() == order[:count].tolist()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define LINE __attribute__((aligned(64)))
-#define SPINS 800         /* about 20 microseconds of pause instructions, between jobs */
-#define BARRIER_SPINS 8000 /* ten times that within a job, whose other threads are at work: waking a
-                              parked one costs more than most waits */
+/* Pause instructions before a waiting thread parks: about 10 microseconds. Longer than most waits at a
+ * barrier; but where other processes want the processors, and two threads of the pool share one,
+ * the other cannot go on before this one parks: ten times as many made a step on busy processors
+ * five times as long. */
+#define SPINS 500
 
 /* How far a thread's share of a region has been taken: one word for odd and one for even regions,
  * so that the next region's can be set while this one's is in use. */
@@ -67,8 +69,8 @@ static long futex(int *word, long op, long value) {
 
 /* Wait until *word differs from `seen`. The sleeper is counted before it looks again, and the
  * other side changes the word before it looks for sleepers: neither can miss the other. */
-static void await_change(rlx_pool *p, int *word, int seen, int spins) {
-    for (int i = 0; i < spins; i++) {
+static void await_change(rlx_pool *p, int *word, int seen) {
+    for (int i = 0; i < SPINS; i++) {
         if (LOAD(*word) != seen) return;
         relax();
     }
@@ -88,7 +90,7 @@ static void meet(rlx_pool *p) {
         __atomic_store_n(&p->arrived, 0, __ATOMIC_SEQ_CST);
         advance(p, &p->barrier);
     } else {
-        await_change(p, &p->barrier, seen, BARRIER_SPINS);
+        await_change(p, &p->barrier, seen);
     }
 }
 
@@ -131,7 +133,7 @@ EXPORT void rlx_pool_init(rlx_pool *p, int threads) { p->threads = threads; }
 EXPORT void rlx_pool_worker(rlx_pool *p, long thread) {
     int seen = 0;
     for (;;) {
-        await_change(p, &p->generation, seen, SPINS);
+        await_change(p, &p->generation, seen);
         seen++;
         if (LOAD(p->stopping)) return;
         work(p, thread);
@@ -143,7 +145,7 @@ EXPORT int rlx_pool_run(void *pool, const rlx_region *regions, long count,
                         const rlx_frame *frame) {
     rlx_pool *p = pool;
     const int ticket = __atomic_fetch_add(&p->next, 1, __ATOMIC_SEQ_CST);
-    for (int now; (now = LOAD(p->serving)) != ticket;) await_change(p, &p->serving, now, SPINS);
+    for (int now; (now = LOAD(p->serving)) != ticket;) await_change(p, &p->serving, now);
     const int stopped = LOAD(p->stopping);
     if (!stopped) {
         p->regions = regions;
@@ -160,7 +162,7 @@ EXPORT int rlx_pool_run(void *pool, const rlx_region *regions, long count,
 /* Let the running job end, then send the workers home; later jobs are refused. */
 EXPORT void rlx_pool_stop(rlx_pool *p) {
     const int ticket = __atomic_fetch_add(&p->next, 1, __ATOMIC_SEQ_CST);
-    for (int now; (now = LOAD(p->serving)) != ticket;) await_change(p, &p->serving, now, SPINS);
+    for (int now; (now = LOAD(p->serving)) != ticket;) await_change(p, &p->serving, now);
     __atomic_store_n(&p->stopping, 1, __ATOMIC_SEQ_CST);
     advance(p, &p->generation);
     advance(p, &p->serving);

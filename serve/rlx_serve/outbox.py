@@ -1,0 +1,106 @@
+"""Pieces of a stream on their way from the engine's thread to a client, handed on in batches.
+
+A message passes three processes and costs about as much as a decode step of a small model, on the
+cores that the step wants: the fewer, the faster the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlx_ray.engine.generator import Piece
+from rlx_ray.engine.sampling import Chosen
+from rlx_ray.errors import RlxError
+from rlx_serve.dispatch import Route
+
+PACE_S = 0.02
+"""Least seconds between two messages of a stream that is read while it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """Some pieces of a stream as one, between processes.
+
+    Attributes:
+        text: what they added.
+        finish: why the stream ended; empty while it goes on.
+        chosen: their tokens.
+        used: routes and tiers of variants that ran for the first time in this stream.
+    """
+
+    text: str
+    finish: str
+    chosen: tuple[Chosen, ...]
+    used: tuple[tuple[Route, str], ...] = ()
+
+
+def joined(pieces: Sequence[Piece], used: tuple[tuple[Route, str], ...] = ()) -> Spoken:
+    """Some pieces, at least one, as one."""
+    chosen = tuple(p.chosen for p in pieces if p.chosen is not None)
+    return Spoken("".join(p.text for p in pieces), pieces[-1].finish, chosen, used)
+
+
+class Outbox:
+    """The pieces of one stream, put in by the engine's thread and taken in the event loop.
+
+    Args:
+        pace: least seconds between two batches, the first and the last excepted; None if only
+            these two are wanted.
+    """
+
+    def __init__(self, pace: float | None) -> None:
+        self._pace = pace
+        self._loop = asyncio.get_running_loop()
+        self._pieces: deque[Piece | RlxError] = deque()
+        self._wake = asyncio.Event()
+        self._hungry = False  # whether a piece is waited for: only then it wakes the loop
+        self._over = False
+        self._begun = False
+        self._last = 0.0
+
+    def put(self, piece: Piece | RlxError) -> None:
+        """Add a piece, or the error that ends the stream; for the engine's thread."""
+        self._pieces.append(piece)
+        if isinstance(piece, RlxError) or piece.finish:
+            self._over = True
+        if self._hungry or self._over:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def take(self) -> list[Piece]:
+        """The pieces since the last batch, at least one.
+
+        Raises:
+            RlxError: that ended the stream, once all pieces before it have been taken.
+        """
+        if self._begun:
+            await self._rest()
+        self._hungry = True  # before looking: `put` looks after adding
+        while not self._pieces:
+            await self._changed()
+        self._hungry = False
+        self._begun, self._last = True, self._loop.time()
+        taken: list[Piece] = []
+        while self._pieces:
+            if isinstance(first := self._pieces[0], RlxError):
+                if not taken:
+                    raise first
+                break
+            taken.append(first)
+            self._pieces.popleft()
+        return taken
+
+    async def _rest(self) -> None:
+        """Wait until the next batch may go, or the stream is over."""
+        until = None if self._pace is None else self._last + self._pace
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                while not self._over:
+                    await self._changed()
+
+    async def _changed(self) -> None:
+        await self._wake.wait()
+        self._wake.clear()

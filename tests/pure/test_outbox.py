@@ -1,0 +1,107 @@
+"""Batches of a stream's pieces: nothing lost, in order, the first at once, the last at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from rlx_ray.component import ModelVariant
+from rlx_ray.engine.generator import Piece
+from rlx_ray.engine.sampling import Chosen
+from rlx_ray.errors import EngineError
+from rlx_serve.outbox import Outbox, Spoken, joined
+
+VARIANT = ModelVariant.decode(1, 63)
+
+
+def piece(token: int, finish: str = "") -> Piece:
+    return Piece(Chosen(token, -0.5 * token), f"<{token}>", finish, (VARIANT,))
+
+
+def feed(outbox: Outbox, count: int) -> threading.Thread:
+    """Puts `count` pieces from a thread of its own, as an engine does; the last ends the stream."""
+
+    def run() -> None:
+        for i in range(count):
+            outbox.put(piece(i, "length" if i == count - 1 else ""))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+async def batches(outbox: Outbox) -> list[Spoken]:
+    found = []
+    while not found or not found[-1].finish:
+        found.append(joined(await outbox.take()))
+    return found
+
+
+@pytest.mark.parametrize("pace", [0.0, 0.002, None])
+def test_batches_hold_every_piece_once_and_in_order(pace: float | None) -> None:
+    async def run() -> list[Spoken]:
+        outbox = Outbox(pace)
+        thread = feed(outbox, 500)
+        found = await batches(outbox)
+        thread.join()
+        return found
+
+    found = asyncio.run(asyncio.wait_for(run(), 20))
+    assert "".join(s.text for s in found) == "".join(f"<{i}>" for i in range(500))
+    chosen = [c for s in found for c in s.chosen]
+    assert [(c.token, c.logprob) for c in chosen] == [(i, -0.5 * i) for i in range(500)]
+    assert [s.finish for s in found] == [""] * (len(found) - 1) + ["length"]
+
+
+def test_what_is_not_read_while_it_runs_comes_in_two_batches() -> None:
+    async def run() -> list[int]:
+        outbox = Outbox(None)
+        outbox.put(piece(0))
+        sizes = [len(await outbox.take())]
+        for i in range(1, 40):
+            outbox.put(piece(i, "stop" if i == 39 else ""))
+        return [*sizes, len(await outbox.take())]
+
+    assert asyncio.run(run()) == [1, 39]
+
+
+def test_a_running_stream_waits_for_more_unless_it_is_over() -> None:
+    async def run() -> tuple[int, int]:
+        outbox = Outbox(60.0)
+        outbox.put(piece(0))
+        await outbox.take()
+        waiting = asyncio.ensure_future(outbox.take())
+        outbox.put(piece(1))
+        await asyncio.sleep(0.05)
+        held = int(waiting.done())
+        outbox.put(piece(2, "stop"))
+        return held, len(await asyncio.wait_for(waiting, 10))
+
+    assert asyncio.run(run()) == (0, 2)
+
+
+def test_an_error_comes_after_the_pieces_before_it() -> None:
+    async def run() -> None:
+        outbox = Outbox(0.0)
+        outbox.put(piece(0))
+        outbox.put(piece(1))
+        outbox.put(EngineError("a step failed."))
+        assert [p.text for p in await outbox.take()] == ["<0>", "<1>"]
+        await outbox.take()
+
+    with pytest.raises(EngineError, match="a step failed"):
+        asyncio.run(run())
+
+
+def test_a_batch_can_be_given_up_while_it_is_held_back() -> None:
+    async def run() -> None:
+        outbox = Outbox(60.0)
+        outbox.put(piece(0))
+        await outbox.take()
+        outbox.put(piece(1))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(outbox.take(), 0.05)
+
+    asyncio.run(run())
