@@ -1,0 +1,35 @@
+/* Sums and maxima over a warp or a block, in one fixed order: the same bits every time. */
+#ifndef RLX_REDUCE_CUH
+#define RLX_REDUCE_CUH
+
+/* Over each group of LANES neighbouring lanes (a power of two); every lane gets the result. */
+template <int LANES = 32> RLX_DEVICE float warp_sum(float x) {
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) x += __shfl_xor_sync(RLX_ALL, x, step);
+    return x;
+}
+template <int LANES = 32> RLX_DEVICE float warp_max(float x) {
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(RLX_ALL, x, step));
+    return x;
+}
+
+/* Over a block of WARPS warps; every thread gets the result. `part` is WARPS floats of shared
+ * memory, which the caller may use for nothing else: two calls in a row need no barrier between
+ * them if each has its own. */
+template <int WARPS> RLX_DEVICE float block_sum(float x, float *part) {
+    x = warp_sum(x);
+    if constexpr (WARPS == 1) return x;
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < WARPS ? part[threadIdx.x % 32] : 0.0f);
+}
+template <int WARPS> RLX_DEVICE float block_max(float x, float *part) {
+    x = warp_max(x);
+    if constexpr (WARPS == 1) return x;
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_max(part[threadIdx.x % 32 < WARPS ? threadIdx.x % 32 : 0]);
+}
+
+#endif

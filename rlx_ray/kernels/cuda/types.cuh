@@ -1,0 +1,48 @@
+/* Element types: conversion, and accesses of up to 16 bytes. */
+#ifndef RLX_TYPES_CUH
+#define RLX_TYPES_CUH
+
+RLX_DEVICE float to_float(float x) { return x; }
+RLX_DEVICE float to_float(__half x) { return __half2float(x); }
+RLX_DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T> RLX_DEVICE T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ __half from_float<__half>(float x) {
+    return __float2half_rn(x);
+}
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+/* Elements of the widest access that divides n elements of T: a power of two, at most 16 bytes. */
+template <class T> RLX_CONSTANT int vector_width(int n) {
+    int v = 16 / (int)sizeof(T);
+    while (n % v) v /= 2;
+    return v;
+}
+
+/* V elements that are read or written at once, or, beyond 16 bytes, 16 bytes at a time. */
+template <class T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Vector {
+    T at[V];
+};
+
+template <int V, class T> RLX_DEVICE void load(const T *p, float (&x)[V]) {
+    const Vector<T, V> v = *reinterpret_cast<const Vector<T, V> *>(p);
+#pragma unroll
+    for (int i = 0; i < V; i++) x[i] = to_float(v.at[i]);
+}
+template <int V, class T> RLX_DEVICE void add(const T *p, float (&x)[V]) {
+    float y[V];
+    load<V>(p, y);
+#pragma unroll
+    for (int i = 0; i < V; i++) x[i] += y[i];
+}
+template <int V, class T> RLX_DEVICE void store(T *p, const float (&x)[V]) {
+    Vector<T, V> v;
+#pragma unroll
+    for (int i = 0; i < V; i++) v.at[i] = from_float<T>(x[i]);
+    *reinterpret_cast<Vector<T, V> *>(p) = v;
+}
+
+#endif
