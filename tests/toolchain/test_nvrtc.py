@@ -1,0 +1,94 @@
+"""CUDA kernels compiled by NVRTC for every architecture, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rlx_ray.codegen import nvrtc
+from rlx_ray.codegen.cuda_kernels import KERNELS, TEMPLATES, instance, sources, unit
+from rlx_ray.dtype import DType
+from rlx_ray.errors import CompileError
+from tests.support.cuda_instances import SETS, every
+from tests.support.needs import needs
+
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80")
+ALL = [one for t in (DType.F32, DType.F16, DType.BF16) for one in every(t)]
+SMALL = instance("rms_norm", "small", t=DType.F16, rows=4, n=64, eps=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def _nvrtc() -> None:
+    needs(nvrtc.installed_version(), "NVRTC is missing: pip install 'rlx_ray[cuda13]'")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kernel_compiles_for_every_architecture(arch: str) -> None:
+    made = nvrtc.compile(unit(ALL), arch, sources())
+    for one in ALL:
+        assert one.name.encode() in made
+    assert made.startswith(b"//" if arch == "compute_80" else b"\x7fELF")
+    assert b"site-packages" not in made
+    assert b"unit.cu" not in made
+
+
+def test_every_kernel_has_instances_and_says_what_it_takes() -> None:
+    assert set(TEMPLATES) == {f.stem for f in KERNELS.glob("*.cu")} == set(SETS)
+    for one in every(DType.F16):
+        text = (KERNELS / f"{one.template}.cu").read_text(encoding="utf-8")
+        head, _, body = text.partition("*/")
+        for name, _ in one.constants:
+            macro = f"RLX_{name.upper()}".partition("(")[0]
+            assert re.search(rf"\b{macro}\b", head), f"{one.template}: {macro} is not explained"
+            assert f"#undef {macro}\n" in body, f"{one.template}: {macro} stays defined"
+        described = re.search(r"Arguments: (.*?)\.\s", head, re.S)
+        assert described, one.template
+        for argument in one.arguments:
+            assert re.search(rf"\b{argument}\b", described[1]), f"{one.template}: {argument}"
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "compute_80"])
+def test_two_compilations_give_equal_bytes(arch: str) -> None:
+    one, two = (nvrtc.compile(unit([SMALL]), arch, sources()) for _ in range(2))
+    assert one == two
+
+
+def test_nvrtc_says_what_it_is_and_knows() -> None:
+    assert nvrtc.version() >= (12, 8)
+    assert str(nvrtc.installed_version()).startswith("{}.{}.".format(*nvrtc.version()))
+    assert set(ARCHITECTURES) <= set(nvrtc.supported())
+
+
+def test_an_error_names_the_kernel_and_the_line() -> None:
+    files = sources()
+    lines = files["rms_norm.cu"].splitlines()
+    line = next(i for i, text in enumerate(lines) if "const float scale" in text)
+    lines[line] = lines[line].replace("float", "flot")
+    files["rms_norm.cu"] = "\n".join(lines)
+    other = instance("layer_norm", "other", t=DType.F16, rows=4, n=64, eps=1e-5)
+    with pytest.raises(CompileError) as found:
+        nvrtc.compile(unit([other, SMALL]), "sm_80", files)
+    message = str(found.value)
+    assert f"kernel 'small' for sm_80, rms_norm.cu line {line + 1}" in message
+    assert '"flot" is undefined' in message
+
+
+def test_an_error_in_the_unit_names_the_kernel_before_it() -> None:
+    text = unit([SMALL]) + "\nsurprise\n"
+    with pytest.raises(CompileError, match=r"kernel 'small' for sm_80, unit\.cu line \d+"):
+        nvrtc.compile(text, "sm_80", sources())
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(CompileError, match=r"'sm_42' is not one of NVRTC .*sm_80"):
+        nvrtc.compile(unit([SMALL]), "sm_42", sources())
+
+
+def test_constants_are_checked_when_an_instance_is_made() -> None:
+    with pytest.raises(CompileError, match=r"'rms_nrm' is not known.*'rms_norm'"):
+        instance("rms_nrm", "k")
+    with pytest.raises(CompileError, match="needs the constants rows, eps"):
+        instance("rms_norm", "k", t=DType.F16, n=64)
+    with pytest.raises(CompileError, match=r"no constant 'residul'.*'residual'"):
+        instance("rms_norm", "k", t=DType.F16, rows=1, n=64, eps=1e-5, residul=1)
