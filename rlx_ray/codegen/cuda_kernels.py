@@ -7,6 +7,7 @@ this table is the same in a form that programs read, and the tests hold the two 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,23 @@ from rlx_ray.errors import CompileError, nearest
 
 KERNELS = Path(__file__).parent.parent / "kernels" / "cuda"
 
-Value = int | float | str | DType
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An operand of an elementwise region.
+
+    Attributes:
+        t: element type.
+        at: the element at which a row begins, an expression of `row`.
+        step: 1 if it has a value for each column, 0 if one for the row.
+    """
+
+    t: DType
+    at: str
+    step: int
+
+
+Value = int | float | str | DType | tuple[Operand, ...]
 Constants = dict[str, Value]
 
 TYPES = {DType.F32: "float", DType.F16: "__half", DType.BF16: "__nv_bfloat16"}
@@ -71,7 +88,11 @@ class Instance:
     @property
     def arguments(self) -> tuple[str, ...]:
         """What its pointers are, in order."""
-        return TEMPLATES[self.template].arguments
+        operands = dict(self.constants).get("operands", ())
+        assert isinstance(operands, tuple)
+        own = tuple(f"x{k}" for k in range(len(operands)))
+        names = TEMPLATES[self.template].arguments
+        return (*own, *names[1:]) if names[0] == "x*" else names
 
 
 def instance(template: str, name: str, **given: Value) -> Instance:
@@ -102,7 +123,7 @@ def unit(instances: Iterable[Instance]) -> str:
     parts = []
     for one in instances:
         lines = [f"#define RLX_NAME {one.name}"]
-        lines += [f"#define RLX_{key.upper()} {_text(value)}" for key, value in one.constants]
+        lines += [f"#define RLX_{_define(key, value)}" for key, value in one.constants]
         parts.append("\n".join([*lines, f'#include "{one.template}.cu"', ""]))
     return "\n".join(parts)
 
@@ -113,14 +134,18 @@ def sources() -> dict[str, str]:
     return {f.name: f.read_text(encoding="utf-8") for f in files}
 
 
-def _text(value: Value) -> str:
+def _define(key: str, value: Value) -> str:
     match value:
         case DType():
-            return TYPES[value]
+            text = TYPES[value]
         case float():
-            return f"{value!r}f"
+            text = f"{value!r}f"
+        case tuple():
+            each = (f"X({k}, {TYPES[o.t]}, {o.at}, {o.step})" for k, o in enumerate(value))
+            return f"{key.upper()}(X) {' '.join(each)}"
         case _:
-            return str(value)
+            text = str(value)
+    return f"{key.upper()} {text}"
 
 
 def _up(count: int, size: int) -> int:
@@ -131,6 +156,12 @@ def _number(constants: Constants, name: str) -> int:
     value = constants[name]
     assert isinstance(value, int), (name, value)
     return value
+
+
+def _given(constants: Constants, name: str, otherwise: int) -> int:
+    """A constant that follows from others unless it is given."""
+    constants.setdefault(name, otherwise)
+    return _number(constants, name)
 
 
 def _size(constants: Constants, name: str = "t") -> int:
@@ -147,39 +178,147 @@ def vector_width(n: int, size: int) -> int:
     return width
 
 
-# Rows -------------------------------------------------------------------------------------------
-
-
-def _norm(c: Constants) -> Launch:
-    """A warp for each row; where rows would leave the device idle, warps enough for one vector."""
-    n, rows = _number(c, "n"), _number(c, "rows")
-    vectors = n // vector_width(n, _size(c))
-    warps = 1 if rows >= _MANY_ROWS and vectors <= 256 else min(_up(vectors, 32), 32)
-    c.setdefault("warps", warps)
-    warps = _number(c, "warps")
-    c.setdefault("block", 128 if warps == 1 else 32 * warps)
-    block = _number(c, "block")
-    return Launch((_up(rows, block // (32 * warps)), 1, 1), block)
-
+# Launches ---------------------------------------------------------------------------------------
 
 _MANY_ROWS = 1024
 """Rows that fill any device with one warp for each."""
 
+
+def _rows(c: Constants) -> Launch:
+    """A warp for each row; where rows would leave the device idle, warps enough for one vector."""
+    n, rows = _number(c, "n"), _number(c, "rows")
+    vectors = n // vector_width(n, _size(c))
+    warps = 1 if rows >= _MANY_ROWS and vectors <= 256 else min(_up(vectors, 32), 32)
+    warps = _given(c, "warps", warps)
+    block = _given(c, "block", 128 if warps == 1 else 32 * warps)
+    return Launch((_up(rows, block // (32 * warps)), 1, 1), block)
+
+
+def _flat(c: Constants, count: int) -> Launch:
+    """A thread for each of `count` pieces."""
+    block = _given(c, "block", 256 if count >= 256 * _MANY_ROWS else 128)
+    return Launch((_up(count, block), 1, 1), block)
+
+
+def _elementwise(c: Constants) -> Launch:
+    n = _number(c, "n")
+    v = _given(c, "v", vector_width(n, _size(c)))
+    return _flat(c, _number(c, "rows") * n // v)
+
+
+def _gated(c: Constants) -> Launch:
+    n, size = _number(c, "n"), _size(c)
+    v = min(vector_width(n, size), vector_width(_given(c, "pitch", n), size))
+    return _flat(c, _number(c, "rows") * n // v)
+
+
+def _embed(c: Constants) -> Launch:
+    n = _number(c, "n")
+    return _flat(c, _number(c, "rows") * n // vector_width(n, _size(c)))
+
+
+def _rope(c: Constants) -> Launch:
+    half = _number(c, "dim") // 2
+    lanes = 1
+    while lanes < min(32, half // vector_width(half, _size(c))):
+        lanes *= 2
+    units = _number(c, "heads") + 2 * _number(c, "kv_heads")
+    return _flat(c, _number(c, "rows") * units * lanes)
+
+
+def _pool(c: Constants) -> Launch:
+    """With `l2` a block has all columns, else one warp's."""
+    n, batch = _number(c, "n"), _number(c, "batch")
+    c.setdefault("out", c["t"])
+    wide = 32 * vector_width(n, _size(c))
+    columns = _given(c, "columns", n if c["l2"] else min(n, wide))
+    across = _up(columns, wide)
+    rows = 1 if _number(c, "pool") >= 2 else _number(c, "seq")
+    groups = _given(c, "groups", max(1, min(rows, 16 // across)))
+    block = _given(c, "block", 32 * min(32, max(4, across * groups)))
+    return Launch((_up(n, columns), batch, 1), block, 4 * (groups + 1) * columns)
+
+
+def _l2(c: Constants) -> Launch:
+    c.setdefault("out", c["t"])
+    return _rows(c)
+
+
+def _argmax(c: Constants) -> Launch:
+    n = _number(c, "n")
+    vectors = n // vector_width(n, _size(c))
+    block = _given(c, "block", min(1024, 32 * _up(vectors, 32)))
+    return Launch((_number(c, "rows"), 1, 1), block)
+
+
+def _strided(c: Constants) -> Launch:
+    return _flat(c, math.prod(_number(c, f"n{i}") for i in range(4)))
+
+
+def _reduce(c: Constants) -> Launch:
+    inner = _number(c, "inner")
+    return _flat(c, _number(c, "outer") * inner * (32 if inner == 1 else 1))
+
+
 _NORM = {"seq": 0, "bias": 0, "residual": 0, "sum": 0}
-_DERIVED = ("warps", "block")
+_DERIVED = ("warps", "block", "v", "pitch", "columns", "groups", "out")
 
 TEMPLATES: dict[str, Template] = {
     "rms_norm": Template(
         ("x", "residual", "bias", "gain", "lengths", "sum", "y"),
         ("t", "rows", "n", "eps"),
         _NORM,
-        _norm,
+        _rows,
     ),
     "layer_norm": Template(
         ("x", "residual", "bias", "gain", "shift", "lengths", "sum", "y"),
         ("t", "rows", "n", "eps"),
         _NORM,
-        _norm,
+        _rows,
+    ),
+    "softmax": Template(("x", "y"), ("t", "rows", "n"), {}, _rows),
+    "l2": Template(("x", "y"), ("t", "rows", "n"), {}, _l2),
+    "elementwise": Template(
+        ("x*", "lengths", "y"), ("t", "rows", "n", "operands", "expr"), {"seq": 0}, _elementwise
+    ),
+    "gated": Template(
+        ("gate", "up", "lengths", "y"), ("t", "rows", "n"), {"seq": 0, "act": "vsilu"}, _gated
+    ),
+    "embed": Template(
+        ("ids", "types", "word", "position", "kind", "base", "lengths", "y"),
+        ("t", "rows", "n"),
+        {"seq": 0, "vocab": 0, "positions": 0, "types": 0, "first": 0, "base": 0, "q8": 0},
+        _embed,
+    ),
+    "rope": Template(
+        (
+            *("qkv", "bias", "turns", "q_gain", "k_gain"),
+            *("lengths", "past", "pages", "cache", "q"),
+        ),
+        (
+            *("t", "rows", "seq", "heads", "kv_heads", "dim"),
+            *("table", "page_stride", "positions"),
+        ),
+        {"bias": 0, "gains": 0, "eps": 0.0},
+        _rope,
+    ),
+    "pool": Template(("x", "lengths", "y"), ("t", "batch", "seq", "n", "pool"), {"l2": 0}, _pool),
+    "argmax": Template(("x", "y"), ("t", "rows", "n"), {}, _argmax),
+    "strided": Template(
+        ("x", "y"),
+        ("t", *(f"{kind}{i}" for kind in "ns" for i in range(4))),
+        {"shift": 0},
+        _strided,
+    ),
+    "reduce": Template(("x", "y"), ("t", "outer", "extent", "inner", "reduce"), {}, _reduce),
+    "iota": Template(
+        ("y",), ("rows", "period"), {"first": 0}, lambda c: _flat(c, _number(c, "rows"))
+    ),
+    "length_mask": Template(
+        ("lengths", "y"),
+        ("t", "batch", "tokens"),
+        {},
+        lambda c: _flat(c, _number(c, "batch") * _number(c, "tokens")),
     ),
 }
-"""The kernels by name."""
+"""The kernels by name. `x*` stands for x0, x1 and so on, one for each operand."""

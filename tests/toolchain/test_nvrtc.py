@@ -7,10 +7,10 @@ import re
 import pytest
 
 from rlx_ray.codegen import nvrtc
-from rlx_ray.codegen.cuda_kernels import KERNELS, TEMPLATES, instance, sources, unit
+from rlx_ray.codegen.cuda_kernels import KERNELS, TEMPLATES, Instance, instance, sources, unit
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError
-from tests.support.cuda_instances import SETS, every
+from tests.support.cuda_instances import every, sets
 from tests.support.needs import needs
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80")
@@ -33,8 +33,13 @@ def test_every_kernel_compiles_for_every_architecture(arch: str) -> None:
     assert b"unit.cu" not in made
 
 
+@pytest.mark.parametrize("one", every(DType.F16), ids=lambda one: one.name)
+def test_every_kernel_compiles_alone(one: Instance) -> None:
+    assert one.name.encode() in nvrtc.compile(unit([one]), "compute_80", sources())
+
+
 def test_every_kernel_has_instances_and_says_what_it_takes() -> None:
-    assert set(TEMPLATES) == {f.stem for f in KERNELS.glob("*.cu")} == set(SETS)
+    assert set(TEMPLATES) == {f.stem for f in KERNELS.glob("*.cu")} == set(sets(DType.F16))
     for one in every(DType.F16):
         text = (KERNELS / f"{one.template}.cu").read_text(encoding="utf-8")
         head, _, body = text.partition("*/")
@@ -42,7 +47,7 @@ def test_every_kernel_has_instances_and_says_what_it_takes() -> None:
             macro = f"RLX_{name.upper()}".partition("(")[0]
             assert re.search(rf"\b{macro}\b", head), f"{one.template}: {macro} is not explained"
             assert f"#undef {macro}\n" in body, f"{one.template}: {macro} stays defined"
-        described = re.search(r"Arguments: (.*?)\.\s", head, re.S)
+        described = re.search(r"Arguments: (.*?)Launch: ", head, re.S)
         assert described, one.template
         for argument in one.arguments:
             assert re.search(rf"\b{argument}\b", described[1]), f"{one.template}: {argument}"

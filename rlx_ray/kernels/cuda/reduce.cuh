@@ -14,6 +14,16 @@ template <int LANES = 32> RLX_DEVICE float warp_max(float x) {
     return x;
 }
 
+/* The largest number of a warp and its place, the lowest among equals, in every lane. */
+RLX_DEVICE void warp_argmax(float &best, int &place) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        const float other = __shfl_xor_sync(RLX_ALL, best, step);
+        const int there = __shfl_xor_sync(RLX_ALL, place, step);
+        if (other > best || (other == best && there < place)) best = other, place = there;
+    }
+}
+
 /* Over a block of WARPS warps; every thread gets the result. `part` is WARPS floats of shared
  * memory, which the caller may use for nothing else: two calls in a row need no barrier between
  * them if each has its own. */

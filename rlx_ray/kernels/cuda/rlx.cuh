@@ -32,6 +32,7 @@
 #define RLX_KERNEL extern "C" __global__ void
 #define RLX_PAGE 32 /* tokens of a page: rlx_ray.shape.PAGE */
 #define RLX_ALL 0xffffffffu
+#define RLX_INFINITY __int_as_float(0x7f800000)
 
 /* The row is padding: it stands behind the end of its sequence. */
 template <int SEQ> RLX_DEVICE bool is_padding(const int *lengths, int row) {

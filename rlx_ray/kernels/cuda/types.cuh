@@ -15,11 +15,15 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(f
     return __float2bfloat16_rn(x);
 }
 
+/* The largest power of two, at most `most`, that divides n. */
+RLX_CONSTANT int common_power(int n, int most) {
+    while (n % most) most /= 2;
+    return most;
+}
+
 /* Elements of the widest access that divides n elements of T: a power of two, at most 16 bytes. */
 template <class T> RLX_CONSTANT int vector_width(int n) {
-    int v = 16 / (int)sizeof(T);
-    while (n % v) v /= 2;
-    return v;
+    return common_power(n, 16 / (int)sizeof(T));
 }
 
 /* V elements that are read or written at once, or, beyond 16 bytes, 16 bytes at a time. */
@@ -37,6 +41,16 @@ template <int V, class T> RLX_DEVICE void add(const T *p, float (&x)[V]) {
     load<V>(p, y);
 #pragma unroll
     for (int i = 0; i < V; i++) x[i] += y[i];
+}
+/* V columns from i on, or, with STEP 0, the one value V times. */
+template <int V, int STEP, class T> RLX_DEVICE void load_operand(const T *p, int i, float (&x)[V]) {
+    if constexpr (STEP) {
+        load<V>(p + i, x);
+    } else {
+        const float one = to_float(*p);
+#pragma unroll
+        for (int j = 0; j < V; j++) x[j] = one;
+    }
 }
 template <int V, class T> RLX_DEVICE void store(T *p, const float (&x)[V]) {
     Vector<T, V> v;

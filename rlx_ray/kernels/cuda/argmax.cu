@@ -1,0 +1,43 @@
+/* The place of each row's largest number; the first one of equals. NaN is never the largest.
+ *
+ *   for (int r = 0; r < ROWS; r++) {
+ *       y[r] = 0;
+ *       for (int i = 1; i < N; i++)
+ *           if (x[r][i] > x[r][y[r]]) y[r] = i;
+ *   }
+ *
+ * Constants: RLX_T; RLX_ROWS, RLX_N; RLX_BLOCK threads.
+ * Arguments: x, y int32 [rows].
+ * Launch: grid ROWS. */
+#include "rlx.cuh"
+
+RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, int *y) {
+    constexpr int V = vector_width<RLX_T>(RLX_N), WARPS = RLX_BLOCK / 32;
+    __shared__ float values[32];
+    __shared__ int places[32];
+    const RLX_T *own = x + (long)blockIdx.x * RLX_N;
+    float best = -RLX_INFINITY;
+    int place = RLX_N;
+#pragma unroll 4
+    for (int i = threadIdx.x * V; i < RLX_N; i += RLX_BLOCK * V) {
+        float v[V];
+        load<V>(own + i, v);
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            if (v[j] > best) best = v[j], place = i + j;
+    }
+    warp_argmax(best, place);
+    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = best, places[threadIdx.x / 32] = place;
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    best = threadIdx.x < WARPS ? values[threadIdx.x] : -RLX_INFINITY;
+    place = threadIdx.x < WARPS ? places[threadIdx.x] : RLX_N;
+    warp_argmax(best, place);
+    if (threadIdx.x == 0) y[blockIdx.x] = place < RLX_N ? place : 0;
+}
+
+#undef RLX_NAME
+#undef RLX_T
+#undef RLX_ROWS
+#undef RLX_N
+#undef RLX_BLOCK
