@@ -183,6 +183,9 @@ def vector_width(n: int, size: int) -> int:
 _MANY_ROWS = 1024
 """Rows that fill any device with one warp for each."""
 
+_FEW_BLOCKS = 264
+"""Blocks that do not fill a device twice."""
+
 
 def _rows(c: Constants) -> Launch:
     """A warp for each row; where rows would leave the device idle, warps enough for one vector."""
@@ -251,6 +254,27 @@ def _argmax(c: Constants) -> Launch:
     return Launch((_number(c, "rows"), 1, 1), block)
 
 
+def _matvec(c: Constants) -> Launch:
+    """Warps enough that a block has all its weights under way, or much of them."""
+    n, k, gates = _number(c, "n"), _number(c, "k"), 1 + _number(c, "gated")
+    c.setdefault("out", c["t"])
+    long = _up(k, 64)
+    plain = 1 if _number(c, "bits") else _size(c) // 2 or 1
+    own = _given(c, "chunks", min(max(1, 4 // gates // plain), long))
+    few = n // 16 <= _FEW_BLOCKS
+    warps = _given(c, "warps", min(16, max(4, long if few else _up(long, own))))
+    tiles = _up(_number(c, "rows"), 8)
+    block = _given(c, "block", 32 * warps)
+    normed = _number(c, "rows") * (long * 64 * _size(c) + 32) if c["norm"] else 0
+    return Launch((_up(n, 16), 1, 1), block, 640 * warps * tiles * gates + normed)
+
+
+def _dequantize(c: Constants) -> Launch:
+    block = _given(c, "block", 128)
+    chunks = _up(_number(c, "n"), 16) * _up(_number(c, "k"), 64)
+    return Launch((_up(chunks, block // 32), 1, 1), block)
+
+
 def _strided(c: Constants) -> Launch:
     return _flat(c, math.prod(_number(c, f"n{i}") for i in range(4)))
 
@@ -261,7 +285,8 @@ def _reduce(c: Constants) -> Launch:
 
 
 _NORM = {"seq": 0, "bias": 0, "residual": 0, "sum": 0}
-_DERIVED = ("warps", "block", "v", "pitch", "columns", "groups", "out")
+_BLOCKS = {"halves": 0, "offsets": 0}
+_DERIVED = ("warps", "block", "v", "pitch", "columns", "groups", "out", "chunks")
 
 TEMPLATES: dict[str, Template] = {
     "rms_norm": Template(
@@ -304,6 +329,16 @@ TEMPLATES: dict[str, Template] = {
     ),
     "pool": Template(("x", "lengths", "y"), ("t", "batch", "seq", "n", "pool"), {"l2": 0}, _pool),
     "argmax": Template(("x", "y"), ("t", "rows", "n"), {}, _argmax),
+    "matvec": Template(
+        ("x", "gain", "w", "bias", "residual", "y"),
+        ("t", "rows", "n", "k"),
+        {
+            **{"bits": 0, **_BLOCKS, "norm": 0, "eps": 0.0},
+            **{"bias": 0, "residual": 0, "gated": 0, "act": "vsilu"},
+        },
+        _matvec,
+    ),
+    "dequantize": Template(("w", "y"), ("t", "n", "k", "bits"), _BLOCKS, _dequantize),
     "strided": Template(
         ("x", "y"),
         ("t", *(f"{kind}{i}" for kind in "ns" for i in range(4))),

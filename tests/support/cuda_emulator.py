@@ -31,7 +31,7 @@ ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7}
 
 _GUARD = 256
 _FLAGS = (
-    *("-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-nostdlib", "-fvisibility=hidden"),
+    *("-std=c++17", "-g0", "-shared", "-fPIC", "-nostdlib", "-fvisibility=hidden"),
     *("-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing", "-ffp-contract=off"),
     *("-fno-sanitize=all", "-fsanitize=alignment", "-fsanitize-minimal-runtime"),
     *("-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas"),
@@ -72,13 +72,14 @@ class Unit:
     Args:
         folder: where the source and the library go.
         instances: the kernels.
+        level: how well the compiler is to optimise: small cases run faster than -O1 compiles.
     """
 
-    def __init__(self, folder: Path, instances: Iterable[Instance]) -> None:
+    def __init__(self, folder: Path, instances: Iterable[Instance], level: str = "-O0") -> None:
         self.instances = {one.name: one for one in instances}
         exports = "".join(f"RLX_EXPORT({name})\n" for name in self.instances)
         text = f'#include "cuda_shim.h"\n{unit(self.instances.values())}\n{exports}'
-        self._library = compile_host(folder, text)
+        self._library = compile_host(folder, text, level)
 
     def run(
         self,
@@ -112,12 +113,12 @@ class Unit:
         return {key: buffer.array for key, buffer in buffers.items()}
 
 
-def compile_host(folder: Path, text: str) -> ctypes.CDLL:
+def compile_host(folder: Path, text: str, level: str = "-O0") -> ctypes.CDLL:
     """The library of a C++ text that includes cuda_shim.h."""
     source = folder / "unit.cpp"
     source.write_text(text, encoding="utf-8")
     done = subprocess.run(
-        [zig._zig(), "c++", *_FLAGS, f"-I{SHIM}", f"-I{KERNELS}", str(source), "-o", "unit.so"],
+        [zig._zig(), "c++", *_FLAGS, level, f"-I{SHIM}", f"-I{KERNELS}", source, "-o", "unit.so"],
         cwd=folder,
         env={"ZIG_GLOBAL_CACHE_DIR": zig._cache_dir(), "ZIG_LOCAL_CACHE_DIR": str(folder)},
         capture_output=True,

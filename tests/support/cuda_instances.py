@@ -7,6 +7,7 @@ from rlx_ray.dtype import DType
 
 ROWS: dict[str, Value] = {"rows": 256, "n": 384, "seq": 128}
 DECODER: dict[str, Value] = {"heads": 9, "kv_heads": 3, "dim": 64, "table": 8}
+MATRIX: dict[str, Value] = {"rows": 2, "n": 1536, "k": 576}
 CACHE: dict[str, Value] = {"page_stride": 30 * 3 * 2 * 32 * 64}
 
 
@@ -29,6 +30,13 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
         ],
         "pool": [{"batch": 8, "seq": 128, "n": 384, "pool": 0, "l2": 1, "out": DType.F32}],
         "argmax": [{"rows": 8, "n": 49152}],
+        "matvec": [
+            {**MATRIX, "norm": 1, "eps": 1e-5, "gated": 1},
+            {**MATRIX, "bits": 4, "offsets": 1, "residual": 1},
+            {**MATRIX, "bits": 6, "halves": 1},
+            {**MATRIX, "bits": 8, "out": DType.F32},
+        ],
+        "dequantize": [{"n": 576, "k": 1536, "bits": 4}],
         "strided": [{f"{k}{i}": 8 for k in "ns" for i in range(4)}],
         "reduce": [{"outer": 64, "extent": 48, "inner": 1, "reduce": 1}],
         "iota": [{"rows": 256, "period": 128}],

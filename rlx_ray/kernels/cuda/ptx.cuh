@@ -110,4 +110,21 @@ RLX_DEVICE uint4 load_once(const void *p) { return *static_cast<const uint4 *>(p
 /* e^x by 2^x: a relative error of 2^-22, and of |x| 2^-24 from the product. */
 RLX_DEVICE float fast_exp(float x) { return fast_exp2(x * 1.44269504f); }
 
+/* COUNT words (1, 2 or a multiple of 4) that are read once. */
+template <int COUNT> RLX_DEVICE void read_words(unsigned *to, const void *from) {
+    const unsigned *at = static_cast<const unsigned *>(from);
+    if constexpr (COUNT == 1) {
+        to[0] = __ldg(at);
+    } else if constexpr (COUNT == 2) {
+        const uint2 v = __ldg(reinterpret_cast<const uint2 *>(at));
+        to[0] = v.x, to[1] = v.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            const uint4 v = load_once(at + i);
+            to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
+        }
+    }
+}
+
 #endif

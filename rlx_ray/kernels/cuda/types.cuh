@@ -59,4 +59,22 @@ template <int V, class T> RLX_DEVICE void store(T *p, const float (&x)[V]) {
     *reinterpret_cast<Vector<T, V> *>(p) = v;
 }
 
+/* The same bits as another type. */
+template <class To, class From> RLX_DEVICE To of_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "another size");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+template <class From> RLX_DEVICE unsigned bits_of(From from) { return of_bits<unsigned>(from); }
+
+/* Two numbers of T in a word, the first in the low half. */
+template <class T> RLX_DEVICE unsigned pack(float x, float y);
+template <> __device__ __forceinline__ unsigned pack<__half>(float x, float y) {
+    return bits_of(__floats2half2_rn(x, y));
+}
+template <> __device__ __forceinline__ unsigned pack<__nv_bfloat16>(float x, float y) {
+    return bits_of(__floats2bfloat162_rn(x, y));
+}
+
 #endif
