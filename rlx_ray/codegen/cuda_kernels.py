@@ -275,6 +275,23 @@ def _dequantize(c: Constants) -> Launch:
     return Launch((_up(chunks, block // 32), 1, 1), block)
 
 
+def _attention_decode(c: Constants) -> Launch:
+    """Splits enough that every multiprocessor has blocks, but not with less than four pages."""
+    batch, kv_heads, dim = (_number(c, name) for name in ("batch", "kv_heads", "dim"))
+    rows = _number(c, "seq") * _number(c, "heads") // kv_heads
+    across = kv_heads * _up(rows, 16)
+    wanted = min(_up(_FEW_BLOCKS, batch * across), _up(_number(c, "table"), 4))
+    splits, warps = _given(c, "splits", wanted), _given(c, "warps", 4)
+    block = _given(c, "block", 32 * warps)
+    return Launch((splits, across, batch), block, 4 * warps * min(16, rows) * (dim + 2))
+
+
+def _attention_combine(c: Constants) -> Launch:
+    block = _given(c, "block", 128)
+    rows = math.prod(_number(c, name) for name in ("batch", "seq", "heads"))
+    return Launch((_up(rows, block // 32), 1, 1), block)
+
+
 def _strided(c: Constants) -> Launch:
     return _flat(c, math.prod(_number(c, f"n{i}") for i in range(4)))
 
@@ -286,7 +303,7 @@ def _reduce(c: Constants) -> Launch:
 
 _NORM = {"seq": 0, "bias": 0, "residual": 0, "sum": 0}
 _BLOCKS = {"halves": 0, "offsets": 0}
-_DERIVED = ("warps", "block", "v", "pitch", "columns", "groups", "out", "chunks")
+_DERIVED = ("warps", "block", "v", "pitch", "columns", "groups", "out", "chunks", "splits")
 
 TEMPLATES: dict[str, Template] = {
     "rms_norm": Template(
@@ -339,6 +356,18 @@ TEMPLATES: dict[str, Template] = {
         _matvec,
     ),
     "dequantize": Template(("w", "y"), ("t", "n", "k", "bits"), _BLOCKS, _dequantize),
+    "attention_decode": Template(
+        ("q", "cache", "lengths", "past", "pages", "partial", "stats", "out"),
+        ("t", "batch", "seq", "heads", "kv_heads", "dim", "table", "page_stride"),
+        {"window": 0},
+        _attention_decode,
+    ),
+    "attention_combine": Template(
+        ("partial", "stats", "lengths", "out"),
+        ("t", "batch", "seq", "heads", "dim", "splits"),
+        {},
+        _attention_combine,
+    ),
     "strided": Template(
         ("x", "y"),
         ("t", *(f"{kind}{i}" for kind in "ns" for i in range(4))),

@@ -7,6 +7,10 @@ from rlx_ray.dtype import DType
 
 ROWS: dict[str, Value] = {"rows": 256, "n": 384, "seq": 128}
 DECODER: dict[str, Value] = {"heads": 9, "kv_heads": 3, "dim": 64, "table": 8}
+LLAMA: dict[str, Value] = {
+    **{"batch": 4, "seq": 1, "heads": 32, "kv_heads": 8, "dim": 128, "table": 128},
+    "page_stride": 32 * 8 * 2 * 32 * 128,
+}
 MATRIX: dict[str, Value] = {"rows": 2, "n": 1536, "k": 576}
 CACHE: dict[str, Value] = {"page_stride": 30 * 3 * 2 * 32 * 64}
 
@@ -37,6 +41,11 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
             {**MATRIX, "bits": 8, "out": DType.F32},
         ],
         "dequantize": [{"n": 576, "k": 1536, "bits": 4}],
+        "attention_decode": [
+            {"batch": 4, "seq": 1, **DECODER, **CACHE},
+            {**LLAMA, "window": 1024, "splits": 1},
+        ],
+        "attention_combine": [{"batch": 4, "seq": 1, "heads": 9, "dim": 64, "splits": 8}],
         "strided": [{f"{k}{i}": 8 for k in "ns" for i in range(4)}],
         "reduce": [{"outer": 64, "extent": 48, "inner": 1, "reduce": 1}],
         "iota": [{"rows": 256, "period": 128}],

@@ -52,3 +52,25 @@ def check(got: np.ndarray, want: np.ndarray, t: DType) -> None:
     assert np.linalg.norm(own) <= LIMIT[t] * size, f"{np.linalg.norm(own) / size:.2e}"
     bound = rounding + 4 * LIMIT[t] * size / np.sqrt(want.size)
     assert (off <= bound).all(), f"one is off by {(off / bound).max():.2f} bounds"
+
+
+def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Softmax(q k^T / sqrt(dim)) v in float64.
+
+    Args:
+        q: [rows, heads, dim].
+        keys: [keys, kv_heads, dim].
+        values: of the same shape.
+        seen: bool [rows, keys].
+
+    Returns:
+        [rows, heads * dim].
+    """
+    rows, heads, dim = q.shape
+    shared = heads // keys.shape[1]
+    k, v = (wide(x).repeat(shared, axis=1) for x in (keys, values))
+    scores = np.einsum("rhd,khd->hrk", wide(q), k) / np.sqrt(dim)
+    scores = np.where(seen, scores, -np.inf)
+    e = np.exp(scores - scores.max(2, keepdims=True))
+    out = np.einsum("hrk,khd->rhd", e / e.sum(2, keepdims=True), v)
+    return out.reshape(rows, heads * dim)
