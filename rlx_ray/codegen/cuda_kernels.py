@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError, nearest
+from rlx_ray.shape import PAGE
 
 KERNELS = Path(__file__).parent.parent / "kernels" / "cuda"
 
@@ -292,6 +293,25 @@ def _attention_combine(c: Constants) -> Launch:
     return Launch((_up(rows, block // 32), 1, 1), block)
 
 
+def _prefill(c: Constants, keys: int) -> Launch:
+    """Tall tiles where rows are many; no more warps than rows, nor keys at once than there are.
+
+    Shared memory stays within the 99 KiB that the smallest of the architectures has.
+    """
+    batch, kv_heads, dim = (_number(c, name) for name in ("batch", "kv_heads", "dim"))
+    size, rows = _size(c), _number(c, "seq") * _number(c, "heads") // kv_heads
+    tall = size == 2 and dim <= 64 and _up(rows, 128) * kv_heads * batch >= _FEW_BLOCKS
+    m = _given(c, "m", 2 if tall else 1)
+    warps = (8 if 64 < dim <= 128 else 4) if size == 2 else 4 if dim <= 128 else 2
+    warps = _given(c, "warps", min(warps, _up(rows, 16 * m)))
+    most = (64 if dim <= 128 else 32) if size == 2 else 32 if dim <= 64 else 16
+    keys = _given(c, "keys", min(most, _up(keys, 16) * 16))
+    block = _given(c, "block", 32 * warps)
+    row = (_up(dim, 16) * 16 + 16 // size) * size
+    shared = 4 * keys * row + (16 * m * warps * row if size == 4 else 0)
+    return Launch((_up(rows, 16 * m * warps), kv_heads, batch), block, shared)
+
+
 def _strided(c: Constants) -> Launch:
     return _flat(c, math.prod(_number(c, f"n{i}") for i in range(4)))
 
@@ -303,7 +323,19 @@ def _reduce(c: Constants) -> Launch:
 
 _NORM = {"seq": 0, "bias": 0, "residual": 0, "sum": 0}
 _BLOCKS = {"halves": 0, "offsets": 0}
-_DERIVED = ("warps", "block", "v", "pitch", "columns", "groups", "out", "chunks", "splits")
+_DERIVED = (
+    "warps",
+    "block",
+    "v",
+    "pitch",
+    "columns",
+    "groups",
+    "out",
+    "chunks",
+    "splits",
+    "m",
+    "keys",
+)
 
 TEMPLATES: dict[str, Template] = {
     "rms_norm": Template(
@@ -356,6 +388,18 @@ TEMPLATES: dict[str, Template] = {
         _matvec,
     ),
     "dequantize": Template(("w", "y"), ("t", "n", "k", "bits"), _BLOCKS, _dequantize),
+    "attention": Template(
+        ("qkv", "bias", "lengths", "out"),
+        ("t", "batch", "seq", "heads", "kv_heads", "dim"),
+        {"bias": 0, "causal": 0, "window": 0},
+        lambda c: _prefill(c, _number(c, "seq")),
+    ),
+    "attention_cached": Template(
+        ("q", "cache", "lengths", "past", "pages", "out"),
+        ("t", "batch", "seq", "heads", "kv_heads", "dim", "table", "page_stride"),
+        {"window": 0},
+        lambda c: _prefill(c, _number(c, "table") * PAGE),
+    ),
     "attention_decode": Template(
         ("q", "cache", "lengths", "past", "pages", "partial", "stats", "out"),
         ("t", "batch", "seq", "heads", "kv_heads", "dim", "table", "page_stride"),

@@ -41,6 +41,14 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
             {**MATRIX, "bits": 8, "out": DType.F32},
         ],
         "dequantize": [{"n": 576, "k": 1536, "bits": 4}],
+        "attention": [
+            {"batch": 8, "seq": 128, "heads": 12, "kv_heads": 12, "dim": 32, "bias": 1},
+            {"batch": 64, "seq": 256, "heads": 12, "kv_heads": 12, "dim": 64, "bias": 1},
+        ],
+        "attention_cached": [
+            {**DECODER, **CACHE, "batch": 1, "seq": 16},
+            {**LLAMA, "seq": 512, "window": 1024},
+        ],
         "attention_decode": [
             {"batch": 4, "seq": 1, **DECODER, **CACHE},
             {**LLAMA, "window": 1024, "splits": 1},

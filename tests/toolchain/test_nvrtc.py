@@ -38,6 +38,16 @@ def test_every_kernel_compiles_alone(one: Instance) -> None:
     assert one.name.encode() in nvrtc.compile(unit([one]), "compute_80", sources())
 
 
+@pytest.mark.parametrize("t", [DType.F32, DType.F16, DType.BF16], ids=str)
+def test_launches_are_within_what_every_architecture_has(t: DType) -> None:
+    for one in every(t):
+        assert one.launch.block % 32 == 0
+        assert 32 <= one.launch.block <= 1024
+        assert one.launch.shared <= 99 << 10, one.name
+        assert min(one.launch.grid) >= 1
+        assert max(one.launch.grid[1:]) < 1 << 16
+
+
 def test_every_kernel_has_instances_and_says_what_it_takes() -> None:
     assert set(TEMPLATES) == {f.stem for f in KERNELS.glob("*.cu")} == set(sets(DType.F16))
     for one in every(DType.F16):

@@ -37,7 +37,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     constexpr bool TENSOR = sizeof(RLX_T) == 2 && RLX_DIM % 16 == 0;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, batch = blockIdx.z;
     const int head = blockIdx.y / TILES, tile = blockIdx.y % TILES * 16;
-    const Visible<GROUP, RLX_WINDOW> sees = {past[batch], lengths[batch], tile};
+    const Visible<GROUP, true, RLX_WINDOW> sees = {past[batch], lengths[batch], tile};
     if (tile / GROUP >= sees.length) return;
 
     const int begin = sees.low(0) / RLX_PAGE;

@@ -1,26 +1,11 @@
 /* One warp of decode attention: up to 16 query rows that share a head of keys against its pages.
  *
- * A query row is a token and a head of the group: row r is token r / GROUP, head r % GROUP. Both
- * ways leave the same behind: for each row the maximum, the divisor and the weighted values. */
+ * Both ways leave the same behind: for each row the maximum, the divisor and the weighted values. */
 #ifndef RLX_DECODE_CUH
 #define RLX_DECODE_CUH
 
 #include "softmax.cuh"
-
-/* The keys that a row of a tile sees are [low, high); a row that stands for nothing sees none. */
-template <int GROUP, int WINDOW> struct Visible {
-    int past, length; /* of the sequence; `length` new tokens */
-    int tile;         /* its first row */
-
-    RLX_MEMBER int high(int row) const {
-        const int token = (tile + row) / GROUP;
-        return token < length ? past + token + 1 : 0;
-    }
-    RLX_MEMBER int low(int row) const {
-        return WINDOW ? max(0, past + (tile + row) / GROUP + 1 - WINDOW) : 0;
-    }
-    RLX_MEMBER int end() const { return past + length; } /* no key is there from here on */
-};
+#include "visible.cuh"
 
 /* By tensor cores: keys as the 8 columns of B, then weights as A and values as B. Keys and values go
  * from memory to registers, 16 bytes a lane: the order of dimensions in a product of queries and keys

@@ -77,4 +77,30 @@ template <> __device__ __forceinline__ unsigned pack<__nv_bfloat16>(float x, flo
     return bits_of(__floats2bfloat162_rn(x, y));
 }
 
+/* Two neighbouring numbers of a row of N from an even place on; what lies behind the row is 0 when
+ * read, and not written. */
+template <int N, class T> RLX_DEVICE float2 read_pair(const T *row, int i) {
+    float x[2] = {0, 0};
+    if constexpr (N % 2 == 0) {
+        if (i < N) load<2>(row + i, x);
+    } else {
+        if (i < N) x[0] = to_float(row[i]);
+        if (i + 1 < N) x[1] = to_float(row[i + 1]);
+    }
+    return {x[0], x[1]};
+}
+template <int N> RLX_DEVICE void add_pair(const float *row, int i, float2 &x) {
+    const float2 y = read_pair<N>(row, i);
+    x.x += y.x, x.y += y.y;
+}
+template <int N, class T> RLX_DEVICE void write_pair(T *row, int i, float2 x) {
+    const float both[2] = {x.x, x.y};
+    if constexpr (N % 2 == 0) {
+        if (i < N) store<2>(row + i, both);
+    } else {
+        if (i < N) row[i] = from_float<T>(x.x);
+        if (i + 1 < N) row[i + 1] = from_float<T>(x.y);
+    }
+}
+
 #endif
