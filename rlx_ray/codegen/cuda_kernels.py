@@ -312,6 +312,11 @@ def _prefill(c: Constants, keys: int) -> Launch:
     return Launch((_up(rows, 16 * m * warps), kv_heads, batch), block, shared)
 
 
+def _sample(c: Constants) -> Launch:
+    launch = _argmax(c)
+    return Launch(launch.grid, launch.block, 4 * (2048 + 64))
+
+
 def _strided(c: Constants) -> Launch:
     return _flat(c, math.prod(_number(c, f"n{i}") for i in range(4)))
 
@@ -377,7 +382,16 @@ TEMPLATES: dict[str, Template] = {
         _rope,
     ),
     "pool": Template(("x", "lengths", "y"), ("t", "batch", "seq", "n", "pool"), {"l2": 0}, _pool),
-    "argmax": Template(("x", "y"), ("t", "rows", "n"), {}, _argmax),
+    "argmax": Template(("x", "lengths", "y"), ("t", "rows", "n"), {}, _argmax),
+    "sample": Template(
+        (
+            *("x", "temperature", "top_k", "top_p", "min_p"),
+            *("seed", "step", "lengths", "y"),
+        ),
+        ("t", "rows", "n"),
+        {},
+        _sample,
+    ),
     "matvec": Template(
         ("x", "gain", "w", "bias", "residual", "y"),
         ("t", "rows", "n", "k"),

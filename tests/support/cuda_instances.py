@@ -54,6 +54,7 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
             {**LLAMA, "window": 1024, "splits": 1},
         ],
         "attention_combine": [{"batch": 4, "seq": 1, "heads": 9, "dim": 64, "splits": 8}],
+        "sample": [{"rows": 8, "n": 49152}],
         "strided": [{f"{k}{i}": 8 for k in "ns" for i in range(4)}],
         "reduce": [{"outer": 64, "extent": 48, "inner": 1, "reduce": 1}],
         "iota": [{"rows": 256, "period": 128}],

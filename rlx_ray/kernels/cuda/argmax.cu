@@ -7,14 +7,15 @@
  *   }
  *
  * Constants: RLX_T; RLX_ROWS, RLX_N; RLX_BLOCK threads.
- * Arguments: x, y int32 [rows].
+ * Arguments: x, lengths int32 [rows]: rows of length 0 are skipped, null: none; y int32 [rows].
  * Launch: grid ROWS. */
 #include "rlx.cuh"
 
-RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, int *y) {
-    constexpr int V = vector_width<RLX_T>(RLX_N), WARPS = RLX_BLOCK / 32;
+RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, const int *lengths, int *y) {
+    constexpr int V = vector_width<RLX_T>(RLX_N);
     __shared__ float values[32];
     __shared__ int places[32];
+    if (lengths && lengths[blockIdx.x] == 0) return;
     const RLX_T *own = x + (long)blockIdx.x * RLX_N;
     float best = -RLX_INFINITY;
     int place = RLX_N;
@@ -26,13 +27,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, int *y) {
         for (int j = 0; j < V; j++)
             if (v[j] > best) best = v[j], place = i + j;
     }
-    warp_argmax(best, place);
-    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = best, places[threadIdx.x / 32] = place;
-    __syncthreads();
-    if (threadIdx.x >= 32) return;
-    best = threadIdx.x < WARPS ? values[threadIdx.x] : -RLX_INFINITY;
-    place = threadIdx.x < WARPS ? places[threadIdx.x] : RLX_N;
-    warp_argmax(best, place);
+    block_argmax<RLX_BLOCK / 32>(best, place, values, places);
     if (threadIdx.x == 0) y[blockIdx.x] = place < RLX_N ? place : 0;
 }
 

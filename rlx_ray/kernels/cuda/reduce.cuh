@@ -42,4 +42,17 @@ template <int WARPS> RLX_DEVICE float block_max(float x, float *part) {
     return warp_max(part[threadIdx.x % 32 < WARPS ? threadIdx.x % 32 : 0]);
 }
 
+/* The same over a block; `values` and `places` are WARPS numbers of shared memory each. */
+template <int WARPS>
+RLX_DEVICE void block_argmax(float &best, int &place, float *values, int *places) {
+    warp_argmax(best, place);
+    if constexpr (WARPS == 1) return;
+    const int lane = threadIdx.x % 32;
+    if (lane == 0) values[threadIdx.x / 32] = best, places[threadIdx.x / 32] = place;
+    __syncthreads();
+    best = values[lane < WARPS ? lane : 0], place = places[lane < WARPS ? lane : 0];
+    warp_argmax(best, place);
+    __syncthreads();
+}
+
 #endif

@@ -57,6 +57,11 @@ template <class T> static inline T __ldg(const T *p) { return *p; }
 static inline int atomicAdd(int *p, int v) { return (*p += v) - v; }
 static inline unsigned atomicAdd(unsigned *p, unsigned v) { return (*p += v) - v; }
 static inline float atomicAdd(float *p, float v) { const float old = *p; *p += v; return old; }
+static inline int atomicMax(int *p, int v) {
+    const int old = *p;
+    *p = old > v ? old : v;
+    return old;
+}
 static inline void __threadfence() {}
 
 /* Bits and numbers -------------------------------------------------------------------------- */
