@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.cuda_kernels import Operand, instance
+from rlx_ray.codegen.cuda_kernels import instance
+from rlx_ray.codegen.cuda_launch import Operand
 from rlx_ray.dtype import DType
 from tests.support.cuda_emulator import NUMPY, Unit
 from tests.support.cuda_oracle import IDS, TYPES, check, empty, floats, values, wide

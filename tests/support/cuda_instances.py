@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlx_ray.codegen.cuda_kernels import TEMPLATES, Instance, Operand, Value, instance
+from rlx_ray.codegen.cuda_kernels import TEMPLATES, Instance, instance
+from rlx_ray.codegen.cuda_launch import Operand, Value
 from rlx_ray.dtype import DType
 
 ROWS: dict[str, Value] = {"rows": 256, "n": 384, "seq": 128}
@@ -42,15 +43,12 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
         ],
         "dequantize": [{"n": 576, "k": 1536, "bits": 4}],
         "attention": [
-            {"batch": 8, "seq": 128, "heads": 12, "kv_heads": 12, "dim": 32, "bias": 1},
             {"batch": 64, "seq": 256, "heads": 12, "kv_heads": 12, "dim": 64, "bias": 1},
         ],
         "attention_cached": [
-            {**DECODER, **CACHE, "batch": 1, "seq": 16},
             {**LLAMA, "seq": 512, "window": 1024},
         ],
         "attention_decode": [
-            {"batch": 4, "seq": 1, **DECODER, **CACHE},
             {**LLAMA, "window": 1024, "splits": 1},
         ],
         "attention_combine": [{"batch": 4, "seq": 1, "heads": 9, "dim": 64, "splits": 8}],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -18,19 +20,27 @@ ALL = [one for t in (DType.F32, DType.F16, DType.BF16) for one in every(t)]
 SMALL = instance("rms_norm", "small", t=DType.F16, rows=4, n=64, eps=1e-5)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _nvrtc() -> None:
     needs(nvrtc.installed_version(), "NVRTC is missing: pip install 'rlx_ray[cuda13]'")
 
 
+@pytest.fixture(scope="module")
+def built() -> dict[str, bytes]:
+    """One unit of all kernels for each architecture, as many at a time as there are processors."""
+    text, headers = unit(ALL), sources()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(lambda arch: nvrtc.compile(text, arch, headers), ARCHITECTURES)
+        return dict(zip(ARCHITECTURES, made, strict=True))
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_kernel_compiles_for_every_architecture(arch: str) -> None:
-    made = nvrtc.compile(unit(ALL), arch, sources())
+def test_every_kernel_compiles_for_every_architecture(built: dict[str, bytes], arch: str) -> None:
     for one in ALL:
-        assert one.name.encode() in made
-    assert made.startswith(b"//" if arch == "compute_80" else b"\x7fELF")
-    assert b"site-packages" not in made
-    assert b"unit.cu" not in made
+        assert one.name.encode() in built[arch]
+    assert built[arch].startswith(b"//" if arch == "compute_80" else b"\x7fELF")
+    assert b"site-packages" not in built[arch]
+    assert b"unit.cu" not in built[arch]
 
 
 @pytest.mark.parametrize("one", every(DType.F16), ids=lambda one: one.name)
@@ -105,5 +115,13 @@ def test_constants_are_checked_when_an_instance_is_made() -> None:
         instance("rms_nrm", "k")
     with pytest.raises(CompileError, match="needs the constants rows, eps"):
         instance("rms_norm", "k", t=DType.F16, n=64)
+    with pytest.raises(CompileError, match="no constant 'keys'"):
+        instance("rms_norm", "k", t=DType.F16, rows=1, n=64, eps=1e-5, keys=16)
     with pytest.raises(CompileError, match=r"no constant 'residul'.*'residual'"):
         instance("rms_norm", "k", t=DType.F16, rows=1, n=64, eps=1e-5, residul=1)
+
+
+def test_constants_that_do_not_go_together_are_refused_with_the_reason() -> None:
+    wrong = instance("matvec", "wrong", t=DType.F16, rows=1, n=64, k=72, bits=4)
+    with pytest.raises(CompileError, match=r"kernel 'wrong'(?s:.*)K is not whole blocks"):
+        nvrtc.compile(unit([wrong]), "sm_80", sources())

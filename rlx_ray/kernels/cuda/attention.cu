@@ -30,6 +30,9 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     RLX_NAME(const RLX_T *qkv, const float *bias, const int *lengths, RLX_T *out) {
     constexpr int GROUP = RLX_HEADS / RLX_KV_HEADS, ROWS = 16 * RLX_M * RLX_WARPS;
     constexpr int PITCH = (RLX_HEADS + 2 * RLX_KV_HEADS) * RLX_DIM;
+    static_assert(RLX_HEADS % RLX_KV_HEADS == 0, "heads of keys do not divide the heads");
+    static_assert(RLX_CAUSAL || RLX_WINDOW == 0, "a window without CAUSAL");
+    static_assert(RLX_KEYS % 16 == 0 && RLX_BLOCK == 32 * RLX_WARPS, "tiles of 16, whole warps");
     const int batch = blockIdx.z, head = blockIdx.y;
     /* The tiles with most keys to see begin first. */
     const int tile = (RLX_CAUSAL ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * ROWS;

@@ -22,6 +22,8 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     RLX_NAME(const RLX_T *q, const RLX_T *cache, const int *lengths, const int *past,
              const int *pages, RLX_T *out) {
     constexpr int GROUP = RLX_HEADS / RLX_KV_HEADS, ROWS = 16 * RLX_M * RLX_WARPS;
+    static_assert(RLX_HEADS % RLX_KV_HEADS == 0, "heads of keys do not divide the heads");
+    static_assert(RLX_KEYS % 16 == 0 && RLX_BLOCK == 32 * RLX_WARPS, "tiles of 16, whole warps");
     const int batch = blockIdx.z, head = blockIdx.y;
     const int tile = (gridDim.x - 1 - blockIdx.x) * ROWS; /* those with most keys begin first */
     const Visible<GROUP, true, RLX_WINDOW> sees = {past[batch], min(lengths[batch], RLX_SEQ), tile};

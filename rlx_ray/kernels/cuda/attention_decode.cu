@@ -35,6 +35,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     constexpr int GROUP = RLX_HEADS / RLX_KV_HEADS, ALL = RLX_SEQ * GROUP, TILES = ceil_div(ALL, 16);
     constexpr int ROWS = ALL < 16 ? ALL : 16;
     constexpr bool TENSOR = sizeof(RLX_T) == 2 && RLX_DIM % 16 == 0;
+    static_assert(RLX_HEADS % RLX_KV_HEADS == 0, "heads of keys do not divide the heads");
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, batch = blockIdx.z;
     const int head = blockIdx.y / TILES, tile = blockIdx.y % TILES * 16;
     const Visible<GROUP, true, RLX_WINDOW> sees = {past[batch], lengths[batch], tile};

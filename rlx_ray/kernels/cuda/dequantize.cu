@@ -13,6 +13,7 @@
 RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const unsigned char *w, RLX_T *y) {
     constexpr int LONG = ceil_div(RLX_K, 64);
     typedef BlockChunk<RLX_BITS, RLX_HALVES, RLX_OFFSETS> Chunk;
+    static_assert(RLX_K % 32 == 0, "K is not whole blocks");
     const int at = blockIdx.x * (RLX_BLOCK / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (at >= ceil_div(RLX_N, 16) * LONG) return;
     Chunk own;

@@ -21,6 +21,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     RLX_NAME(const RLX_T *x, const RLX_T *residual, const float *bias, const float *gain,
              const float *shift, const int *lengths, RLX_T *sum, RLX_T *y) {
     typedef NormRow<RLX_T, RLX_N, RLX_WARPS> Row;
+    static_assert(RLX_WARPS == 1 || RLX_BLOCK == 32 * RLX_WARPS, "barriers are the block's");
     __shared__ float part[2][32];
     const int row = blockIdx.x * (RLX_BLOCK / Row::LANES) + threadIdx.x / Row::LANES;
     if (row >= RLX_ROWS || is_padding<RLX_SEQ>(lengths, row)) return;

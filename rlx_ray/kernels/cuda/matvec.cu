@@ -32,6 +32,10 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     typedef WarpSums<RLX_T, RLX_ROWS> Sums;
     typedef WeightChunk<RLX_T, RLX_N * GATES, RLX_K, RLX_BITS, RLX_HALVES, RLX_OFFSETS> Chunk;
     constexpr int PART = Sums::TILES * 8 * 20;
+    static_assert(RLX_ROWS <= 32, "more than 32 rows");
+    static_assert(RLX_BITS == 0 || RLX_K % 32 == 0, "K is not whole blocks");
+    static_assert(!RLX_GATED || RLX_N % 16 == 0, "gates and ups must not share a tile");
+    static_assert(RLX_BLOCK == 32 * RLX_WARPS, "BLOCK is 32 WARPS");
     float *parts = reinterpret_cast<float *>(dynamic_shared());
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = blockIdx.x;
 

@@ -23,9 +23,10 @@
  * attempt less than 1 - top_p. */
 #include "sample.cuh"
 
-RLX_KERNEL __launch_bounds__(RLX_BLOCK)
+RLX_KERNEL __launch_bounds__(RLX_BLOCK, 1)
     RLX_NAME(const RLX_T *x, const float *temperature, const int *top_k, const float *top_p,
              const float *min_p, const uint2 *seed, const int *step, const int *lengths, int *y) {
+    static_assert(RLX_N <= 1 << 22, "more scores than two digits count");
     constexpr int WARPS = RLX_BLOCK / 32;
     __shared__ float part[32];
     __shared__ Cut drawn;

@@ -109,6 +109,7 @@ template <class T, int N, int BLOCK> struct SampleRow {
         const unsigned least = at_least(wanted);
         unsigned known = 0, mask = 0;
         int there = 0;
+#pragma unroll 1
         for (int shift = 21; shift >= 0; shift = shift == 21 ? 10 : shift - 10) {
             const unsigned width = shift ? 2047 : 1023;
             clear();
@@ -121,6 +122,7 @@ template <class T, int N, int BLOCK> struct SampleRow {
         }
         if (wanted == there) return {known, N};
         int index = 0, of = 0;
+#pragma unroll 1
         for (int shift = 11; shift >= 0; shift -= 11) { /* from the least index up: digits reversed */
             clear();
             each([&](float v, int i) {

@@ -19,6 +19,7 @@
 
 RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, RLX_T *y) {
     constexpr int LANES = 32 * RLX_WARPS, V = vector_width<RLX_T>(RLX_N);
+    static_assert(RLX_WARPS == 1 || RLX_BLOCK == LANES, "barriers are the block's");
     __shared__ float part[2][32];
     const int row = blockIdx.x * (RLX_BLOCK / LANES) + threadIdx.x / LANES;
     const int lane = threadIdx.x % LANES;
