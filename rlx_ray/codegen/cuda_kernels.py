@@ -177,12 +177,18 @@ TEMPLATES: dict[str, Template] = {
         {},
         launch.attention_combine,
     ),
+    "attention_step": _template(
+        "qkv bias turns q_gain k_gain lengths past pages cache partial stats tickets out",
+        "t batch heads kv_heads dim table page_stride positions",
+        {"bias": 0, "gains": 0, "eps": 0.0, "window": 0},
+        launch.attention_step,
+    ),
     "matvec": _template(
-        "x gain w bias residual y",
+        "x gain shift w bias residual kept y",
         "t rows n k",
         {
-            **{"bits": 0, **_BLOCKS, "norm": 0, "eps": 0.0},
-            **{"bias": 0, "residual": 0, "gated": 0, "act": "vsilu"},
+            **{"bits": 0, **_BLOCKS, "norm": 0, "eps": 0.0, "keep": 0},
+            **{"bias": 0, "residual": 0, "gated": 0},
         },
         launch.matvec,
     ),

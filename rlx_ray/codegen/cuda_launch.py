@@ -159,6 +159,7 @@ def matvec(c: Constants) -> Launch:
     """Warps enough that a block has all its weights under way, or much of them."""
     n, k, gates = _number(c, "n"), _number(c, "k"), 1 + _number(c, "gated")
     c.setdefault("out", c["t"])
+    c.setdefault("act", "vsilu" if c["gated"] else "vsame")
     long = _up(k, 64)
     plain = 1 if _number(c, "bits") else _size(c) // 2 or 1
     own = _given(c, "chunks", min(max(1, 4 // gates // plain), long))
@@ -188,11 +189,20 @@ def attention_decode(c: Constants) -> Launch:
     return Launch((splits, across, batch), block, 4 * warps * min(16, rows) * (dim + 2))
 
 
+def attention_step(c: Constants) -> Launch:
+    """As decoding of one token, with the turned queries in shared memory too."""
+    like = attention_decode({**c, "seq": 1})
+    c.setdefault("splits", like.grid[0])
+    c.setdefault("warps", like.block // 32)
+    c.setdefault("block", like.block)
+    rows = min(16, _number(c, "heads") // _number(c, "kv_heads"))
+    queries = rows * _number(c, "dim") * _size(c)
+    return Launch(like.grid, like.block, _up(like.shared, 16) * 16 + queries)
+
+
 def attention_combine(c: Constants) -> Launch:
-    """A warp for each row and head."""
-    block = _given(c, "block", 128)
-    rows = math.prod(_number(c, name) for name in ("batch", "seq", "heads"))
-    return Launch((_up(rows, block // 32), 1, 1), block)
+    """A thread for each number."""
+    return _flat(c, math.prod(_number(c, name) for name in ("batch", "seq", "heads", "dim")))
 
 
 def attention(c: Constants) -> Launch:

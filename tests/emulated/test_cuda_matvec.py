@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,8 @@ INSTANCES = [
         for kind, k, how in (
             ("plain_odd", 77, {}),
             ("norm", 200, {"norm": 1, "eps": EPS, "bias": 1, "residual": 1}),
+            ("layer", 200, {"norm": 2, "eps": EPS, "keep": 1, "bias": 1, "act": "vgelu"}),
+            ("layer_odd", 77, {"norm": 2, "eps": EPS, "residual": 1}),
             ("gated", 96, {"norm": 1, "eps": EPS, "gated": 1, "bits": 4, "offsets": 1}),
             ("wide_out", 128, {"bits": 8, "out": DType.F32}),
         )
@@ -117,10 +121,11 @@ def test_plain_weights_of_an_odd_depth(kernels: Unit, t: DType) -> None:
     check(got, wide(x) @ wide(w).T, t)
 
 
-def normed(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
+def normed(x: np.ndarray, gain: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
     """The norm, rounded to the type of x as the norm's own kernel would."""
-    y = wide(x) / np.sqrt((wide(x) ** 2).mean(1, keepdims=True) + EPS) * wide(gain)
-    return wide(y.astype(x.dtype))
+    d = wide(x) if shift is None else wide(x) - wide(x).mean(1, keepdims=True)
+    y = d / np.sqrt((d * d).mean(1, keepdims=True) + EPS) * wide(gain)
+    return wide((y if shift is None else y + shift).astype(x.dtype))
 
 
 @each_type
@@ -134,6 +139,25 @@ def test_a_norm_before_and_a_residual_behind(kernels: Unit, t: DType) -> None:
     check(got, normed(x, gain) @ wide(w).T + bias + wide(residual), t)
     again = kernels.run(f"norm_{t}", **given, alias={"y": "residual"})["y"]
     assert again.tobytes() == got.tobytes()
+
+
+@each_type
+def test_a_layer_norm_before_that_is_kept_and_an_activation_behind(kernels: Unit, t) -> None:
+    rng = np.random.default_rng(8)
+    w, x = values(rng, (32, 200), t), values(rng, (2, 200), t) + NUMPY[t].type(2)
+    gain, shift, bias = floats(rng, 200), floats(rng, 200), floats(rng, 32)
+    given = {"x": x, "gain": gain, "shift": shift, "w": w, "bias": bias}
+    kept, y = empty((2, 200), t), empty((2, 32), t)
+    got = kernels.run(f"layer_{t}", **given, kept=kept, y=y)
+    rows = normed(x, gain, shift)
+    check(got["kept"], rows, t)
+    sums = rows @ wide(w).T + bias
+    check(got["y"], 0.5 * sums * (1 + np.vectorize(math.erf)(sums / math.sqrt(2))), t)
+
+    w, x, residual = values(rng, (32, 77), t), values(rng, (2, 77), t), values(rng, (2, 32), t)
+    given = {"x": x, "gain": gain, "shift": shift, "w": w, "residual": residual}
+    got = kernels.run(f"layer_odd_{t}", **given, y=y)["y"]
+    check(got, normed(x, gain[:77], shift[:77]) @ wide(w).T + wide(residual), t)
 
 
 @each_type

@@ -35,7 +35,11 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
         ],
         "pool": [{"batch": 8, "seq": 128, "n": 384, "pool": 0, "l2": 1, "out": DType.F32}],
         "argmax": [{"rows": 8, "n": 49152}],
+        "attention_step": [
+            {"batch": 1, **DECODER, **CACHE, "positions": 2048, "bias": 1, "gains": 1},
+        ],
         "matvec": [
+            {**MATRIX, "norm": 2, "eps": 1e-5, "keep": 1, "bias": 1, "act": "vgelu"},
             {**MATRIX, "norm": 1, "eps": 1e-5, "gated": 1},
             {**MATRIX, "bits": 4, "offsets": 1, "residual": 1},
             {**MATRIX, "bits": 6, "halves": 1},

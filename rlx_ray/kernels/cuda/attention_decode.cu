@@ -32,56 +32,35 @@
 RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     RLX_NAME(const RLX_T *q, const RLX_T *cache, const int *lengths, const int *past,
              const int *pages, float *partial, float *stats, RLX_T *out) {
+    static_assert(RLX_HEADS % RLX_KV_HEADS == 0, "heads of keys do not divide the heads");
     constexpr int GROUP = RLX_HEADS / RLX_KV_HEADS, ALL = RLX_SEQ * GROUP, TILES = ceil_div(ALL, 16);
     constexpr int ROWS = ALL < 16 ? ALL : 16;
-    constexpr bool TENSOR = sizeof(RLX_T) == 2 && RLX_DIM % 16 == 0;
-    static_assert(RLX_HEADS % RLX_KV_HEADS == 0, "heads of keys do not divide the heads");
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, batch = blockIdx.z;
-    const int head = blockIdx.y / TILES, tile = blockIdx.y % TILES * 16;
+    const int batch = blockIdx.z, head = blockIdx.y / TILES, tile = blockIdx.y % TILES * 16;
     const Visible<GROUP, true, RLX_WINDOW> sees = {past[batch], lengths[batch], tile};
-    if (tile / GROUP >= sees.length) return;
-
-    const int begin = sees.low(0) / RLX_PAGE;
-    const int end = min(ceil_div(sees.end(), RLX_PAGE), RLX_TABLE);
-    const int each = max(ceil_div(end - begin, RLX_SPLITS), RLX_WARPS);
-    const int from = begin + blockIdx.x * each, to = min(from + each, end);
-    const int *table = pages + batch * RLX_TABLE;
-    /* The token row and head of row r of the tile, as one number. */
+    if (sees.token(0) >= sees.length) return;
+    /* Row r of the tile in all rows and heads. */
     auto place = [&](int r) {
-        return (batch * RLX_SEQ + (tile + r) / GROUP) * RLX_HEADS + head * GROUP + (tile + r) % GROUP;
+        const int of = head * GROUP + (tile + r) % GROUP;
+        return ((long)batch * RLX_SEQ + sees.token(r)) * RLX_HEADS + of;
     };
 
-    DecodeWarp<RLX_T, RLX_DIM, ROWS, TENSOR> own;
-    own.read_queries([&](int r) { return sees.high(r) ? q + (long)place(r) * RLX_DIM : (RLX_T *)0; },
-                     lane);
-    constexpr float SCALE = 1.44269504f; /* log2(e) */
-    for (int at = from + warp; at < to; at += RLX_WARPS) {
-        const int page = table[at];
-        if (page < 0) continue;
-        const RLX_T *keys = cache + (long)page * RLX_PAGE_STRIDE + head * 2 * RLX_PAGE * RLX_DIM;
-        own.page(keys, keys + RLX_PAGE * RLX_DIM, at * RLX_PAGE, SCALE * rsqrtf(RLX_DIM), sees, lane);
-    }
-
-    float *mosts = reinterpret_cast<float *>(dynamic_shared()), *totals = mosts + RLX_WARPS * ROWS;
-    float *sums = totals + RLX_WARPS * ROWS;
-    own.write(mosts + warp * ROWS, totals + warp * ROWS, sums + warp * ROWS * RLX_DIM, lane);
-    __syncthreads();
+    int from, to;
+    share_pages<RLX_SPLITS, RLX_WARPS>(blockIdx.x, sees.low(0) / RLX_PAGE,
+                                       min(ceil_div(sees.end(), RLX_PAGE), RLX_TABLE), from, to);
+    DecodeBlock<RLX_T, RLX_DIM, ROWS, RLX_WARPS> own(reinterpret_cast<float *>(dynamic_shared()));
+    own.pages(sees, cache + head * 2 * RLX_PAGE * RLX_DIM, RLX_PAGE_STRIDE, pages + batch * RLX_TABLE,
+              from, to, [&](int r) { return sees.high(r) ? q + place(r) * RLX_DIM : (RLX_T *)0; });
     for (int i = threadIdx.x; i < ROWS * RLX_DIM; i += RLX_BLOCK) {
         const int row = i / RLX_DIM, d = i % RLX_DIM;
         if (!sees.high(row)) continue;
-        float most = -RLX_INFINITY, total = 0, sum = 0;
-        for (int w = 0; w < RLX_WARPS; w++) most = fmaxf(most, mosts[w * ROWS + row]);
-        for (int w = 0; w < RLX_WARPS; w++) {
-            const float share = correction(mosts[w * ROWS + row], most);
-            total += share * totals[w * ROWS + row];
-            sum += share > 0 ? share * sums[w * ROWS * RLX_DIM + i] : 0.0f;
-        }
-        const long at = place(row), part = at * RLX_SPLITS + blockIdx.x;
+        float most, total, sum;
+        own.merge(row, d, most, total, sum);
+        const long part = place(row) * RLX_SPLITS + blockIdx.x;
         if constexpr (RLX_SPLITS > 1) {
             partial[part * RLX_DIM + d] = sum;
             if (d == 0) stats[part * 2] = most, stats[part * 2 + 1] = total;
         } else {
-            out[at * RLX_DIM + d] = from_float<RLX_T>(total > 0 ? sum / total : 0.0f);
+            out[part * RLX_DIM + d] = from_float<RLX_T>(total > 0 ? sum / total : 0.0f);
         }
     }
 }

@@ -20,8 +20,8 @@ template <class T, int DIM, int ROWS, bool TENSOR> struct DecodeWarp {
     /* The four words that lane t = lane % 4 has of a row: for the steps 2 c and 2 c + 1. */
     RLX_MEMBER static void row_words(const T *row, int t, unsigned (&w)[DIM / 8]) {
 #pragma unroll
-        for (int c = 0; c < DIM / 32; c++) read_words<4>(w + 4 * c, row + c * 32 + t * 8);
-        if constexpr (DIM % 32) read_words<2>(w + DIM / 8 - 2, row + DIM / 32 * 32 + t * 4);
+        for (int c = 0; c < DIM / 32; c++) copy_words<4>(w + 4 * c, row + c * 32 + t * 8);
+        if constexpr (DIM % 32) copy_words<2>(w + DIM / 8 - 2, row + DIM / 32 * 32 + t * 4);
     }
 
     /* `at(r)` is row r's query, or null for none. */
@@ -40,10 +40,10 @@ template <class T, int DIM, int ROWS, bool TENSOR> struct DecodeWarp {
     /* The words of a token's values that lane g = lane / 4 has: dimensions as `dimension` says. */
     RLX_MEMBER static void value_words(const T *row, int g, unsigned (&w)[WORDS]) {
 #pragma unroll
-        for (int i = 0; i < DIM / 64; i++) read_words<4>(w + 4 * i, row + i * 64 + g * 8);
+        for (int i = 0; i < DIM / 64; i++) copy_words<4>(w + 4 * i, row + i * 64 + g * 8);
 #pragma unroll
         for (int i = 0; i < REST / 2; i++)
-            read_words<1>(w + DIM / 64 * 4 + i, row + DIM / 64 * 64 + g * REST + 2 * i);
+            copy_words<1>(w + DIM / 64 * 4 + i, row + DIM / 64 * 64 + g * REST + 2 * i);
     }
     /* The dimension that column n of tile e of the result stands for. */
     RLX_MEMBER static int dimension(int e, int n) {
@@ -203,5 +203,53 @@ template <class T, int DIM, int ROWS> struct DecodeWarp<T, DIM, ROWS, false> {
         }
     }
 };
+
+/* One block of decode attention: query rows that share a head of keys, and a part of its pages. */
+template <class T, int DIM, int ROWS, int WARPS> struct DecodeBlock {
+    static constexpr bool TENSOR = sizeof(T) == 2 && DIM % 16 == 0;
+    /* Shared memory: mosts [WARPS][ROWS], totals [WARPS][ROWS], sums [WARPS][ROWS][DIM]. */
+    float *mosts, *totals, *sums;
+
+    RLX_MEMBER explicit DecodeBlock(float *shared)
+        : mosts(shared), totals(mosts + WARPS * ROWS), sums(totals + WARPS * ROWS) {}
+
+    /* Pages [from, to) of a sequence's table; `cache` is the head's part of page 0, `at(r)` row r's
+     * query or null. */
+    template <class Sees, class At>
+    RLX_MEMBER void pages(const Sees &sees, const T *cache, long stride, const int *table, int from,
+                          int to, At at) {
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const float scale = 1.44269504f * rsqrtf(DIM); /* log2(e): weights are powers of two */
+        DecodeWarp<T, DIM, ROWS, TENSOR> own;
+        own.read_queries(at, lane);
+        for (int i = from + warp; i < to; i += WARPS) {
+            const int page = table[i];
+            if (page < 0) continue;
+            const T *keys = cache + page * stride;
+            own.page(keys, keys + RLX_PAGE * DIM, i * RLX_PAGE, scale, sees, lane);
+        }
+        own.write(mosts + warp * ROWS, totals + warp * ROWS, sums + warp * ROWS * DIM, lane);
+        __syncthreads();
+    }
+
+    /* What the warps found of a row, at one dimension. */
+    RLX_MEMBER void merge(int row, int d, float &most, float &total, float &sum) const {
+        most = -RLX_INFINITY, total = sum = 0;
+        for (int w = 0; w < WARPS; w++) most = fmaxf(most, mosts[w * ROWS + row]);
+        for (int w = 0; w < WARPS; w++) {
+            const float share = correction(mosts[w * ROWS + row], most);
+            total += share * totals[w * ROWS + row];
+            sum += share > 0 ? share * sums[(w * ROWS + row) * DIM + d] : 0.0f;
+        }
+    }
+};
+
+/* The pages that split `split` of SPLITS has of a sequence's [begin, end): equal parts, but at least
+ * LEAST pages. */
+template <int SPLITS, int LEAST>
+RLX_DEVICE void share_pages(int split, int begin, int end, int &from, int &to) {
+    const int each = max(ceil_div(end - begin, SPLITS), LEAST);
+    from = begin + split * each, to = min(from + each, end);
+}
 
 #endif

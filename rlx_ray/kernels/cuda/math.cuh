@@ -12,6 +12,7 @@ RLX_DEVICE float verf(float x) { return erff(x); }
 RLX_DEVICE float vtanh(float x) { return tanhf(x); }
 RLX_DEVICE float vsqrt(float x) { return sqrtf(x); }
 RLX_DEVICE float vrsqrt(float x) { return rsqrtf(x); }
+RLX_DEVICE float vsame(float x) { return x; }
 RLX_DEVICE float vrelu(float x) { return fmaxf(x, 0.0f); }
 
 /* x / (1 + exp(-x)). The quick division is within 2 ulp, and 0 where the true one is below 1e-36. */

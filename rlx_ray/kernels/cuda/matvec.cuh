@@ -65,8 +65,8 @@ template <class T, int N, int K> struct WeightChunk<T, N, K, 0, false, false> : 
 
 /* Rows of x as products read them, four terms at a time: where they lie, or, with a norm, normed and
  * rounded in shared memory, zero up to a whole chunk and 32 bytes apart from a multiple of 128, so
- * that lanes of different rows meet different banks. */
-template <class T, int ROWS, int K, bool NORM> struct Terms {
+ * that lanes of different rows meet different banks. NORM is matvec.cu's: none, RMS, layer. */
+template <class T, int ROWS, int K, int NORM> struct Terms {
     static constexpr int WIDE = ceil_div(K, 64) * 64, STRIDE = NORM ? WIDE + 32 / (int)sizeof(T) : K;
     const T *x;
 
@@ -86,32 +86,52 @@ template <class T, int ROWS, int K, bool NORM> struct Terms {
         return v;
     }
 
-    /* By the whole block. `part` is WARPS floats of shared memory for each row. */
-    template <int WARPS>
-    RLX_MEMBER void norm(const T *from, const float *gain, float eps, T *to, float *part) {
-        constexpr int V = vector_width<T>(K), STEP = 32 * WARPS * V;
-        const int lane = threadIdx.x % 32;
+    /* Each row's sum of f(its numbers), f = of(row), over the block: ROWS * WARPS parts in shared
+     * memory, of which mean() makes a row's mean. */
+    template <int WARPS, class Of> RLX_MEMBER void sums(const T *from, float *part, Of of) {
+        constexpr int V = vector_width<T>(K);
         for (int row = 0; row < ROWS; row++) {
+            const auto f = of(row);
             float sum = 0, v[V];
-            for (int k = threadIdx.x * V; k < K; k += STEP) {
+            for (int k = threadIdx.x * V; k < K; k += 32 * WARPS * V) {
                 load<V>(from + (long)row * K + k, v);
 #pragma unroll
-                for (int i = 0; i < V; i++) sum += v[i] * v[i];
+                for (int i = 0; i < V; i++) sum += f(v[i]);
             }
             sum = warp_sum(sum);
-            if (lane == 0) part[row * WARPS + threadIdx.x / 32] = sum;
+            if (threadIdx.x % 32 == 0) part[row * WARPS + threadIdx.x / 32] = sum;
         }
         __syncthreads();
+    }
+    template <int WARPS> RLX_MEMBER static float mean(const float *part, int row) {
+        const int lane = threadIdx.x % 32;
+        return warp_sum(lane < WARPS ? part[row * WARPS + lane] : 0.0f) / K;
+    }
+
+    /* By the whole block: to `to` in shared memory, and to `kept` [ROWS][K] where that is not null. */
+    template <int WARPS>
+    RLX_MEMBER void norm(const T *from, const float *gain, const float *shift, float eps, T *to,
+                         T *kept, float *part) {
+        constexpr int V = vector_width<T>(K);
+        float *squares = part + (NORM == 2) * ROWS * WARPS;
+        const auto middle_of = [&](int row) { return NORM == 2 ? mean<WARPS>(part, row) : 0.0f; };
+        if constexpr (NORM == 2)
+            sums<WARPS>(from, part, [](int) { return [](float x) { return x; }; });
+        sums<WARPS>(from, squares, [&](int row) {
+            const float middle = middle_of(row);
+            return [=](float x) { return (x - middle) * (x - middle); };
+        });
         for (int row = 0; row < ROWS; row++) {
-            const float sum = warp_sum(lane < WARPS ? part[row * WARPS + lane] : 0.0f);
-            const float scale = rsqrtf(sum / K + eps);
-            for (int k = threadIdx.x * V; k < WIDE; k += STEP) {
-                float v[V] = {}, g[V];
+            const float middle = middle_of(row), scale = rsqrtf(mean<WARPS>(squares, row) + eps);
+            for (int k = threadIdx.x * V; k < WIDE; k += 32 * WARPS * V) {
+                float v[V] = {}, g[V], b[V] = {};
                 if (k < K) {
                     load<V>(from + (long)row * K + k, v);
                     load<V>(gain + k, g);
+                    if constexpr (NORM == 2) load<V>(shift + k, b);
 #pragma unroll
-                    for (int i = 0; i < V; i++) v[i] *= scale * g[i];
+                    for (int i = 0; i < V; i++) v[i] = (v[i] - middle) * scale * g[i] + b[i];
+                    if (kept) store<V>(kept + (long)row * K + k, v);
                 }
                 store<V>(to + row * STRIDE + k, v);
             }

@@ -68,6 +68,13 @@ template <class To, class From> RLX_DEVICE To of_bits(From from) {
 }
 template <class From> RLX_DEVICE unsigned bits_of(From from) { return of_bits<unsigned>(from); }
 
+/* COUNT words, at once where they are 2 or 4. */
+template <int COUNT> RLX_DEVICE void copy_words(unsigned *to, const void *from) {
+    const Vector<unsigned, COUNT> v = *static_cast<const Vector<unsigned, COUNT> *>(from);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) to[i] = v.at[i];
+}
+
 /* Two numbers of T in a word, the first in the low half. */
 template <class T> RLX_DEVICE unsigned pack(float x, float y);
 template <> __device__ __forceinline__ unsigned pack<__half>(float x, float y) {

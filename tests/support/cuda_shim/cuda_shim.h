@@ -54,6 +54,7 @@ float fmaf(float, float, float);
 /* Global memory ----------------------------------------------------------------------------- */
 
 template <class T> static inline T __ldg(const T *p) { return *p; }
+template <class T> static inline T __ldcg(const T *p) { return *p; }
 static inline int atomicAdd(int *p, int v) { return (*p += v) - v; }
 static inline unsigned atomicAdd(unsigned *p, unsigned v) { return (*p += v) - v; }
 static inline float atomicAdd(float *p, float v) { const float old = *p; *p += v; return old; }
