@@ -12,21 +12,15 @@
 #include "rlx.cuh"
 
 RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, const int *lengths, int *y) {
-    constexpr int V = vector_width<RLX_T>(RLX_N);
     __shared__ float values[32];
     __shared__ int places[32];
     if (lengths && lengths[blockIdx.x] == 0) return;
     const RLX_T *own = x + (long)blockIdx.x * RLX_N;
     float best = -RLX_INFINITY;
     int place = RLX_N;
-#pragma unroll 4
-    for (int i = threadIdx.x * V; i < RLX_N; i += RLX_BLOCK * V) {
-        float v[V];
-        load<V>(own + i, v);
-#pragma unroll
-        for (int j = 0; j < V; j++)
-            if (v[j] > best) best = v[j], place = i + j;
-    }
+    each_number<RLX_N, RLX_BLOCK, 4>(own, threadIdx.x, [&](float v, int i) {
+        if (v > best) best = v, place = i;
+    });
     block_argmax<RLX_BLOCK / 32>(best, place, values, places);
     if (threadIdx.x == 0) y[blockIdx.x] = place < RLX_N ? place : 0;
 }

@@ -68,13 +68,7 @@ template <class T, int N, int BLOCK> struct SampleRow {
 
     /* f(score, index) for this thread's tokens, always in the same order. */
     template <class F> RLX_MEMBER void each(F f) const {
-#pragma unroll 2
-        for (int i = threadIdx.x * V; i < N; i += BLOCK * V) {
-            float v[V];
-            load<V>(x + i, v);
-#pragma unroll
-            for (int j = 0; j < V; j++) f(v[j], i + j);
-        }
+        each_number<N, BLOCK, 4>(x, threadIdx.x, f);
     }
 
     /* Which digit, from the largest down, holds the `wanted`th of the counted ones; `wanted` becomes

@@ -84,6 +84,25 @@ template <> __device__ __forceinline__ unsigned pack<__nv_bfloat16>(float x, flo
     return bits_of(__floats2bfloat162_rn(x, y));
 }
 
+/* f(number, place) for the numbers of a row of N that a thread of THREADS has, always in the same
+ * order; of 16 bytes each, AHEAD accesses are under way before the first is used. */
+template <int N, int THREADS, int AHEAD, class T, class F>
+RLX_DEVICE void each_number(const T *row, int thread, F f) {
+    constexpr int V = vector_width<T>(N), STEP = THREADS * V;
+    for (int from = thread * V; from < N; from += AHEAD * STEP) {
+        Vector<T, V> v[AHEAD];
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++)
+            if (from + n * STEP < N)
+                v[n] = *reinterpret_cast<const Vector<T, V> *>(row + from + n * STEP);
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++)
+            if (from + n * STEP < N)
+#pragma unroll
+                for (int j = 0; j < V; j++) f(to_float(v[n].at[j]), from + n * STEP + j);
+    }
+}
+
 /* Two neighbouring numbers of a row of N from an even place on; what lies behind the row is 0 when
  * read, and not written. */
 template <int N, class T> RLX_DEVICE float2 read_pair(const T *row, int i) {
