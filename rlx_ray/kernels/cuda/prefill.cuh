@@ -59,18 +59,18 @@ template <int M, int KEYS> struct OnlineSoftmax {
             for (int half = 0; half < 2; half++) {
                 const int own = row + m * 16 + half * 8 + lane / 4, key = first + lane % 4 * 2;
                 const int low = sees.low(own) - key, high = sees.high(own) - key;
-                float top = most[m][half];
+                float top = -RLX_INFINITY;
 #pragma unroll
                 for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         float &x = score[m][j][half * 2 + e];
-                        x *= scale;
                         if (masked && (j * 8 + e < low || j * 8 + e >= high)) x = -RLX_INFINITY;
                         top = fmaxf(top, x);
                     }
                 top = fmaxf(top, __shfl_xor_sync(RLX_ALL, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(RLX_ALL, top, 2));
+                top = fmaxf(most[m][half], top * scale);
                 less[m][half] = correction(most[m][half], top);
                 most[m][half] = top, total[m][half] *= less[m][half];
                 const float shift = shift_of(top);
@@ -79,7 +79,7 @@ template <int M, int KEYS> struct OnlineSoftmax {
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         float &x = score[m][j][half * 2 + e];
-                        x = fast_exp2(x - shift), total[m][half] += x;
+                        x = fast_exp2(fmaf(x, scale, -shift)), total[m][half] += x;
                     }
             }
     }
