@@ -134,13 +134,25 @@ def start(
     name: str,
     geometry: Sequence[int],
     shared: int,
-    arguments: Sequence[Buffer | None],
+    arguments: Sequence[Buffer | int | None],
     order: str = "shuffled",
 ) -> None:
-    """Run an exported kernel of a library; `geometry` is the grid's and the block's extents."""
+    """Run an exported kernel of a library.
+
+    Args:
+        library: what `compile_host` gave.
+        name: the kernel's.
+        geometry: the grid's and the block's extents.
+        shared: bytes of dynamic shared memory.
+        arguments: buffers, addresses (whose bounds are the caller's care) and nulls.
+        order: of the threads, one of ORDERS.
+
+    Raises:
+        LaunchError: it went wrong, or wrote outside its buffers.
+    """
     function = getattr(library, f"{name}_launch")
     function.restype = ctypes.c_char_p
-    pointers = [None if one is None else one.address for one in arguments]
+    pointers = [one.address if isinstance(one, Buffer) else one for one in arguments]
     error = function(
         (ctypes.c_uint * 6)(*geometry),
         ctypes.c_uint(shared),
@@ -151,5 +163,5 @@ def start(
     if error:
         raise LaunchError(f"{name}: {error.decode()}")
     for i, one in enumerate(arguments):
-        if one is not None and not one.whole:
+        if isinstance(one, Buffer) and not one.whole:
             raise LaunchError(f"{name}: argument {i} was written outside its bounds")

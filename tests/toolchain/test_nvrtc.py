@@ -11,7 +11,7 @@ import pytest
 from rlx_ray.codegen import nvrtc
 from rlx_ray.codegen.cuda_kernels import KERNELS, TEMPLATES, Instance, instance, sources, unit
 from rlx_ray.dtype import DType
-from rlx_ray.errors import CompileError
+from rlx_ray.errors import CompileError, ToolchainMissing
 from tests.support.cuda_instances import every, sets
 from tests.support.needs import needs
 
@@ -125,3 +125,13 @@ def test_constants_that_do_not_go_together_are_refused_with_the_reason() -> None
     wrong = instance("matvec", "wrong", t=DType.F16, rows=1, n=64, k=72, bits=4)
     with pytest.raises(CompileError, match=r"kernel 'wrong'(?s:.*)K is not whole blocks"):
         nvrtc.compile(unit([wrong]), "sm_80", sources())
+
+
+def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch) -> None:
+    nvrtc._library.cache_clear()
+    monkeypatch.setattr(nvrtc, "installed_version", lambda: None)
+    with pytest.raises(
+        ToolchainMissing, match=r"'nvrtc' is not on this machine.*rlx_ray\[cuda13\]"
+    ):
+        nvrtc.compile("", "sm_80", {})
+    nvrtc._library.cache_clear()
