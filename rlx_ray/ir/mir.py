@@ -133,7 +133,7 @@ SCALAR_FUNCTIONS: dict[str, ScalarFunction] = {
         "vgelu_tanh({})",
     ),
     "silu": ScalarFunction(1, lambda a: a / (1 + math.exp(-a)), "vsilu({})"),
-    "relu": ScalarFunction(1, lambda a: max(a, 0.0), "vmax({}, (vf){{0}})"),
+    "relu": ScalarFunction(1, lambda a: max(a, 0.0), "vmax({}, splat(0.0f))"),
 }
 """Functions of one output element. The last four are native activations; their common form is
 made of the ones above."""
