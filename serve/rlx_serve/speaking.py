@@ -106,7 +106,10 @@ class Speakers:
         opened = self._models[model]
 
         def load(variant: ModelVariant) -> Decoder:
-            """Runs in the engine's thread, and waits there."""
+            """Runs in the engine's thread, and waits there if the variant is new."""
+            known = self._loaded.get((model, variant))
+            if known is not None:
+                return known.executable
             asked = asyncio.run_coroutine_threadsafe(self._load(model, rows[variant]), self._loop)
             return asked.result()
 

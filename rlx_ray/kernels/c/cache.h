@@ -46,7 +46,15 @@ RLX_INLINE long cache_value(long slot, long d, const long dim) {
 RLX_INLINE void cache_put(char *page, long slot, const long dim, const int size, const float *k,
                           const float *v) {
     for (long d = 0; d < dim; d++) cache_store(page, cache_key(slot, d, dim), size, k[d]);
-    for (long d = 0; d < dim; d++) cache_store(page, cache_value(slot, d, dim), size, v[d]);
+    const vf most = splat(65504.0f);
+    long d = 0;
+    for (; d + RLX_LANES <= dim; d += RLX_LANES) { /* a register of a value is one run of a panel */
+        char *to = page + cache_value(slot, d, dim) * size;
+        const vf x = ld(v + d);
+        if (size == 4) st((float *)to, x);
+        else *(vhalf *)to = __builtin_convertvector(vmax(vmin(x, most), -most), vhalf);
+    }
+    for (; d < dim; d++) cache_store(page, cache_value(slot, d, dim), size, v[d]);
 }
 
 /* Keys and values of new tokens, row-major [sequences * tokens][kv_heads * dim], go to the cache;

@@ -43,9 +43,12 @@ RLX_INLINE float lanes_sum(vf v) {
     return s[0];
 }
 RLX_INLINE float lanes_max(vf v) {
-    float m = v[0];
-    RLX_UNROLL for (int i = 1; i < RLX_LANES; i++) m = v[i] > m ? v[i] : m;
-    return m;
+    float m[RLX_LANES];
+    RLX_UNROLL for (int i = 0; i < RLX_LANES; i++) m[i] = v[i];
+    RLX_UNROLL for (int step = RLX_LANES / 2; step; step /= 2) {
+        RLX_UNROLL for (int i = 0; i < step; i++) m[i] = m[i] > m[i + step] ? m[i] : m[i + step];
+    }
+    return m[0];
 }
 
 /* The empty asm keeps the compiler from turning a loop into a call of the function it is in. */
