@@ -117,6 +117,7 @@ def chat(url: str, model: str) -> None:
     for turn in ("the first time", "again"):
         messages = [{"role": "user", "content": QUESTION}]
         body = {"model": model, "messages": messages, "temperature": 0, "stream": True}
+        body["stream_options"] = {"include_usage": True}
         request = urllib.request.Request(
             f"{url}/v1/chat/completions",
             json.dumps(body).encode(),
@@ -130,10 +131,11 @@ def chat(url: str, model: str) -> None:
                 data = line.removeprefix(b"data: ").strip()
                 if not data or data == b"[DONE]":
                     continue
-                text = json.loads(data)["choices"][0]["delta"].get("content", "")
+                event = json.loads(data)
+                count = event.get("usage", {}).get("completion_tokens", count)
+                text = "".join(c["delta"].get("content", "") for c in event["choices"])
                 if text:
                     first = first or time.perf_counter() - begun
-                    count += 1
                     console.print(text, end="", highlight=False, markup=False)
             took = time.perf_counter() - begun
             variants = answer.headers["x-rlx-variant"]
