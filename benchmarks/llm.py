@@ -6,8 +6,9 @@ Prefill of 128 and 512 tokens, decode with 128 and 512 tokens in the cache (mill
 tokens a second of eight streams of the engine together and of one alone, and how long four running
 streams pause while a prompt of 256 tokens starts (in usual steps). Each engine runs alone in fresh
 processes, in turn; the figure is the median over rounds of each process's median. A decode row's
-`share` is the part of the read bandwidth, measured in the same round, that a token's bytes (packed
-weights and cache) take; the median over rounds. llama.cpp is llama-cpp-python built for this host:
+`share` is the part of the read bandwidth that a token's bytes (packed weights and cache) take, from
+steps and reads of memory in turn, since neighbours change that bandwidth within seconds. llama.cpp
+is llama-cpp-python built for this host:
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
 """
@@ -35,6 +36,7 @@ PAST = (128, 512)
 VARIANTS = ("prefill:b1:s128", "prefill:b1:s512", "decode:b1:s1:p1023", "decode:b8:s1:p1023")
 STREAMS = 4
 PROMPTS = 5
+PAIRS = 7  # of a read of memory and some steps
 KV_BYTES = 30 * 2 * 3 * 64 * 2  # of one token in our float16 cache
 
 CONFIG = f"""
@@ -84,7 +86,7 @@ def ours(threads: int) -> dict:
     cache = cache_pages(160, runs[VARIANTS[0]].binding.page)
     random = np.random.default_rng(0)
 
-    def case(name: str, new: int, past: int, least: int) -> float:
+    def case(name: str, new: int, past: int, least: int, seconds: float = 2.0) -> float:
         shapes = {t.name: t.shape for t in runs[name].binding.inputs}
         batch, pages = shapes["pages"]
         held = -(-(past + new) // 32)
@@ -96,7 +98,7 @@ def ours(threads: int) -> dict:
             "past": np.full(batch, past, np.int32),
             "pages": tables,
         }
-        return median_s(lambda: runs[name].run(inputs, cache), least)
+        return median_s(lambda: runs[name].run(inputs, cache), least, seconds)
 
     found = {f"prefill:{n}": case(f"prefill:b1:s{n}", n, 0, 5) for n in PAST}
     found |= {f"decode:{n}": case(VARIANTS[2], 1, n, 60) for n in PAST}
@@ -110,8 +112,16 @@ def ours(threads: int) -> dict:
     text = TextModel(model)
     found |= streams(text) | stall(text)
     text.close()
+    shares: dict[int, list[float]] = {n: [] for n in PAST}
+    reads = []
+    for _ in range(PAIRS):
+        reads.append(read_bandwidth(threads))
+        for n, own in shares.items():
+            seconds = case(VARIANTS[2], 1, n, 60, 0.5)
+            own.append((read + KV_BYTES * n) / 1e9 / seconds / reads[-1])
     model.close()
-    return {**found, "weights": read, "peak_mb": peak}
+    found |= {f"share:{n}": statistics.median(own) for n, own in shares.items()}
+    return {**found, "weights": read, "peak_mb": peak, "read_gbps": statistics.median(reads)}
 
 
 def prepare() -> None:
@@ -253,10 +263,8 @@ def main() -> None:
     args = parser.parse_args()
     engines = args.engines.split(",")
     found: dict[str, list[dict]] = {e: [] for e in engines}
-    bandwidth = []
     child("llm.py", "--child", "prepare", timeout=900)
     for _ in range(args.rounds):
-        bandwidth.append(read_bandwidth(args.threads))
         for engine in engines:
             words = ("--child", engine, str(args.threads))
             found[engine].append(child("llm.py", *words, timeout=900))
@@ -270,9 +278,7 @@ def main() -> None:
         count = int(case.partition(":")[2]) if case.startswith("prefill") else 1
         more = {"tokens_per_s": round(count / own[case], 1)}
         if case.startswith("decode"):
-            read = own["weights"] + KV_BYTES * int(case.partition(":")[2])
-            rounds = zip(found["ours"], bandwidth, strict=True)
-            more["share"] = round(statistics.median(read / 1e9 / r[case] / b for r, b in rounds), 3)
+            more["share"] = round(own[f"share:{case.partition(':')[2]}"], 3)
         rows.append(row(case, "ms", round(own[case] * 1e3, 3), peers, **more))
     step = own["decode of 8:128"] / own["decode:128"]
     rows.append(
@@ -285,7 +291,7 @@ def main() -> None:
     )
     peers = {e: round(m["peak_mb"], 1) for e, m in medians.items()}
     rows.append(row("peak memory", "MB", round(own["peak_mb"], 1), peers))
-    report("llm", rows, args.json, threads=args.threads, read_gbps=[round(b, 1) for b in bandwidth])
+    report("llm", rows, args.json, threads=args.threads, read_gbps=round(own["read_gbps"], 1))
 
 
 if __name__ == "__main__":
