@@ -225,6 +225,8 @@ RLX_INLINE void gemm_blocks(long m, long n, const long k, const long lda, const 
     const long tiles = (m + BLOCK_ROWS - 1) / BLOCK_ROWS, rows = m / tiles, extra = m % tiles;
     float part[BLOCK_ROWS * RLX_PANEL];
     rlx_low t = {.x = x, .panel = w, .epilogue = epilogue};
+    /* Nobody has fetched the first blocks if the tile before was another matrix's. */
+    for (long at = 0; at < BLOCK_AHEAD; at += 64) __builtin_prefetch(t.panel + at, 0, 3);
     for (t.col = 0; t.col < n; t.col += RLX_PANEL, t.panel += bytes) {
         const long width = least(RLX_PANEL, n - t.col);
         t.lines = 1; /* only the first rows wait for memory */
