@@ -179,7 +179,7 @@ RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long posi
         if (!page) return;
         t.panel = page + at % CACHE_PAGE * dim * size, t.c = scores + at;
         if (!step) { /* one token reads all of this once, from memory: values are wanted next */
-            t.ahead = page + (CACHE_K(dim) + at % CACHE_PAGE * width / RLX_PANEL * RLX_PANEL) * size;
+            t.ahead = page + (CACHE_K(dim) + at % CACHE_PAGE * width) * size;
             t.lines = (RLX_PANEL * width * size / 64 * GEMM_UNROLL + dim - 1) / dim;
         }
         cached_micro(&t, rows, size);

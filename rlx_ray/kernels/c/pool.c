@@ -12,8 +12,8 @@
 #define LINE __attribute__((aligned(64)))
 /* Pause instructions before a waiting thread parks: about 10 microseconds. Longer than most waits at a
  * barrier; but where other processes want the processors, and two threads of the pool share one,
- * the other cannot go on before this one parks: ten times as many made a step on busy processors
- * five times as long. */
+ * the other cannot go on before this one parks: with 8000 a step on busy processors took about four
+ * times as long (docs/performance.md). */
 #define SPINS 500
 
 /* How far a thread's share of a region has been taken: one word for odd and one for even regions,
