@@ -13,6 +13,8 @@
     |   +-- BuildLimitError       the capped child ran out of time or memory
     +-- StoreError                the store cannot be reached, read or written
     +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
+    +-- DeviceError               a device that is gone, or refused what it was asked (HTTP 503)
+    |   +-- DeviceMemoryError     it has no room (HTTP 503, the load is shed)
     +-- VariantMissing            aot mode and the store has no artifact (HTTP 503)
     +-- EngineError               a text engine that has been closed or has failed (HTTP 503)
     +-- VerifyError               an IR that breaks its level's rules: a bug in a pass
@@ -84,6 +86,14 @@ class StoreError(RlxError):
 
 class ArtifactError(RlxError):
     """An artifact that must not be used: torn, altered, or made for something else."""
+
+
+class DeviceError(RlxError):
+    """A device is not there, has failed, or refused what it was asked."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A device has no room for what was to be put there."""
 
 
 class VariantMissing(RlxError):

@@ -27,7 +27,8 @@ class Target:
         name: the contract's spelling, such as `cpu-x86_64-v3`.
         kind: `cpu` or `cuda`.
         triple: what the C compiler calls the machine (empty for cuda).
-        cpu: what the C compiler calls the processor.
+        cpu: what the compiler calls the processor: of cuda targets `sm_90` and so on, or
+            `compute_80` for PTX, which any later device compiles for itself.
         features: feature flags of the host (as in /proc/cpuinfo) that the code needs, sorted.
         lanes: float32 lanes of one vector register.
         tile_rows: rows of the GEMM micro-kernel.
@@ -51,7 +52,7 @@ class Target:
     @property
     def family(self) -> str:
         """Targets of one family share packed weights."""
-        return f"{self.kind}-p{self.panel}"
+        return f"{self.kind}-p{self.panel}" if self.kind == "cpu" else self.kind
 
     @property
     def int8_dot(self) -> bool:
@@ -96,7 +97,7 @@ _ZNVER5 = (*_V4, "avx512_bf16", "avx512_vnni", "avx512_vp2intersect", "avx_vnni"
 _X86 = "x86_64-linux-none"
 _ARM = "aarch64-linux-none"
 
-TARGETS: tuple[Target, ...] = (
+CPU_TARGETS: tuple[Target, ...] = (
     Target("cpu-x86_64-v3", "cpu", _X86, "x86_64_v3", tuple(sorted(_V3)), 8, 6, 2),
     Target("cpu-x86_64-v4", "cpu", _X86, "x86_64_v4", tuple(sorted(_V4)), 16, 8, 2),
     # Without SSE4a, which only AMD has, so that Sapphire Rapids and its successors run it too.
@@ -115,6 +116,16 @@ TARGETS: tuple[Target, ...] = (
     ),
 )
 """The CPU targets. x86-64 ones are ordered from the most general to the most special."""
+
+_ARCHITECTURES = ("compute_80", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+CUDA_TARGETS: tuple[Target, ...] = tuple(
+    Target(f"cuda-{arch}", "cuda", "", arch, (), 0, 0, 0) for arch in _ARCHITECTURES
+)
+"""The CUDA targets, from the most general to the most special."""
+
+TARGETS = (*CPU_TARGETS, *CUDA_TARGETS)
+"""Every target, of each kind from the most general to the most special."""
 
 
 def target(name: str) -> Target:
@@ -140,16 +151,21 @@ class Host:
         arch: `x86_64` or `aarch64`, as `platform.machine()` says.
         features: all its feature flags.
         model: its name, for reports.
+        devices: architectures of the CUDA devices that this process may use, such as `sm_90`.
+        no_device: why there are none.
     """
 
     arch: str
     features: frozenset[str]
     model: str
+    devices: tuple[str, ...] = ()
+    no_device: str = "no CUDA device is visible"
 
     def refusal(self, wanted: Target) -> str:
         """Why this host cannot run a target; empty if it can."""
-        if wanted.kind != "cpu":
-            return "no device of that kind is visible"
+        if wanted.kind == "cuda":
+            reasons = [device_refusal(device, wanted) for device in self.devices]
+            return min(reasons, key=bool, default=self.no_device)
         if not wanted.triple.startswith(self.arch):
             return f"the host is {self.arch}"
         missing = sorted(set(wanted.features) - self.features)
@@ -160,22 +176,44 @@ class Host:
         return tuple(t for t in reversed(TARGETS) if not self.refusal(t))
 
     def best(self) -> Target:
-        """What `host` means in a config.
+        """The CPU target that `host` means in a config.
 
         Raises:
             ConfigError: the host is older than every target.
         """
-        ladder = self.ladder()
+        ladder = [t for t in self.ladder() if t.kind == "cpu"]
         if not ladder:
             raise ConfigError(
                 f"target 'host' names no known target on this {self.arch} machine ({self.model}).",
-                f"Name one of {[t.name for t in TARGETS]}.",
+                f"Name one of {[t.name for t in CPU_TARGETS]}.",
             )
         return ladder[0]
 
 
+def device_refusal(device: str, wanted: Target) -> str:
+    """Why a CUDA device cannot run a target; empty if it can.
+
+    A cubin runs on devices of its major version whose minor one is not lower; PTX on all that are
+    not older.
+
+    Args:
+        device: its architecture, such as `sm_89`.
+        wanted: a CUDA target.
+    """
+    kind, _, number = wanted.cpu.partition("_")
+    have, want = int(device.removeprefix("sm_")), int(number)
+    if have < want:
+        return f"the device is {device}, older than {wanted.cpu}"
+    if kind == "sm" and have // 10 != want // 10:
+        return f"the device is {device}, and cubins run only within their major version"
+    return ""
+
+
 def this_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
-    """The host that this process runs on, read from the kernel's processor table."""
+    """The host that this process runs on, read from the kernel's processor table.
+
+    It names no CUDA devices: `runtime.cuda.this_host` looks for them.
+    """
     features: frozenset[str] = frozenset()
     model = platform.processor() or platform.machine()
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
@@ -228,6 +266,17 @@ _FREESTANDING = (
 )
 
 
+NVRTC_VERSIONS: dict[int, tuple[str, str]] = {
+    12: ("12.9.86", "12.9.79"),
+    13: ("13.5.37", "13.5.37"),
+}
+"""By CUDA major: the versions of the wheels with NVRTC and with CUDA's headers, which the extras
+`cuda12` and `cuda13` pin. They decide the artifacts' bytes."""
+
+NVRTC_FLAGS = ("--std=c++17",)
+"""Options of every compilation, beside the architecture's."""
+
+
 def toolchain_for(wanted: Target, choice: Mapping[str, object]) -> Toolchain:
     """The pinned toolchain of a target; needs no toolchain on this machine.
 
@@ -236,11 +285,24 @@ def toolchain_for(wanted: Target, choice: Mapping[str, object]) -> Toolchain:
         choice: the config's `toolchain` section, which selects among majors (`{cuda: 13}`).
 
     Raises:
-        ConfigError: the section has a key that no toolchain knows.
+        ConfigError: the section has a key that no toolchain knows, or a CUDA major without a pin.
     """
     for key in choice:
         if key != "cuda":
             raise ConfigError(f"$.toolchain.{key} is not known.", "The only key is 'cuda'.")
+    if wanted.kind == "cuda":
+        return _nvrtc(wanted, choice.get("cuda", max(NVRTC_VERSIONS)))
     wide = ("-mprefer-vector-width=512",) if wanted.lanes == 16 else ()
     flags = ("-target", wanted.triple, f"-mcpu={wanted.cpu}", *_FREESTANDING, *wide)
     return Toolchain("zig", ZIG_VERSION, flags)
+
+
+def _nvrtc(wanted: Target, major: object) -> Toolchain:
+    pins = NVRTC_VERSIONS.get(major) if isinstance(major, int) else None
+    if pins is None:
+        raise ConfigError(
+            f"$.toolchain.cuda is {major!r}.", f"Use one of {sorted(NVRTC_VERSIONS)}."
+        )
+    nvrtc, headers = pins
+    flags = (f"--gpu-architecture={wanted.cpu}", *NVRTC_FLAGS, f"headers={headers}")
+    return Toolchain("nvrtc", nvrtc, flags)

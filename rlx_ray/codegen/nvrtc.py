@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx_ray.errors import CompileError, ToolchainMissing
-
-FLAGS = ("--std=c++17",)
-"""Options of every compilation."""
+from rlx_ray.target import NVRTC_FLAGS
 
 _INCLUDE = re.compile(r'#define RLX_NAME (\w+)\n(?:#define .*\n)*#include "(\w+\.cu)"')
 _ERROR = re.compile(r"^(?:(\w+)/)?([\w.]+)\((\d+)\): (?:catastrophic )?error", re.M)
@@ -99,7 +97,7 @@ def compile(
             f"It has {', '.join(supported())}.",
         )
     text, files = _named(source, headers)
-    flags = [f"--gpu-architecture={arch}", *FLAGS, *options, f"-I{_includes()}"]
+    flags = [f"--gpu-architecture={arch}", *NVRTC_FLAGS, *options, f"-I{_includes()}"]
     contents, names = ([t.encode() for t in texts] for texts in (files.values(), files))
     program = nvrtc.createProgram(text, "unit.cu", contents, names)
     try:

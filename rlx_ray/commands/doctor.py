@@ -15,7 +15,7 @@ from rlx_ray import __version__
 from rlx_ray.commands.output import json_option, store_option, write, write_json
 from rlx_ray.digest import build_id
 from rlx_ray.errors import RlxError
-from rlx_ray.target import ABI, TARGETS, ZIG_VERSION, this_host, toolchain_for
+from rlx_ray.target import ABI, CPU_TARGETS, TARGETS, ZIG_VERSION, this_host, toolchain_for
 
 _PACKAGES = ("ray", "fsspec", "numpy", "tokenizers", "s3fs", "gcsfs", "cupy")
 
@@ -73,7 +73,7 @@ def toolchain_checks() -> Iterator[Check]:
     """The C compiler: present, pinned, and able to build a unit for every target."""
     from rlx_ray.codegen import zig
 
-    for one in TARGETS:
+    for one in CPU_TARGETS:
         chain = toolchain_for(one, {})
         try:
             size = len(zig.compile_c(_probe(), chain))

@@ -10,7 +10,7 @@ from rlx_ray.ir.lir import Buffer
 from rlx_ray.ir.verify import verify_plan
 from rlx_ray.passes.arena import liveness_bound, plan
 from rlx_ray.passes.regions import candidates, facts, group, reads_whole
-from rlx_ray.target import TARGETS, target
+from rlx_ray.target import CPU_TARGETS, target
 from tests.support.programs import COMMON, NATIVE, bert, stages
 
 BUFFERS = st.lists(
@@ -81,6 +81,6 @@ def test_a_hidden_tile_that_leaves_the_cache_is_made_some_columns_at_a_time() ->
     assert len([c for r in small.regions for c in r.calls if "layer.0.up" in c.origin]) == 1
 
 
-@pytest.mark.parametrize("one", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("one", CPU_TARGETS, ids=lambda t: t.name)
 def test_every_target_has_a_schedule(one) -> None:
     assert stages(bert(), 2, 4, target=one).lir.regions

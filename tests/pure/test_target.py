@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from rlx_ray.errors import ConfigError
-from rlx_ray.target import TARGETS, ZIG_VERSION, Host, target, this_host, toolchain_for
+from rlx_ray.target import (
+    CPU_TARGETS,
+    CUDA_TARGETS,
+    ZIG_VERSION,
+    Host,
+    target,
+    this_host,
+    toolchain_for,
+)
 
 V3 = frozenset(target("cpu-x86_64-v3").features)
 V4 = frozenset(target("cpu-x86_64-v4").features)
@@ -30,7 +38,7 @@ ZEN5 = frozenset(target("cpu-znver5").features)
 def test_the_ladder_holds_what_the_host_runs_best_first(arch, features, names) -> None:
     host = Host(arch, features, "some processor")
     assert [t.name for t in host.ladder()] == names
-    for one in TARGETS:
+    for one in CPU_TARGETS:
         assert bool(host.refusal(one)) == (one.name not in names)
 
 
@@ -63,3 +71,42 @@ def test_the_toolchain_is_known_without_having_it() -> None:
 def test_an_unknown_target_hints_at_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'cpu-znver5'"):
         target("cpu-znver6")
+
+
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [
+        ((), []),
+        (("sm_75",), []),
+        (("sm_80",), ["cuda-sm_80", "cuda-compute_80"]),
+        (("sm_89",), ["cuda-sm_89", "cuda-sm_86", "cuda-sm_80", "cuda-compute_80"]),
+        (("sm_90",), ["cuda-sm_90", "cuda-compute_80"]),
+        (("sm_103",), ["cuda-sm_100", "cuda-compute_80"]),
+        (("sm_80", "sm_90"), ["cuda-sm_90", "cuda-sm_80", "cuda-compute_80"]),
+    ],
+)
+def test_a_device_runs_its_own_cubins_those_of_lower_minors_and_ptx(devices, names) -> None:
+    host = Host("x86_64", V3, "some processor", devices)
+    assert [t.name for t in host.ladder()] == [*names, "cpu-x86_64-v3"]
+    assert host.best().name == "cpu-x86_64-v3"
+    for one in CUDA_TARGETS:
+        assert bool(host.refusal(one)) == (one.name not in names)
+
+
+def test_refusals_of_devices_say_why() -> None:
+    host = Host("x86_64", V3, "some processor", ("sm_89",))
+    assert host.refusal(target("cuda-sm_90")) == "the device is sm_89, older than sm_90"
+    host = Host("x86_64", V3, "some processor", ("sm_90",))
+    assert "only within their major version" in host.refusal(target("cuda-sm_80"))
+    host = Host("x86_64", V3, "some processor", no_device="the driver is missing")
+    assert host.refusal(target("cuda-sm_90")) == "the driver is missing"
+
+
+def test_nvrtc_is_chosen_by_its_major_and_pinned() -> None:
+    one = target("cuda-sm_90")
+    newest, older = toolchain_for(one, {}), toolchain_for(one, {"cuda": 12})
+    assert (newest.name, newest.version, older.version) == ("nvrtc", "13.5.37", "12.9.86")
+    assert "--gpu-architecture=sm_90" in newest.flags
+    for wrong in (11, "13", None, True):
+        with pytest.raises(ConfigError, match=r"\$\.toolchain\.cuda"):
+            toolchain_for(one, {"cuda": wrong})

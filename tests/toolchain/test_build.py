@@ -17,7 +17,7 @@ from rlx_ray.digest import build_id, canonical_json
 from rlx_ray.errors import BuildLimitError, CompileError, ToolchainMismatch, ToolchainMissing
 from rlx_ray.job.build import Limits, build
 from rlx_ray.spec import BuildSpec
-from rlx_ray.target import TARGETS, Target, toolchain_for
+from rlx_ray.target import CPU_TARGETS, Target, toolchain_for
 from tests.support.programs import TINY, Bench
 from tests.support.specs import make_spec
 
@@ -42,7 +42,7 @@ HASH_BLOBS = (
 
 TWICE = [
     pytest.param(t, marks=() if i in (0, 3) else pytest.mark.slow, id=t.name)
-    for i, t in enumerate(TARGETS)
+    for i, t in enumerate(CPU_TARGETS)
 ]
 
 
@@ -92,7 +92,7 @@ def dynamic_symbols(data: bytes) -> tuple[int, list[tuple[str, bool]], bool]:
     return struct.unpack_from("<H", data, 18)[0], symbols, 1 in tags
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("target", CPU_TARGETS, ids=lambda t: t.name)
 def test_every_target_builds_self_contained_code(bench: Bench, target: Target) -> None:
     artifact = compile(spec_for(target))
     assert [b.role for b in artifact.manifest.blobs] == ["code", "pool", "text"]
