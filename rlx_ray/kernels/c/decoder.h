@@ -160,6 +160,15 @@ typedef struct {
     long table, layers, kv_heads, layer, head, window;
 } rlx_cached;
 
+/* Where a tile's next page begins: its own, or the first of the next head, whose tile comes next. */
+RLX_INLINE const char *cached_next(const rlx_cached *c, long at, long first, long length,
+                                   const long dim, const int size) {
+    const long next = at / CACHE_PAGE * CACHE_PAGE + CACHE_PAGE, more = next < length;
+    if (!more && c->head + 1 == c->kv_heads) return 0;
+    return cache_head(c->cache, c->pages, c->table, more ? next : first, c->layers, c->kv_heads, dim,
+                      size, c->layer, more ? c->head : c->head + 1);
+}
+
 /* `rows` query rows at distance ld, of which row r is token position + r * step of its sequence, all
  * against one head of the cache. `scores` has RLX_TILE_ROWS rows of `stride` floats, then as many of
  * the result's width. Results go to out + r * ld. Pages before the window of the first row are not
@@ -172,15 +181,25 @@ RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long posi
     long first = c->window ? position + 1 - c->window : 0;
     first = (first < 0 ? 0 : first) / CACHE_PAGE * CACHE_PAGE;
     float *part = scores + RLX_TILE_ROWS * stride, sums[RLX_TILE_ROWS];
+    /* Cache lines of a page that each step of the products with the page before it fetches. */
+    const long part_lines =
+        (CACHE_HEAD(dim) * size / 64 * GEMM_UNROLL * RLX_PANEL / CACHE_PAGE + dim - 1) / dim;
     rlx_micro t = {.k = dim, .a = q, .lda = ld_, .ldc = stride};
+    if (!step && !c->head) {
+        const char *page = cache_head(c->cache, c->pages, c->table, first, c->layers, c->kv_heads, dim,
+                                      size, c->layer, 0);
+        for (long at = 0; page && at < CACHE_HEAD(dim) * size; at += 64)
+            __builtin_prefetch(page + at, 0, 2);
+    }
     for (long at = first; at < length; at += RLX_PANEL) {
         const char *page = cache_head(c->cache, c->pages, c->table, at, c->layers, c->kv_heads,
                                       dim, size, c->layer, c->head);
         if (!page) return;
         t.panel = page + at % CACHE_PAGE * dim * size, t.c = scores + at;
-        if (!step) { /* one token reads all of this once, from memory: values are wanted next */
-            t.ahead = page + (CACHE_K(dim) + at % CACHE_PAGE * width) * size;
-            t.lines = (RLX_PANEL * width * size / 64 * GEMM_UNROLL + dim - 1) / dim;
+        if (!step) { /* one token reads all of this once, from memory, and pages lie apart */
+            t.ahead = cached_next(c, at, first, length, dim, size);
+            t.lines = t.ahead ? part_lines : 0;
+            t.ahead += at % CACHE_PAGE / RLX_PANEL * (dim / GEMM_UNROLL) * part_lines * 64;
         }
         cached_micro(&t, rows, size);
     }

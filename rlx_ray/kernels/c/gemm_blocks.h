@@ -31,7 +31,7 @@
  * results beside the sums of one. */
 #define BLOCK_PASS (RLX_LANES == 16 ? 1 : RLX_TILE_VECTORS)
 #define BLOCK_FACTS 4 /* floats of a row for each block */
-#define BLOCK_AHEAD 2048 /* bytes from a block to what is prefetched beside it */
+#define BLOCK_AHEAD 4096 /* bytes from a block to what is prefetched beside it */
 
 /* block_dot: acc[lane] += sum over j < 4 of w[lane][j] * a[j], for int8 a and codes w of some bits.
  * BLOCK_RUN such sums fit vpart; block_sum makes them int32. BLOCK_CENTRE is what block_dot sees
@@ -127,14 +127,14 @@ RLX_INLINE void block_tile(const int rows, const long k, const long lda, const i
     const int added = bits == 8 ? BLOCK_CENTRE : offsets ? 0 : 1 << (bits - 1);
     const float centre = added;
     const int head = RLX_PANEL * 2 * parts * (1 + offsets), bytes = head + RLX_PANEL * 4 * bits;
+    const int lines = (bytes + 63) / 64, steps = RLX_TILE_VECTORS / BLOCK_PASS * 8;
     const char *panel = t->panel, *a = t->a, *facts = t->a + k;
     vf acc[BLOCK_ROWS][RLX_TILE_VECTORS];
     RLX_UNROLL for (int r = 0; r < rows; r++)
         RLX_UNROLL for (int j = 0; j < RLX_TILE_VECTORS; j++) acc[r][j] = (vf){0};
     for (long b = k / BLOCK; b > 0; b--) {
-        if (t->lines)
-            RLX_UNROLL for (int at = 0; at < bytes; at += 64)
-                __builtin_prefetch(panel + BLOCK_AHEAD + at, 0, 3);
+        /* A few lines with each group: many at once would hold up the loads behind them. */
+        const char *ahead = panel + (t->lines ? BLOCK_AHEAD : 0);
         RLX_UNROLL for (int h = 0; h < parts; h++)
             RLX_UNROLL for (int j0 = 0; j0 < RLX_TILE_VECTORS; j0 += BLOCK_PASS) {
                 vi sum[BLOCK_ROWS][BLOCK_PASS];
@@ -143,6 +143,10 @@ RLX_INLINE void block_tile(const int rows, const long k, const long lda, const i
                     RLX_UNROLL for (int r = 0; r < rows; r++)
                         RLX_UNROLL for (int j = 0; j < BLOCK_PASS; j++) part[r][j] = (vpart){0};
                     RLX_UNROLL for (int g = h * each + first; g < h * each + first + run; g++) {
+                        const int step = j0 / BLOCK_PASS * 8 + g;
+                        const int from = lines * step / steps, to = lines * (step + 1) / steps;
+                        RLX_UNROLL for (int at = from; at < to; at++)
+                            __builtin_prefetch(ahead + at * 64, 0, 2);
                         vi w[BLOCK_PASS];
                         RLX_UNROLL for (int j = 0; j < BLOCK_PASS; j++)
                             w[j] = block_codes(bits, panel + head + (j0 + j) * RLX_LANES * 4, g);
