@@ -102,10 +102,10 @@ def _from_config(raw: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
             "Use a checkpoint whose feed-forward layers have no bias.",
         )
     heads, hidden = _whole(raw, "num_attention_heads"), _whole(raw, "hidden_size")
-    window = raw.get("sliding_window") if raw.get("use_sliding_window", kind == "mistral") else None
+    layers = _whole(raw, "num_hidden_layers")
     return _complete(
         {
-            "layers": _whole(raw, "num_hidden_layers"),
+            "layers": layers,
             "hidden": hidden,
             "heads": heads,
             "kv_heads": _whole(raw, "num_key_value_heads", heads),
@@ -114,7 +114,7 @@ def _from_config(raw: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
             "positions": _whole(raw, "max_position_embeddings"),
             "vocab": _whole(raw, "vocab_size"),
             "eps": _real(raw, "rms_norm_eps", 1e-6),
-            "window": 0 if window is None else _whole(raw, "sliding_window"),
+            "window": _window_of_config(raw, layers),
             "rope": _rope_of_config(raw),
         },
         tensors,
@@ -123,6 +123,29 @@ def _from_config(raw: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
         "lm_head.weight",
         "config.json",
     )
+
+
+def _window_of_config(raw: Mapping[str, Any], layers: int) -> int:
+    """Most tokens that a token sees; 0 for all of them."""
+    used = raw.get("use_sliding_window", raw.get("model_type") == "mistral")
+    if not used or raw.get("sliding_window") is None:
+        return 0
+    kinds = raw.get("layer_types")
+    if kinds is None:  # Qwen2 and Qwen3 see everything in their first max_window_layers
+        first = 0 if raw.get("model_type") == "mistral" else raw.get("max_window_layers", 28)
+        if type(first) is not int:
+            raise CheckpointError(f"max_window_layers is {first!r}, expected a number.", REPAIR)
+        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise CheckpointError(f"layer_types is {kinds!r}, expected {layers} names.", REPAIR)
+    windowed = kinds.count("sliding_attention")
+    if 0 < windowed < layers:
+        raise ConfigError(
+            f"config.json: sliding_window holds for {windowed} of the {layers} layers "
+            "(max_window_layers, layer_types), which is not known for family llama.",
+            "Use a checkpoint with a window in all layers or in none.",
+        )
+    return _whole(raw, "sliding_window") if windowed else 0
 
 
 def _rope_of_config(raw: Mapping[str, Any]) -> dict[str, Any]:

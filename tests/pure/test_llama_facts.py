@@ -11,7 +11,7 @@ import pytest
 
 from rlx_ray.component import QuantScheme
 from rlx_ray.dtype import DType
-from rlx_ray.errors import CheckpointError, ConfigError
+from rlx_ray.errors import CheckpointError, ConfigError, RlxError
 from rlx_ray.models.llama import FAMILY
 from rlx_ray.models.packing import in_halves
 from rlx_ray.models.rope import turns
@@ -107,6 +107,37 @@ def test_tied_embeddings_biases_norms_and_windows() -> None:
     assert json.loads(read({"sliding_window": 32}).config)["window"] == 0
     mistral = read({"model_type": "mistral", "sliding_window": 32})
     assert json.loads(mistral.config)["window"] == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, 0),  # Qwen2's default: a window behind layer 28, which this model does not have
+        ({"max_window_layers": 2}, 0),
+        ({"max_window_layers": 0}, 32),
+        ({"layer_types": ["sliding_attention"] * 2}, 32),
+        ({"layer_types": ["full_attention"] * 2}, 0),
+        ({"use_sliding_window": False, "max_window_layers": 0}, 0),
+    ],
+)
+def test_a_window_holds_in_the_layers_that_the_config_names(changes, window) -> None:
+    qwen = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 32}
+    assert json.loads(read({**qwen, **changes}).config)["window"] == window
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"max_window_layers": 1}, "sliding_window holds for 1 of the 2 layers"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "holds for 1 of the 2"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types is .* expected 2 names"),
+        ({"max_window_layers": "all"}, "max_window_layers is 'all'"),
+    ],
+)
+def test_a_window_in_some_layers_is_refused(changes, error) -> None:
+    qwen = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 32}
+    with pytest.raises(RlxError, match=error):
+        read({**qwen, **changes})
 
 
 @pytest.mark.parametrize(
