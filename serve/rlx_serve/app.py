@@ -19,7 +19,8 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from rlx_ray.config import load
 from rlx_ray.errors import ConfigError, RlxError
 from rlx_ray.job.build import Limits
-from rlx_ray.spec import Config, ServeSpec
+from rlx_ray.serve_spec import ServeSpec
+from rlx_ray.spec import Config
 from rlx_ray.store import check_shared, open_store
 from rlx_ray.target import Target, this_host
 from rlx_serve.builds import Builds
