@@ -11,29 +11,26 @@ from dataclasses import dataclass
 from rlx_ray.checkpoint.tokenizer import Encoded, Tokenizer
 from rlx_ray.errors import StoreError, UnknownModelError, nearest
 from rlx_ray.spec import Config
-from rlx_ray.store import Hit, Lookup, Store
+from rlx_ray.store import Lookup, Store
 from rlx_serve.dispatch import Answer, Lane, Route, embed
 from rlx_serve.problems import RequestError
 from rlx_serve.speech import Speaker
-from rlx_serve.table import Row, Table
+from rlx_serve.table import Table
+from rlx_serve.variants import variant_row
 
 _STATUS_KEPT_S = 5.0
 _ASK_S = 2.0
 _TOKENISE_HERE = 8192
 """Characters of a request that are tokenised in the event loop; more go to a thread."""
 
-_STATUS = {
-    "absent": "missing",
-    "damaged": "quarantined",
-    "foreign": "quarantined",
-    "unreachable": "unknown",
-}
-
 Board = Callable[[], Awaitable[Mapping[str, Mapping[str, str]]]]
 """What each replica holds: the state of each slot by its id, by replica."""
 
 Ready = Callable[[str, str], Awaitable[bool]]
 """Whether the executor of a target serves a model."""
+
+Absent = Callable[[], Mapping[str, str]]
+"""Why the executor of a target does not answer, by the target's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +85,7 @@ class Service:
         board: what the replicas hold.
         ready: whether an executor answers.
         speakers: the language models that are served, by name.
+        absent: which executors do not answer.
     """
 
     def __init__(
@@ -99,6 +97,7 @@ class Service:
         board: Board,
         ready: Ready,
         speakers: Mapping[str, Speaker] | None = None,
+        absent: Absent = dict,
     ) -> None:
         self.limits = config.serve
         self.speakers = speakers or {}
@@ -107,6 +106,7 @@ class Service:
         self._store = store
         self._board = board
         self._ready = ready
+        self.absent = absent
         self._found: tuple[float, Mapping[Route, Lookup]] = (float("-inf"), {})
         self._looking = asyncio.Lock()
 
@@ -125,14 +125,14 @@ class Service:
         raise self._unknown(name)
 
     def speaker(self, name: str) -> Speaker:
-        """A language model by name.
+        """A language model by name, with the executors that answer.
 
         Raises:
             UnknownModelError: there is none of that name.
             RequestError: the model is no language model.
         """
         if name in self.speakers:
-            return self.speakers[name]
+            return self.speakers[name].without(self.absent())
         if name in self.models:
             raise RequestError(
                 f"model {name!r} makes embeddings.", "Use /v1/embeddings.", param="model"
@@ -189,12 +189,18 @@ class Service:
         seconds = self.limits.request_timeout_s
         try:
             async with asyncio.timeout(seconds):
-                return await embed(items, model.lanes, model.name, model.path, "embedding")
+                lanes = self._present(model.lanes)
+                return await embed(items, lanes, model.name, model.path, "embedding")
         except TimeoutError:
             raise TimeoutError(
                 f"The answer took longer than {seconds:g} s. A first request may wait for a build: "
                 "try again, or raise serve.request_timeout_s."
             ) from None
+
+    def _present(self, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
+        """The lanes whose executors answer; all of them if none does: one may start in time."""
+        absent = self.absent()
+        return tuple(lane for lane in lanes if lane.target not in absent) or lanes
 
     async def model_ready(self, model: Served) -> bool:
         """Whether at least one executor answers for a model."""
@@ -229,7 +235,8 @@ class Service:
             board = await asyncio.wait_for(self._board(), _ASK_S)
         except Exception:  # the notice board is away; the rest of a row still holds
             board = {}
-        return [_row(row, found.get(row.route), board) for row in self._table.rows]
+        absent = self.absent()
+        return [variant_row(row, found.get(row.route), board, absent) for row in self._table.rows]
 
     def _look(self) -> Mapping[Route, Lookup]:
         """What the store has, model by model: two models may share a digest, not a manifest."""
@@ -278,35 +285,3 @@ def _check_tokens(model: Served, number: int, item: Encoded) -> None:
             f"The types of {model.name!r} are 0 to {model.token_types - 1}.",
             param="input",
         )
-
-
-def _row(
-    row: Row, found: Lookup | None, board: Mapping[str, Mapping[str, str]]
-) -> dict[str, object]:
-    slot = row.route.slot_id
-    status, reason, seconds, size = "unknown", "the store did not answer", None, None
-    if row.unsupported:
-        status, reason = "unsupported", row.unsupported
-    elif isinstance(found, Hit):
-        status, reason = "present", ""
-        seconds, size = found.manifest.build.seconds, found.manifest.size
-    elif found is not None:
-        status, reason = _STATUS[found.kind], found.reason
-    return {
-        "model": row.route.model,
-        "target": row.spec.target.name,
-        "variant": row.route.variant,
-        "cache_key": row.route.cache_key,
-        "digest": row.route.digest,
-        "status": status,
-        "reason": reason,
-        "seconds": seconds,
-        "bytes": size,
-        "error": None,
-        "mode": row.mode.spelling,
-        "replicas": [
-            {"replica": name, "state": states[slot]}
-            for name, states in sorted(board.items())
-            if slot in states
-        ],
-    }

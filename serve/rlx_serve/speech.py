@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -19,7 +19,7 @@ from rlx_ray.target import Target
 from rlx_serve.dispatch import Route
 from rlx_serve.lanes import Handle
 from rlx_serve.outbox import Spoken
-from rlx_serve.problems import Busy, Failure, RequestError
+from rlx_serve.problems import PASSED_ON, Busy, Failure, RequestError
 from rlx_serve.speaking import SPEAKING
 from rlx_serve.table import Table
 
@@ -51,6 +51,14 @@ class Speaker:
     template: ChatTemplate | None
     targets: tuple[str, ...]
     streams: tuple[Stream, ...]
+
+    def without(self, absent: Collection[str]) -> Speaker:
+        """The same without some targets' executors; with all of them if none would be left."""
+        pairs = zip(self.targets, self.streams, strict=True)
+        kept = {target: stream for target, stream in pairs if target not in absent}
+        if not kept:
+            return self
+        return replace(self, targets=tuple(kept), streams=tuple(kept.values()))
 
     def prompt(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
         """The tokens of some messages.
@@ -88,7 +96,7 @@ class Speaker:
             try:
                 async with asyncio.timeout(seconds):
                     return await anext(spoken), spoken
-            except Busy:
+            except PASSED_ON:
                 if last:
                     raise
             except TimeoutError:

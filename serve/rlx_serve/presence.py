@@ -1,0 +1,94 @@
+"""Which executors answer, as Ray Serve's controller says: for the ingress, and while starting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from ray import serve
+from ray.serve.schema import ApplicationStatusOverview
+
+from rlx_ray.errors import RlxError
+from rlx_serve.fleet import absences, failure, serves, settled
+
+_LOOK_S = 3.0
+_START_LOOK_S = 0.2
+_PATIENCE_S = 30.0
+"""How long a start waits for executors that nothing depends on: another target answers."""
+
+_log = logging.getLogger("ray.serve")
+
+
+class Presence:
+    """The targets whose executors do not answer, looked up now and then.
+
+    A request is not sent to them while another target's executor answers: Serve would keep it
+    until some replica starts.
+
+    Args:
+        app: the application's name.
+        targets: names of those with executors.
+        passed_over: why other targets have none, by name.
+    """
+
+    def __init__(self, app: str, targets: tuple[str, ...], passed_over: Mapping[str, str]) -> None:
+        self._app = app
+        self._targets = targets
+        self._passed_over = passed_over
+        self._absent: Mapping[str, str] = {}
+
+    def absent(self) -> Mapping[str, str]:
+        """Why a target's executor does not answer, by the target's name."""
+        return {**self._passed_over, **self._absent}
+
+    async def watch(self) -> None:
+        """Look again and again; what has changed is logged once."""
+        for target, why in self._passed_over.items():
+            _log.warning("%s is passed over: %s", target, why)
+        while True:
+            try:
+                status = await asyncio.to_thread(serve.status)
+                self._note(absences(status.applications[self._app], self._targets))
+            except Exception as error:  # the controller is away; what was seen last still holds
+                _log.warning("the state of the executors is not known: %s", error)
+            await asyncio.sleep(_LOOK_S)
+
+    def _note(self, absent: Mapping[str, str]) -> None:
+        for target, why in absent.items():
+            if self._absent.get(target) != why:
+                _log.warning("%s is passed over: %s", target, why)
+        for target in self._absent.keys() - absent.keys():
+            _log.info("%s answers", target)
+        self._absent = absent
+
+
+def wait_until_served(app: str, models: Mapping[str, tuple[str, ...]]) -> Mapping[str, str]:
+    """Wait until every model has an executor, and a little for those that are still starting.
+
+    Args:
+        app: the application's name.
+        models: target names of each model's executors.
+
+    Returns:
+        Why executors do not answer that nothing depends on, by target name.
+
+    Raises:
+        RlxError: a model has no executor that could still start.
+    """
+    targets = tuple(dict.fromkeys(t for names in models.values() for t in names))
+    told, until = False, time.monotonic() + _PATIENCE_S
+    while True:
+        found: ApplicationStatusOverview | None = serve.status().applications.get(app)
+        if found is not None:
+            why = failure(found, models)
+            if why:
+                raise RlxError(f"serving did not start: {why}", "See the replicas' logs.")
+            absent, late = absences(found, targets), time.monotonic() > until
+            if serves(found, models) and (late or settled(found, targets)):
+                return absent
+            if late and not told:
+                _log.warning("still waiting: %s", absent)
+                told = True
+        time.sleep(_START_LOOK_S)
