@@ -82,7 +82,7 @@ class Ingress:
             if (found := lanes(table, name, executors))
         }
         app = serve.get_replica_context().app_name
-        self._presence = Presence(app, tuple(executors), passed_over)
+        self._presence = Presence(app, list(executors), passed_over)
 
         async def board() -> Mapping[str, Mapping[str, str]]:
             found: Mapping[str, Mapping[str, str]] = await builds.board.remote()
@@ -92,9 +92,8 @@ class Ingress:
             return bool(await executors[target].ready.remote(model))
 
         store = open_store(config.store.url, config.store.storage_options)
-        said = speakers(table, executors)
-        absent = self._presence.absent
-        self._service = Service(config, table, models, store, board, ready, said, absent)
+        said = speakers(table, executors, self._presence)
+        self._service = Service(config, table, models, store, board, ready, said, self._presence)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes; Serve calls it in the replica's loop once the constructor is through."""

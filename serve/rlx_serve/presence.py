@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
@@ -13,7 +13,7 @@ from ray.serve.schema import ApplicationStatusOverview
 from rlx_ray.errors import RlxError
 from rlx_serve.fleet import absences, failure, serves, settled
 
-_LOOK_S = 3.0
+_LOOK_S = 1.0
 _START_LOOK_S = 0.2
 _PATIENCE_S = 30.0
 """How long a start waits for executors that nothing depends on: another target answers."""
@@ -24,8 +24,7 @@ _log = logging.getLogger("ray.serve")
 class Presence:
     """The targets whose executors do not answer, looked up now and then.
 
-    A request is not sent to them while another target's executor answers: Serve would keep it
-    until some replica starts.
+    A request is not sent to them: Serve would keep it until some replica starts.
 
     Args:
         app: the application's name.
@@ -33,15 +32,24 @@ class Presence:
         passed_over: why other targets have none, by name.
     """
 
-    def __init__(self, app: str, targets: tuple[str, ...], passed_over: Mapping[str, str]) -> None:
+    def __init__(self, app: str, targets: Sequence[str], passed_over: Mapping[str, str]) -> None:
         self._app = app
-        self._targets = targets
+        self._targets = tuple(targets)
         self._passed_over = passed_over
         self._absent: Mapping[str, str] = {}
+        self._looked = asyncio.Event()
 
     def absent(self) -> Mapping[str, str]:
         """Why a target's executor does not answer, by the target's name."""
         return {**self._passed_over, **self._absent}
+
+    async def present(self, targets: Sequence[str]) -> tuple[str, ...]:
+        """Those of some targets whose executors answer; waits until there is one."""
+        while True:
+            found = tuple(target for target in targets if target not in self._absent)
+            if found:
+                return found
+            await self._looked.wait()
 
     async def watch(self) -> None:
         """Look again and again; what has changed is logged once."""
@@ -50,18 +58,21 @@ class Presence:
         while True:
             try:
                 status = await asyncio.to_thread(serve.status)
-                self._note(absences(status.applications[self._app], self._targets))
+                self.note(absences(status.applications[self._app], self._targets))
             except Exception as error:  # the controller is away; what was seen last still holds
                 _log.warning("the state of the executors is not known: %s", error)
             await asyncio.sleep(_LOOK_S)
 
-    def _note(self, absent: Mapping[str, str]) -> None:
+    def note(self, absent: Mapping[str, str]) -> None:
+        """Take what a look has found: why executors do not answer, by target name."""
         for target, why in absent.items():
             if self._absent.get(target) != why:
                 _log.warning("%s is passed over: %s", target, why)
         for target in self._absent.keys() - absent.keys():
             _log.info("%s answers", target)
         self._absent = absent
+        self._looked.set()
+        self._looked = asyncio.Event()
 
 
 def wait_until_served(app: str, models: Mapping[str, tuple[str, ...]]) -> Mapping[str, str]:

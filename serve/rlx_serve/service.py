@@ -13,6 +13,7 @@ from rlx_ray.errors import StoreError, UnknownModelError, nearest
 from rlx_ray.spec import Config
 from rlx_ray.store import Lookup, Store
 from rlx_serve.dispatch import Answer, Lane, Route, embed
+from rlx_serve.presence import Presence
 from rlx_serve.problems import RequestError
 from rlx_serve.speech import Speaker
 from rlx_serve.table import Table
@@ -28,9 +29,6 @@ Board = Callable[[], Awaitable[Mapping[str, Mapping[str, str]]]]
 
 Ready = Callable[[str, str], Awaitable[bool]]
 """Whether the executor of a target serves a model."""
-
-Absent = Callable[[], Mapping[str, str]]
-"""Why the executor of a target does not answer, by the target's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class Service:
         board: what the replicas hold.
         ready: whether an executor answers.
         speakers: the language models that are served, by name.
-        absent: which executors do not answer.
+        presence: which executors answer; all of them, where it is not said.
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class Service:
         board: Board,
         ready: Ready,
         speakers: Mapping[str, Speaker] | None = None,
-        absent: Absent = dict,
+        presence: Presence | None = None,
     ) -> None:
         self.limits = config.serve
         self.speakers = speakers or {}
@@ -106,7 +104,7 @@ class Service:
         self._store = store
         self._board = board
         self._ready = ready
-        self.absent = absent
+        self._presence = presence or Presence("", (), {})
         self._found: tuple[float, Mapping[Route, Lookup]] = (float("-inf"), {})
         self._looking = asyncio.Lock()
 
@@ -125,14 +123,14 @@ class Service:
         raise self._unknown(name)
 
     def speaker(self, name: str) -> Speaker:
-        """A language model by name, with the executors that answer.
+        """A language model by name.
 
         Raises:
             UnknownModelError: there is none of that name.
             RequestError: the model is no language model.
         """
         if name in self.speakers:
-            return self.speakers[name].without(self.absent())
+            return self.speakers[name]
         if name in self.models:
             raise RequestError(
                 f"model {name!r} makes embeddings.", "Use /v1/embeddings.", param="model"
@@ -189,18 +187,14 @@ class Service:
         seconds = self.limits.request_timeout_s
         try:
             async with asyncio.timeout(seconds):
-                lanes = self._present(model.lanes)
+                present = await self._presence.present([lane.target for lane in model.lanes])
+                lanes = [lane for lane in model.lanes if lane.target in present]
                 return await embed(items, lanes, model.name, model.path, "embedding")
         except TimeoutError:
             raise TimeoutError(
                 f"The answer took longer than {seconds:g} s. A first request may wait for a build: "
                 "try again, or raise serve.request_timeout_s."
             ) from None
-
-    def _present(self, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
-        """The lanes whose executors answer; all of them if none does: one may start in time."""
-        absent = self.absent()
-        return tuple(lane for lane in lanes if lane.target not in absent) or lanes
 
     async def model_ready(self, model: Served) -> bool:
         """Whether at least one executor answers for a model."""
@@ -213,7 +207,9 @@ class Service:
             except Exception:  # whatever it is, it does not answer
                 return False
 
-        return any(await asyncio.gather(*(ask(target) for target in targets)))
+        absent = self._presence.absent()
+        asked = [target for target in targets if target not in absent]
+        return any(await asyncio.gather(*(ask(target) for target in asked)))
 
     async def all_ready(self) -> bool:
         """Whether every model is ready."""
@@ -235,7 +231,7 @@ class Service:
             board = await asyncio.wait_for(self._board(), _ASK_S)
         except Exception:  # the notice board is away; the rest of a row still holds
             board = {}
-        absent = self.absent()
+        absent = self._presence.absent()
         return [variant_row(row, found.get(row.route), board, absent) for row in self._table.rows]
 
     def _look(self) -> Mapping[Route, Lookup]:
