@@ -140,7 +140,7 @@ def prepare() -> None:
 
 def streams(text) -> dict[str, float]:
     """Tokens a second of one stream, and of eight while all run; they have 128 to 256 tokens."""
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
 
     random = np.random.default_rng(2)
@@ -170,7 +170,7 @@ def stall(text) -> dict[str, float]:
     `stall` is while a new prompt of 256 tokens starts, `quiet` in as many steps without one: what
     the machine alone does.
     """
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
 
     random = np.random.default_rng(1)
