@@ -7,8 +7,9 @@ form that programs read, and the tests hold the two together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import CompileError, nearest
 from rlx_ray.ir import cuda_launch as launch
 from rlx_ray.ir.cuda_launch import Constants, Launch, Value
@@ -79,6 +80,16 @@ def instance(template: str, name: str, **given: Value) -> Instance:
             )
     how = found.launch(constants)
     return Instance(template, name, tuple(sorted(constants.items())), how)
+
+
+def named(template: str, **given: Value) -> Instance:
+    """A kernel whose name says which it is: equal constants give equal names, others do not.
+
+    Raises:
+        CompileError: no such kernel, or constants that it does not have or lacks.
+    """
+    made = instance(template, "", **given)
+    return replace(made, name=f"{template}_{sha256_hex(repr(made.constants).encode())[:8]}")
 
 
 def _template(
