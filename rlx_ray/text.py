@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.engine.generator import Engine, Generation, Request
+from rlx_ray.engine.generation import Generation, Request
+from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.engine.template import ChatTemplate
 from rlx_ray.errors import ConfigError

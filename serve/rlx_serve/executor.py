@@ -21,7 +21,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from rlx_ray.component import CompilationMode
-from rlx_ray.engine.generator import Request
+from rlx_ray.engine.generation import Request
 from rlx_ray.errors import ArtifactError, ConfigError, InputError, RlxError, StoreError
 from rlx_ray.spec import BuildSpec, Config
 from rlx_ray.target import Target

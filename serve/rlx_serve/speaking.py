@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 
 from rlx_ray.catalog import OpenModel
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.engine.generator import Decoder, Engine, Request
+from rlx_ray.engine.generation import Request
+from rlx_ray.engine.generator import Decoder, Engine
 from rlx_ray.errors import ConfigError
 from rlx_serve.dispatch import Route
 from rlx_serve.host import Loaded

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rlx_ray.checkpoint.tokenizer import Tokenizer
-from rlx_ray.engine.generator import Request
+from rlx_ray.engine.generation import Request
 from rlx_ray.engine.scheduler import bound
 from rlx_ray.engine.template import ChatTemplate
 from rlx_ray.target import Target

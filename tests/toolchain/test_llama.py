@@ -264,7 +264,7 @@ def test_smollm2_in_a_batch_and_after_prefix_reuse(smollm2: TextModel) -> None:
 
 
 def generated(model: TextModel, cases: list[dict]) -> list[list[int]]:
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
 
     greedy = Sampling(temperature=0)
     streams = [model.engine.submit(Request(tuple(c["input_ids"]), 32, greedy)) for c in cases]
@@ -272,7 +272,7 @@ def generated(model: TextModel, cases: list[dict]) -> list[list[int]]:
 
 
 def test_a_cancelled_stream_ends_and_the_others_go_on(smollm2: TextModel) -> None:
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
 
     ids = tuple(GOLDEN[0]["input_ids"])
     one = smollm2.engine.submit(Request(ids, 200, Sampling(temperature=0)))
