@@ -9,15 +9,16 @@ from rlx_ray.component.profile import CompileProfile
 from rlx_ray.dtype import DType
 from rlx_ray.errors import VerifyError
 from rlx_ray.ir.cuda_launch import Value
-from rlx_ray.ir.launches import Launches
+from rlx_ray.ir.launches import ALIGNMENT, Launches
 from rlx_ray.ir.lir import Tensor
 from rlx_ray.ir.mir import Mir, Node, Op, node_flops
 from rlx_ray.launch_plan import Slot
 from rlx_ray.matrix import BLOCK, QUANT_ROWS, ROWS_LAYOUT, tiles_layout
+from rlx_ray.passes.arena import align
 from rlx_ray.passes.cuda import attention, matmuls, primitives, rows
 from rlx_ray.passes.cuda.facts import Facts, find
 from rlx_ray.passes.cuda.state import Array, State
-from rlx_ray.passes.cuda.writer import Local, Place
+from rlx_ray.passes.cuda.writer import Local, Place, behind
 from rlx_ray.passes.simplify import drop_dead
 from rlx_ray.shape import elements
 
@@ -71,12 +72,11 @@ def lower(
     mir = _without_single_rows(mir)
     t, tf32 = DType.parse(profile.precision.compute), bool(dict(profile.backend).get("tf32"))
     s = State(find(mir, t, tf32, formats))
-    inputs: dict[str, tuple[Place, DType, tuple[int, ...]]] = {}
+    inputs = _inputs(s)
     for index, node in enumerate(mir.nodes):
         match node.op:
             case Op.INPUT:
-                place = s.make(index, node.dtype)
-                inputs[str(node.attr("name"))] = (place, node.dtype, node.shape)
+                s.values[index] = Array(inputs[str(node.attr("name"))][0], node.dtype)
             case Op.PARAM:
                 slot = Slot("param", 0, s.facts.table[index])
                 s.values[index] = Array(slot, s.facts.param_dtype(index))
@@ -96,6 +96,25 @@ def lower(
 _Tensors = dict[str, tuple[Place, DType, tuple[int, ...]]]
 
 
+def _inputs(s: State) -> _Tensors:
+    """The program's inputs, one behind the other in a buffer, so that one copy fills them."""
+    nodes = [n for n in s.facts.mir.nodes if n.op is Op.INPUT]
+    found = {str(n.attr("name")): (n.dtype, n.shape) for n in nodes}
+    if attention.page_bytes(s.facts):
+        batch = s.facts.batch
+        found |= {
+            name: (dtype, (batch, 2) if name == "seed" else (batch,))
+            for name, dtype in SAMPLING.items()
+        }
+    sizes = [align(elements(shape) * dtype.size, ALIGNMENT) for dtype, shape in found.values()]
+    whole = s.writer.buffer("inputs", sum(sizes))
+    s.writer.keep(whole, from_start=True)
+    return {
+        name: (behind(whole, sum(sizes[:i])), dtype, shape)
+        for i, (name, (dtype, shape)) in enumerate(found.items())
+    }
+
+
 def _without_single_rows(mir: Mir) -> Mir:
     """The last of one token is that token: no launch gathers what is in its place already."""
     place: dict[int, int] = {}
@@ -112,11 +131,7 @@ def _without_single_rows(mir: Mir) -> Mir:
 def _sample(s: State, inputs: _Tensors, outputs: _Tensors) -> None:
     """Draw a token of each sequence from its logits."""
     logits, _, (batch, vocab) = outputs["logits"]
-    places: dict[str, Place] = {}
-    for name, dtype in SAMPLING.items():
-        shape = (batch, 2) if name == "seed" else (batch,)
-        places[name] = s.writer.buffer(name, elements(shape) * dtype.size)
-        inputs[name] = (places[name], dtype, shape)
+    places = {name: inputs[name][0] for name in SAMPLING}
     tokens = s.writer.buffer("tokens", batch * DType.I32.size)
     outputs["tokens"] = (tokens, DType.I32, (batch,))
     constants: dict[str, Value] = {"t": DType.F32, "rows": batch, "n": vocab}
@@ -126,8 +141,6 @@ def _sample(s: State, inputs: _Tensors, outputs: _Tensors) -> None:
 
 def _finish(s: State, inputs: _Tensors, outputs: _Tensors) -> Launches:
     """The program with its arena planned."""
-    for place, _, _ in inputs.values():
-        s.writer.keep(place, from_start=True)
     for place, _, _ in outputs.values():
         s.writer.keep(place)
     steps, arena, offsets = s.writer.finish()
