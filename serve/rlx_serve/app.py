@@ -21,10 +21,11 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from rlx_ray.config import load
 from rlx_ray.errors import ConfigError, RlxError
 from rlx_ray.job.build import Limits
+from rlx_ray.runtime.cuda import this_host
 from rlx_ray.serve_spec import ServeSpec
 from rlx_ray.spec import Config
 from rlx_ray.store import check_shared, open_store
-from rlx_ray.target import Host, this_host
+from rlx_ray.target import Host
 from rlx_serve.builds import Builds
 from rlx_serve.executor import Executor
 from rlx_serve.fleet import Cluster, Fleet, choose, deployment_options, executor_name
