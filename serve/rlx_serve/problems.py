@@ -10,6 +10,8 @@ from rlx_ray.errors import (
     ArtifactError,
     CheckpointError,
     CompileError,
+    DeviceError,
+    DeviceMemoryError,
     EngineError,
     InputError,
     RlxError,
@@ -104,6 +106,8 @@ class Problem:
 _RETRY_LATER: tuple[tuple[type[RlxError], str, int], ...] = (
     (Busy, "overloaded", 1),
     (VariantMissing, "variant_missing", 0),
+    (DeviceMemoryError, "out_of_device_memory", 1),
+    (DeviceError, "device_error", 5),
     (EngineError, "engine_error", 1),
     (CompileError, "compile_error", 5),
     (StoreError, "store_error", 5),
