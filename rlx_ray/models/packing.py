@@ -73,7 +73,7 @@ def pack(
         start = -(-end // ALIGN) * ALIGN
         bindings.append(_binding(param, name, start, panel))
         end = start + _stored_bytes(param, name, panel)
-    buffer = _zeros(end + TAIL)
+    buffer = zeros(end + TAIL)
     for param, name, binding in zip(params, own, bindings, strict=True):
         place = buffer[binding.offset : binding.offset + _stored_bytes(param, name, panel)]
         if name == QUANT_ROWS or (param.layout == "matrix" and FORMATS[name].block_bytes):
@@ -94,7 +94,8 @@ def _binding(param: ParamSpec, name: str, start: int, panel: int) -> Binding:
     return Binding(param.name, form.dtype, param.shape, start, form.layout(panel))
 
 
-def _zeros(size: int) -> npt.NDArray[np.uint8]:
+def zeros(size: int) -> npt.NDArray[np.uint8]:
+    """Zeroed bytes whose address is a multiple of 64."""
     raw = np.zeros(size + ALIGN, np.uint8)
     skip = -raw.ctypes.data % ALIGN
     return raw[skip : skip + size]
@@ -113,7 +114,22 @@ def _stored_bytes(param: ParamSpec, name: str, panel: int) -> int:
 def _fill_blocks(
     place: npt.NDArray[np.uint8], param: ParamSpec, name: str, read: ReadBlocks, panel: int
 ) -> None:
-    """Write the blocks of a parameter's sources, one below the other."""
+    """Write the blocks of a parameter's sources."""
+    blocks = joined_blocks(param, name, read)
+    if name == QUANT_ROWS:
+        fill_coded_rows(place, blocks)
+        return
+    stored = blocks.codes.view(np.uint8) + np.uint8(blocks.form.centre)
+    facts = [blocks.d] if blocks.m is None else [blocks.d, blocks.m]
+    _fill_panels(place, stored, facts, panel, blocks.form)
+
+
+def joined_blocks(param: ParamSpec, name: str, read: ReadBlocks) -> Blocks:
+    """A parameter's sources as blocks [N, K] of one format, one below the other.
+
+    Raises:
+        CheckpointError: a source has another shape than the parameter needs.
+    """
     parts = [read(source, name) for source in param.sources]
     shapes = [part.codes.shape for part in parts]
     sources = list(zip(param.sources, shapes, strict=True))
@@ -126,17 +142,20 @@ def _fill_blocks(
         ]
     form = FORMATS["b8" if name == QUANT_ROWS else name]
     parts = [part.to(form) for part in parts]
-    codes = np.concatenate([part.codes for part in parts])
-    facts = [np.concatenate([part.d for part in parts])]
-    if form.offsets:
-        facts.append(np.concatenate([part.m for part in parts if part.m is not None]))
-    if name == QUANT_ROWS:
-        rows = place.reshape(len(codes), -1)
-        rows[:, : facts[0].shape[1] * 2] = np.ascontiguousarray(facts[0]).view(np.uint8)
-        rows[:, facts[0].shape[1] * 2 :] = codes.view(np.uint8)
-    else:
-        stored = codes.view(np.uint8) + np.uint8(form.centre)
-        _fill_panels(place, stored, facts, panel, form)
+    offsets = [part.m for part in parts if part.m is not None]
+    return Blocks(
+        form,
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.d for part in parts]),
+        np.concatenate(offsets) if form.offsets else None,
+    )
+
+
+def fill_coded_rows(place: npt.NDArray[np.uint8], blocks: Blocks) -> None:
+    """Write an embedding table of 8 bits: each row's scales, then its codes."""
+    rows, scales = place.reshape(len(blocks.codes), -1), blocks.d.shape[1] * 2
+    rows[:, :scales] = np.ascontiguousarray(blocks.d).view(np.uint8)
+    rows[:, scales:] = blocks.codes.view(np.uint8)
 
 
 def _fill_panels(
@@ -170,9 +189,12 @@ def _fill_panels(
         groups = groups >> np.uint8(bits)
 
 
-def _fill(
-    place: npt.NDArray[np.uint8], param: ParamSpec, read: Read, panel: int, form: MatrixFormat
-) -> None:
+def sources(param: ParamSpec, read: Read) -> list[tuple[str, npt.NDArray[np.float32]]]:
+    """A parameter's sources by name, their rows in the order that it wants.
+
+    Raises:
+        CheckpointError: one has another shape or type than the parameter needs.
+    """
     arrays = [(name, read(name)) for name in param.sources]
     if param.heads:
         arrays = [
@@ -186,6 +208,15 @@ def _fill(
                 "Convert it with checkpoint.to_f32.",
             )
     _check_shapes(param, [(name, array.shape) for name, array in arrays])
+    return arrays
+
+
+def fill_floats(
+    place: npt.NDArray[np.uint8],
+    param: ParamSpec,
+    arrays: list[tuple[str, npt.NDArray[np.float32]]],
+) -> None:
+    """Write a parameter that is no matrix as float32."""
     match param.layout:
         case "plain":
             place.view(np.float32).reshape(param.shape)[...] = arrays[0][1]
@@ -194,20 +225,38 @@ def _fill(
             positions, dim = param.shape
             table = turns(positions, dim, json.loads(param.made), factors)
             place.view(np.float32).reshape(param.shape)[...] = table
-        case "vector":
-            np.concatenate([array for _, array in arrays], out=place.view(np.float32))
         case _:
-            panels = place.reshape(-(-param.shape[1] // panel), -1)
-            column = 0
-            for name, array in arrays:
-                if form.name != "f32" and not np.isfinite(array).all():
-                    raise CheckpointError(
-                        f"parameter {param.name!r}: tensor {name!r} holds an infinity or NaN, "
-                        f"which {form.name} cannot be made of.",
-                        "Use precision.compute f32, or repair the checkpoint.",
-                    )
-                _fill_columns(panels, column, array, panel, form)
-                column += array.shape[0]
+            np.concatenate([array for _, array in arrays], out=place.view(np.float32))
+
+
+def check_finite(param: ParamSpec, name: str, values: npt.NDArray[Any], kind: str) -> None:
+    """See that a source can be made numbers of a kind other than float32.
+
+    Raises:
+        CheckpointError: it holds an infinity or NaN.
+    """
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"parameter {param.name!r}: tensor {name!r} holds an infinity or NaN, "
+            f"which {kind} cannot be made of.",
+            "Use precision.compute f32, or repair the checkpoint.",
+        )
+
+
+def _fill(
+    place: npt.NDArray[np.uint8], param: ParamSpec, read: Read, panel: int, form: MatrixFormat
+) -> None:
+    arrays = sources(param, read)
+    if param.layout != "matrix":
+        fill_floats(place, param, arrays)
+        return
+    panels = place.reshape(-(-param.shape[1] // panel), -1)
+    column = 0
+    for name, array in arrays:
+        if form.name != "f32":
+            check_finite(param, name, array, form.name)
+        _fill_columns(panels, column, array, panel, form)
+        column += array.shape[0]
 
 
 def _fill_columns(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rlx_ray.codegen.cuda_kernels import TEMPLATES, Instance, instance
-from rlx_ray.codegen.cuda_launch import Operand, Value
 from rlx_ray.dtype import DType
+from rlx_ray.ir.cuda_kernels import TEMPLATES, Instance, instance
+from rlx_ray.ir.cuda_launch import Operand, Value
 
 ROWS: dict[str, Value] = {"rows": 256, "n": 384, "seq": 128}
 DECODER: dict[str, Value] = {"heads": 9, "kv_heads": 3, "dim": 64, "table": 8}

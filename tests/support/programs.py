@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rlx_ray.artifact import BlobRef, WeightsManifest
+from rlx_ray.codegen import zig
 from rlx_ray.codegen.backend import backend_for
 from rlx_ray.compiler import binding
 from rlx_ray.component import (
@@ -107,7 +108,7 @@ def stages(
     return (
         made
         if tiling is None
-        else replace(made, lir=schedule(made.mir, wanted, tiling, hir.outputs))
+        else replace(made, program=schedule(made.mir, wanted, tiling, hir.outputs))
     )
 
 
@@ -161,9 +162,7 @@ class Bench:
     def pool(self, threads: int) -> ThreadPool:
         """The pool of so many threads."""
         if threads not in self._pools:
-            backend = backend_for(self.target)
-            assert backend.build_pool is not None
-            path = self.file(backend.build_pool(self.target, self.toolchain), f"pool{threads}.so")
+            path = self.file(zig.build_pool(self.target, self.toolchain), f"pool{threads}.so")
             self._pools[threads] = ThreadPool(path, threads)
         return self._pools[threads]
 

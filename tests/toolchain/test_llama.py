@@ -66,7 +66,7 @@ class Model:
         if not self.half:
             return made
         mir = lower_precision(made.mir, {}, "f32", target)  # a float16 cache, and nothing else
-        return replace(made, mir=mir, lir=schedule(mir, target, tiling, self.hir.outputs))
+        return replace(made, mir=mir, program=schedule(mir, target, tiling, self.hir.outputs))
 
     def step(
         self,

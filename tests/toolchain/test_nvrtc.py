@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 
 from rlx_ray.codegen import nvrtc
-from rlx_ray.codegen.cuda_kernels import KERNELS, TEMPLATES, Instance, instance, sources, unit
+from rlx_ray.codegen.cuda_kernels import KERNELS, sources, unit
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError, ToolchainMismatch, ToolchainMissing
+from rlx_ray.ir.cuda_kernels import TEMPLATES, Instance, instance
 from rlx_ray.target import CUDA_TARGETS, target, toolchain_for
 from tests.support.cuda_instances import every, sets
 from tests.support.needs import needs

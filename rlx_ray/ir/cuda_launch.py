@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from rlx_ray.dtype import DType
+from rlx_ray.ir.expr import Expr
 from rlx_ray.shape import PAGE
 
 
@@ -29,7 +30,7 @@ class Operand:
     step: int
 
 
-Value = int | float | str | DType | tuple[Operand, ...]
+Value = int | float | str | DType | tuple[Operand, ...] | Expr
 Constants = dict[str, Value]
 
 
