@@ -225,21 +225,19 @@ class CudaDevice:
         """Load a cubin or PTX; see `Device.module`."""
         driver = self._cuda.driver
         asked = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        with self.calling(f"the code for {self.arch}"):
+            module = self._cuda.function.Module()
+            module.load(code)
         functions = {}
-        try:
-            with self.calling("the code"):
-                module = self._cuda.function.Module()
-                module.load(code)
-                for name, shared in kernels.items():
+        for name, shared in kernels.items():
+            try:
+                with self.calling(f"kernel {name!r} with {shared} bytes of shared memory"):
                     functions[name] = module.get_function(name)
                     driver.funcSetAttribute(functions[name].ptr, asked, shared)
-        except (DeviceMemoryError, DeviceLost):
-            raise
-        except DeviceError as error:
-            at = f" at kernel {list(functions)[-1]!r}" if functions else ""
-            raise ArtifactError(
-                f"{self.name} ({self.arch}) refuses the code{at}: {error.message}"
-            ) from error
+            except (DeviceMemoryError, DeviceLost):
+                raise
+            except DeviceError as error:
+                raise ArtifactError(f"the code does not fit its plan: {error.message}") from error
         return CudaModule(self, module, functions)
 
     def gemm(self, step: GemmStep, a: int, b: int, c: int) -> None:

@@ -11,6 +11,7 @@ from rlx_ray.errors import (
     CheckpointError,
     CompileError,
     DeviceError,
+    DeviceMemoryError,
     EngineError,
     InputError,
     RlxError,
@@ -109,7 +110,8 @@ class Problem:
 _RETRY_LATER: tuple[tuple[type[RlxError], str, int], ...] = (
     (Busy, "overloaded", 1),
     (VariantMissing, "variant_missing", 0),
-    (DeviceError, "device_error", 1),
+    (DeviceMemoryError, "out_of_device_memory", 1),
+    (DeviceError, "device_error", 5),
     (EngineError, "engine_error", 1),
     (CompileError, "compile_error", 5),
     (StoreError, "store_error", 5),

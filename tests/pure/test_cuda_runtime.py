@@ -142,19 +142,20 @@ def test_kernels_are_launched_with_addresses_on_the_devices_stream(
 
 
 @pytest.mark.parametrize(
-    ("call", "status", "message"),
+    ("call", "status", "kind", "message"),
     [
-        ("load", 209, r"Card \(sm_90\) refuses the code: the device refused the code: status 209"),
-        ("get_function", 500, "refuses the code: "),
-        ("attribute", 1, "refuses the code at kernel 'norm'"),
+        ("load", 209, DeviceError, "the device refused the code for sm_90: status 209"),
+        ("get_function", 500, ArtifactError, "does not fit its plan: .* kernel 'norm'"),
+        ("attribute", 1, ArtifactError, "kernel 'norm' with 100 bytes of shared memory"),
     ],
 )
-def test_code_that_the_driver_refuses_is_an_artifact_error(
-    fake: FakeCupy, device: cuda.CudaDevice, call: str, status: int, message: str
+def test_code_that_is_refused_says_by_whom(
+    fake: FakeCupy, device: cuda.CudaDevice, call: str, status: int, kind: type, message: str
 ) -> None:
     fake.fails[call] = status
-    with pytest.raises(ArtifactError, match=message):
+    with pytest.raises(kind, match=message) as caught:
         device.module(b"cubin", {"norm": 100})
+    assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize(
@@ -180,10 +181,10 @@ def test_statuses_are_typed(
         with pytest.raises(DeviceError) as caught:
             call()
         assert type(caught.value) is kind, name
-    if kind is not DeviceError:
-        fake.fails["load"] = status
+    for name in ("load", "get_function") if kind is not DeviceError else ("load",):
+        fake.fails[name] = status
         with pytest.raises(kind):
-            device.module(b"cubin", {})
+            device.module(b"cubin", {"norm": 0})
     assert fake.held["current"] == 0
 
 
