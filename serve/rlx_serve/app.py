@@ -21,11 +21,10 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from rlx_ray.config import load
 from rlx_ray.errors import ConfigError, RlxError
 from rlx_ray.job.build import Limits
-from rlx_ray.runtime.cuda import this_host
+from rlx_ray.runtime.load import host_for
 from rlx_ray.serve_spec import ServeSpec
 from rlx_ray.spec import Config
 from rlx_ray.store import check_shared, open_store
-from rlx_ray.target import Host
 from rlx_serve.builds import Builds
 from rlx_serve.executor import Executor
 from rlx_serve.fleet import Cluster, Fleet, choose, deployment_options, executor_name
@@ -125,7 +124,7 @@ def bind(config: Config) -> serve.Application:
         ConfigError, CheckpointError: see `build_app`.
     """
     table = open_table(config)
-    return _bind(config, table, _fleet(config, table, this_host(), _cluster(own=False)))
+    return _bind(config, table, _fleet(config, table, _cluster(own=False)))
 
 
 def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
@@ -170,13 +169,14 @@ def _deploy(
     return deployment
 
 
-def _fleet(config: Config, table: Table, host: Host, cluster: Cluster) -> Fleet:
+def _fleet(config: Config, table: Table, cluster: Cluster) -> Fleet:
     """The targets to place executors for.
 
     Raises:
         ConfigError: there is none.
     """
-    fleet = choose(table.all_targets, config.serve, host, cluster)
+    targets = table.all_targets
+    fleet = choose(targets, config.serve, host_for(targets), cluster)
     if not fleet.targets:
         raise ConfigError(
             f"$.targets: this host can run none of them: {dict(fleet.passed_over)}.",
@@ -218,11 +218,11 @@ def run(
     found = replace(found, serve=spec)
     table = open_table(found)  # a mistake in the config is told before anything is started
     own = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
-    fleet = _fleet(found, table, this_host(), Cluster(1, 0, own=True)) if own else None
+    fleet = _fleet(found, table, Cluster(1, 0, own=True)) if own else None
     _start_ray()
     cluster = _cluster(own=own)
     check_shared(found.store, cluster.nodes)
-    fleet = fleet or _fleet(found, table, this_host(), cluster)
+    fleet = fleet or _fleet(found, table, cluster)
     options = HTTPOptions(
         host=spec.host, port=spec.port, request_timeout_s=spec.request_timeout_s + 5
     )
