@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from rlx_ray.artifact import Manifest
 from rlx_ray.catalog import open_model
+from rlx_ray.codegen import nvrtc
 from rlx_ray.codegen.zig import installed_version
 from rlx_ray.config import load
 from rlx_ray.job.build import Limits
@@ -22,7 +24,8 @@ from rlx_ray.job.plan import Plan
 from rlx_ray.job.prebuild import prebuild
 from rlx_ray.job.toolchains import refusals
 from rlx_ray.store import open_store
-from tests.support.needs import needs
+from rlx_ray.target import TARGETS
+from tests.support.needs import needs, needs_minilm, needs_smollm2
 from tests.support.tiny import write_tiny_bert
 
 ROOT = Path(__file__).parent.parent.parent
@@ -68,9 +71,9 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def run(*words: str) -> tuple[int, dict, str]:
+def run(*words: str, seconds: float = 180) -> tuple[int, dict, str]:
     child = start(*words)
-    out, said = child.communicate(timeout=180)
+    out, said = child.communicate(timeout=seconds)
     assert "Traceback" not in said, said
     return child.returncode, json.loads(out) if out.startswith("{") else {}, said
 
@@ -294,3 +297,21 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     code, _, said = run("prebuild", str(config))
     assert code == 1
     assert "file/store" in said
+
+
+@pytest.mark.slow
+def test_a_night_without_a_gpu_fills_the_store_for_every_target(tmp_path: Path) -> None:
+    needs_minilm()
+    needs_smollm2()
+    needs(nvrtc.installed_version(), "NVRTC is missing: pip install 'rlx_ray[cuda13]'")
+    fleet, store = str(ROOT / "configs" / "fleet.yaml"), f"file://{tmp_path}/store"
+    code, record, said = run("prebuild", fleet, "--store", store, "--json", seconds=1500)
+    assert code == 0, said
+    assert set(statuses(record)) == {"compiled"}
+    assert {r["target"] for r in record["rows"]} == {t.name for t in TARGETS}
+    code, plan, _ = run("plan", fleet, "--store", store, "--json", "--check")
+    assert (code, plan["present"]) == (0, plan["total"])
+    assert {r.status for r in open_store(store).verify(deep=True)} == {"ok"}
+    manifests = [Manifest.loads(p.read_bytes()) for p in tmp_path.glob("store/manifests/*/*.json")]
+    roles = {(m.spec.target.kind, tuple(sorted(b.role for b in m.blobs))) for m in manifests}
+    assert roles == {("cpu", ("code", "pool", "text")), ("cuda", ("code", "plan", "text"))}
