@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,10 @@ from ray.serve.schema import ApplicationStatusOverview
 from rlx_ray.errors import RlxError
 from rlx_serve.fleet import absences, failure, serves, settled
 
-_LOOK_S = 1.0
+_LOOK_S = 3.0
+_WANTED_LOOK_S = 0.2
+"""The same while a request waits for an executor."""
+
 _START_LOOK_S = 0.2
 _PATIENCE_S = 30.0
 """How long a start waits for executors that nothing depends on: another target answers."""
@@ -38,6 +42,7 @@ class Presence:
         self._passed_over = passed_over
         self._absent: Mapping[str, str] = {}
         self._looked = asyncio.Event()
+        self._wanted = asyncio.Event()
 
     def absent(self) -> Mapping[str, str]:
         """Why a target's executor does not answer, by the target's name."""
@@ -49,6 +54,7 @@ class Presence:
             found = tuple(target for target in targets if target not in self._absent)
             if found:
                 return found
+            self._wanted.set()
             await self._looked.wait()
 
     async def watch(self) -> None:
@@ -56,12 +62,15 @@ class Presence:
         for target, why in self._passed_over.items():
             _log.warning("%s is passed over: %s", target, why)
         while True:
+            self._wanted.clear()
             try:
                 status = await asyncio.to_thread(serve.status)
                 self.note(absences(status.applications[self._app], self._targets))
             except Exception as error:  # the controller is away; what was seen last still holds
                 _log.warning("the state of the executors is not known: %s", error)
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_WANTED_LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), _LOOK_S)
 
     def note(self, absent: Mapping[str, str]) -> None:
         """Take what a look has found: why executors do not answer, by target name."""

@@ -14,10 +14,11 @@ import httpx
 import pytest
 from ray import serve
 
+from rlx_ray.store import AotStore, Hit
 from rlx_serve import presence
 from rlx_serve.app import bind
 from rlx_serve.presence import wait_until_served
-from tests.serve.conftest import ROOT, Site
+from tests.serve.conftest import ROOT, Site, specs
 from tests.support.serving import tiny_model, write_config
 
 TARGETS = ["cuda-sm_90", "host"]
@@ -51,6 +52,13 @@ def test_a_cuda_executor_without_a_node_keeps_nobody_waiting(
         assert {r["passed_over"] for r in rows if r["target"] == cpu} == {""}
         states = [r["replicas"] for r in rows if r["target"] == "cuda-sm_90"]
         assert states == [[]] * 4
+        # What the executor would ask for if its node came: CPU nodes build it.
+        spec = specs(config, "ann")[0]
+        assert spec.target.kind == "cuda"
+        builds = serve.get_deployment_handle("Builds", "fleet")
+        record = builds.ensure.remote(spec.dumps()).result(timeout_s=60)
+        assert (record.status, record.failure) == ("built", None)
+        assert isinstance(AotStore(config.store.url).lookup(spec), Hit)
     finally:
         serve.delete("fleet")
 
