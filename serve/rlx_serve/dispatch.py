@@ -128,7 +128,8 @@ async def embed(
 
     Raises:
         InputError: a text is longer than the largest variant.
-        Busy, VariantMissing, CompileError, DeviceError: as the first lane says, once none is left.
+        Busy, VariantMissing, ArtifactError, CompileError, DeviceError: as the first lane says, once
+            none is left.
         StoreError: as a lane says.
     """
     run = _Run(texts, model, path, output, asyncio.Semaphore(_CALLS_AT_ONCE))

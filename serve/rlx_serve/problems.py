@@ -45,7 +45,7 @@ class Busy(RlxError):
     """No executor takes more work now."""
 
 
-PASSED_ON = (Busy, VariantMissing, CompileError, DeviceError)
+PASSED_ON = (Busy, VariantMissing, ArtifactError, CompileError, DeviceError)
 """Errors of one target's executor: that of the next target may have an answer."""
 
 

@@ -80,7 +80,8 @@ class Speaker:
             streamed: whether the rest is wanted while it comes.
 
         Raises:
-            Busy, VariantMissing, CompileError, DeviceError: as the last executor says.
+            Busy, VariantMissing, ArtifactError, CompileError, DeviceError: as the last executor
+                says.
             TimeoutError: the first token did not come in time.
             RlxError: as the engine does.
         """

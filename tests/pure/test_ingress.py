@@ -16,6 +16,7 @@ import pytest
 from rlx_ray.config import load
 from rlx_ray.engine.generator import Request
 from rlx_ray.errors import (
+    ArtifactError,
     CompileError,
     DeviceMemoryError,
     StoreError,
@@ -407,6 +408,7 @@ def test_where_no_executor_answers_a_request_waits_for_one_that_comes(pair: Site
     [
         Busy("full"),
         VariantMissing("not built"),
+        ArtifactError("the device refuses the code"),
         ToolchainMissing("no NVRTC"),
         DeviceMemoryError("3 GiB wanted, 1 GiB free"),
     ],
