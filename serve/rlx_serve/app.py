@@ -135,7 +135,6 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
     executors = {}
     ongoing = spec.max_queued_requests
     for target in fleet.targets:
-        check_budget(config, table.select(target))
         placement = spec.placement(target)
         ongoing += spec.max_ongoing_requests * (placement.max_replicas or placement.replicas)
         options = deployment_options(spec, placement)
@@ -173,7 +172,7 @@ def _fleet(config: Config, table: Table, cluster: Cluster) -> Fleet:
     """The targets to place executors for.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the eager variants of one do not fit.
     """
     targets = table.all_targets
     fleet = choose(targets, config.serve, host_for(targets), cluster)
@@ -182,6 +181,8 @@ def _fleet(config: Config, table: Table, cluster: Cluster) -> Fleet:
             f"$.targets: this host can run none of them: {dict(fleet.passed_over)}.",
             "Add 'host' to them.",
         )
+    for target in fleet.targets:
+        check_budget(config, table.select(target))
     return fleet
 
 
