@@ -84,7 +84,8 @@ class Pair:
     Attributes:
         gate: the gate's matmul; that of up, which comes later, has its value.
         act: as math.cuh names it.
-        bytes: of the gate's weights; 0 where they need not be neighbours.
+        bytes: of the gate's weights, where those of up are read as their continuation; 0 where
+            both are quantised and made plain one by one.
     """
 
     gate: int
@@ -109,12 +110,12 @@ def pair(facts: Facts, index: int) -> Pair | None:
     first = other.inputs[1]
     if other.inputs[0] != x or facts.shape(first) != facts.shape(up) or facts.is_output(gate):
         return None
-    size = _neighbours(facts, first, up)
-    few = node.shape[0] <= FEW_ROWS
-    if few or not (facts.form(first) and facts.form(up)):
-        fits = bool(size) and (not few or node.shape[1] % TILE == 0)
-        return Pair(gate, ACTIVATIONS[act], size) if fits else None
-    return Pair(gate, ACTIVATIONS[act], 0)  # each is made plain, one behind the other
+    coded = facts.form(first) is not None and facts.form(up) is not None
+    few, whole = node.shape[0] <= FEW_ROWS, node.shape[1] % TILE == 0
+    size = _neighbours(facts, first, up) if whole or not (few or coded) else 0
+    if size == 0 and (few or not coded):
+        return None
+    return Pair(gate, ACTIVATIONS[act], size)
 
 
 def _neighbours(facts: Facts, first: int, second: int) -> int:
@@ -261,13 +262,14 @@ def _gated(s: State, index: int, two: Pair) -> None:
     gate = facts.node(two.gate).inputs[1]
     (rows, n), k = node.shape, facts.shape(x)[1]
     both = s.writer.buffer(f"{node.origin}: both", 2 * rows * n * s.t.size)
-    if facts.form(up) is None:
+    if two.bytes:
         s.adjacent[facts.table[gate], facts.table[up], two.bytes] = None
-        w = s.array(gate)
-    else:
+    w = s.array(gate)
+    if facts.form(up) is not None:
         w = Array(s.writer.buffer(f"{node.origin}: weights", 2 * n * k * s.t.size), s.t)
-        for i, one in enumerate((gate, up)):
-            dequantize(s, one, behind(w.place, i * n * k * s.t.size))
+        dequantize(s, gate, w.place, 2 * n if two.bytes else n)
+        if not two.bytes:
+            dequantize(s, up, behind(w.place, n * k * s.t.size), n)
     multiply(s, node.origin, s.array(x), w, both, (rows, 2 * n, k), s.t, True)
     skip, lengths = s.skipping(node.shape)
     constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n, "pitch": 2 * n, "act": two.act}
@@ -319,13 +321,13 @@ def weights(s: State, index: int) -> tuple[Array, bool]:
         return s.array(index), facts.is_matrix(index)
     k, n = facts.shape(index)
     place = s.writer.buffer(f"{facts.node(index).origin}: plain", n * k * s.t.size)
-    dequantize(s, index, place)
+    dequantize(s, index, place, n)
     return Array(place, s.t), True
 
 
-def dequantize(s: State, index: int, to: Place) -> None:
-    """Launch the unpacking of quantised weights."""
-    form, (k, n) = s.facts.form(index), s.facts.shape(index)
+def dequantize(s: State, index: int, to: Place, n: int) -> None:
+    """Launch the unpacking of n outputs of quantised weights."""
+    form, k = s.facts.form(index), s.facts.shape(index)[0]
     assert form is not None
     constants: dict[str, Value] = {"t": s.t, "n": n, "k": k, "bits": form.bits}
     constants |= {"halves": int(form.halves), "offsets": int(form.offsets)}
