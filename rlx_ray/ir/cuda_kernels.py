@@ -172,7 +172,21 @@ TEMPLATES: dict[str, Template] = {
     ),
     "strided": _template("x y", "t n0 n1 n2 n3 s0 s1 s2 s3", {"shift": 0}, launch.strided),
     "reduce": _template("x y", "t outer extent inner reduce", {}, launch.reduce),
-    "iota": _template("y", "rows period", {"first": 0}, launch.iota),
+    "iota": _template("base y", "rows period", {"first": 0, "base": 0}, launch.iota),
     "length_mask": _template("lengths y", "t batch tokens", {}, launch.length_mask),
+    "causal_mask": _template("past y", "t batch tokens keys", {"window": 0}, launch.causal_mask),
+    "concat": _template("a b y", "t rows m n", {}, launch.concat),
+    "cache_write": _template(
+        "k v lengths past pages cache",
+        "t rows seq kv_heads dim table page_stride",
+        {},
+        launch.cache_write,
+    ),
+    "cache_read": _template(
+        "cache lengths past pages y",
+        "t batch kv_heads dim table page_stride values",
+        {},
+        launch.cache_read,
+    ),
 }
 """The kernels by name. `x*` stands for x0, x1 and so on, one for each operand."""

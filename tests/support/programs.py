@@ -22,6 +22,7 @@ from rlx_ray.component import (
 from rlx_ray.graphs import llama as llama_graph
 from rlx_ray.graphs.bert import build
 from rlx_ray.ir.hir import Hir
+from rlx_ray.ir.launches import Launches
 from rlx_ray.ir.lir import Lir
 from rlx_ray.matrix import FORMATS
 from rlx_ray.models.family import ParamSpec
@@ -112,11 +113,11 @@ def stages(
     )
 
 
-def random_params(lir: Lir, seed: int = 0) -> dict[str, np.ndarray]:
+def random_params(program: Lir | Launches, seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 parameters by name, logical shapes (K, N) for matrices."""
     rng = np.random.default_rng(seed)
     made = {}
-    for tensor in lir.params:
+    for tensor in program.params:
         values = rng.normal(0, 0.25, tensor.shape)
         if "norm.weight" in tensor.name or "norm1.weight" in tensor.name:
             values += 1

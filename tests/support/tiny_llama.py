@@ -1,65 +1,63 @@
-"""A tiny Llama checkpoint with random weights, as transformers would save it."""
+"""A tiny Llama with random weights, and what float64 says of it."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from tests.support.tiny import safetensors_bytes, write_bpe
+from rlx_ray.ir.launches import Launches
+from rlx_ray.ir.lir import Lir
+from rlx_ray.models.rope import turns
+from tests.support import llama_reference
+from tests.support.programs import random_params
 
-CONFIG = {
-    "model_type": "llama",
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 96,
-    "max_position_embeddings": 128,
-    "vocab_size": 320,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "rope_theta": 10000.0,
-    "eos_token_id": 2,
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "window": {"window": 20},
+    "one head of keys": {"heads": 8, "kv_heads": 1, "dim": 16},
+    "as many heads": {"heads": 2, "kv_heads": 2},
 }
+"""Kinds of the family, as changes of `programs.TINY_LLAMA`."""
 
 
-def llama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """The tensors of a checkpoint with tied embeddings, and their shapes."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
-    dim = config.get("head_dim", hidden // heads)
-    wide, narrow = heads * dim, config["num_key_value_heads"] * dim
-    shapes = {
-        "model.embed_tokens.weight": (config["vocab_size"], hidden),
-        "model.norm.weight": (hidden,),
-    }
-    for i in range(config["num_hidden_layers"]):
-        parts = {
-            "input_layernorm": (hidden,),
-            "post_attention_layernorm": (hidden,),
-            "self_attn.q_proj": (wide, hidden),
-            "self_attn.k_proj": (narrow, hidden),
-            "self_attn.v_proj": (narrow, hidden),
-            "self_attn.o_proj": (hidden, wide),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
+def tiny_params(program: Lir | Launches, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters of a program by name, matrices (K, N); gains are about 1 or 2."""
+    made = random_params(program)
+    for name in made:
+        if "norm" in name:
+            made[name] += 1
+    made["rope.turns"] = turns(config["positions"], config["dim"], config["rope"])
+    return made
+
+
+def oracle_logits(
+    params: Mapping[str, np.ndarray], config: Mapping[str, Any], ids: Sequence[int]
+) -> np.ndarray:
+    """Logits of every position in float64."""
+    names = {"embed.word": "token_embd.weight", "norm.weight": "output_norm.weight"}
+    t = {names[k]: v for k, v in params.items() if k in names}
+    t["output.weight"] = params["head.weight"].T
+    width = [config[k] * config["dim"] for k in ("heads", "kv_heads", "kv_heads")]
+    for i in range(config["layers"]):
+        own = {k.removeprefix(f"layer.{i}."): v for k, v in params.items() if f".{i}." in k}
+        base = f"blk.{i}."
+        for part, kind in (("weight", 1), ("bias", 0)):
+            if f"qkv.{part}" in own:
+                cut = np.split(own[f"qkv.{part}"], np.cumsum(width)[:2], axis=kind)
+                t |= {f"{base}attn_{n}.{part}": c.T for n, c in zip("qkv", cut, strict=True)}
+        for n in ("q", "k"):
+            if f"{n}_norm.weight" in own:
+                t[f"{base}attn_{n}_norm.weight"] = own[f"{n}_norm.weight"]
+        t |= {
+            f"{base}attn_norm.weight": own["norm1.weight"],
+            f"{base}attn_output.weight": own["out.weight"].T,
+            f"{base}ffn_norm.weight": own["norm2.weight"],
+            f"{base}ffn_gate.weight": own["gate.weight"].T,
+            f"{base}ffn_up.weight": own["up.weight"].T,
+            f"{base}ffn_down.weight": own["down.weight"].T,
         }
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in parts.items()}
-    return shapes
-
-
-def write_tiny_llama(folder: Path, seed: int = 0) -> None:
-    """Write the whole folder, with a byte-level tokenizer."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    tensors = {}
-    for name, shape in llama_shapes(CONFIG).items():
-        spread = 1.5 / shape[-1] ** 0.5 if len(shape) == 2 else 0.2
-        mean = 0.0 if len(shape) == 2 else 1.0
-        tensors[name] = (mean + spread * rng.standard_normal(shape)).astype(np.float32)
-    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
-    write_bpe(folder, CONFIG["vocab_size"])
+    return llama_reference.logits(t, {**config, "theta": 1000.0}, ids)

@@ -42,6 +42,10 @@ RULES: dict[Op, Rule] = {
     Op.STRIDED: primitives.strided,
     Op.LENGTH_MASK: primitives.length_mask,
     Op.IOTA: primitives.iota,
+    Op.CAUSAL_MASK: primitives.causal_mask,
+    Op.CONCAT: primitives.concat,
+    Op.CACHE_WRITE: primitives.cache_write,
+    Op.CACHE_READ: primitives.cache_read,
 }
 """How each operation becomes launches."""
 
