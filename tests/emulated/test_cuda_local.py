@@ -15,9 +15,9 @@ from rlx_ray.errors import DeviceError, VariantMissing
 from rlx_ray.local import LocalModel
 from rlx_ray.text import TextModel
 from tests.support.emulated_loader import put_in_card
+from tests.support.llama_checkpoint import write_tiny_llama
 from tests.support.needs import needs
 from tests.support.tiny import write_tiny_bert
-from tests.support.llama_checkpoint import write_tiny_llama
 
 TEXTS = ["the quick brown fox", "ray"]
 LADDER = ("cuda-compute_80", "cuda-sm_90", "host")
