@@ -12,7 +12,6 @@ import pytest
 from rlx_ray.blocks import quantise
 from rlx_ray.codegen.zig import installed_version
 from rlx_ray.component import KernelDispatchConfig, QuantScheme
-from rlx_ray.ir.launches import Call
 from rlx_ray.runtime.executable import NUMPY
 from tests.support.cuda_plans import TinyCard
 from tests.support.mir_oracle import evaluate
@@ -177,30 +176,3 @@ def test_an_encoder_agrees_with_float64(tmp_path: Path, config, batch: int, seq:
     (want,) = evaluate(made.mir, params | inputs)
     got = TinyCard(tmp_path, template, params, config).load(batch, seq).run(inputs)["embedding"]
     np.testing.assert_allclose(got, want, atol=2e-5)
-
-
-def test_a_layer_of_a_decode_step_is_five_launches(tmp_path: Path) -> None:
-    card = TinyCard(tmp_path, llama(**BLOCKS, qk_norm=True), {})
-    steps = card.launches(4, 1, 63).steps
-    kernels = [step.kernel.template for step in steps if isinstance(step, Call)]
-    layer = ["matvec", "attention_step", "matvec", "matvec", "matvec"]
-    assert len(kernels) == len(steps)
-    assert kernels == ["embed", *layer, *layer, "matvec", "sample"]
-
-
-def test_a_layer_of_an_encoder_of_many_rows_is_eight_launches(tmp_path: Path) -> None:
-    steps = TinyCard(tmp_path, bert(), {}).launches(8, 16).steps
-    names = [s.kernel.template if isinstance(s, Call) else "gemm" for s in steps]
-    layer = ["gemm", "attention", "gemm", "layer_norm", "gemm", "elementwise", "gemm", "layer_norm"]
-    assert names == ["embed", "layer_norm", *layer, *layer, "pool"]
-
-
-def test_weights_that_are_read_as_one_are_named(tmp_path: Path) -> None:
-    card = TinyCard(tmp_path, llama(**BLOCKS), {})
-    program = card.launches(1, 1, 63)
-    names = [tensor.name for tensor in program.params]
-    assert [(names[a], names[b], size) for a, b, size in program.adjacent] == [
-        (f"layer.{i}.gate.weight", f"layer.{i}.up.weight", 64 * 128 * 4) for i in range(2)
-    ]
-    odd = TinyCard(tmp_path, llama(**{**BLOCKS, "intermediate": 120}), {})
-    assert not odd.launches(1, 1, 63).adjacent  # the last tile of gates would hold ups

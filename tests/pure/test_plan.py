@@ -127,6 +127,53 @@ def test_what_this_version_cannot_build_is_unsupported_with_a_reason(tmp_path: P
     assert not plan.todo
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("profile: {precision: {compute: f16}}", ""),
+        ("profile: {precision: {compute: bf16}, backend: {tf32: true}}", ""),
+        ("dispatch: {policy: force_common}", ""),
+        ("quant: int8/32", ""),
+        ("batch: 4, rows: 16", "ragged variants (rows) have no kernels on CUDA targets"),
+        (
+            "profile: {precision: {compute: int8}}",
+            "precision.compute int8 has no kernels on CUDA targets",
+        ),
+        (
+            "profile: {precision: {compute: f16}}, dispatch: {force_common: [Softmax]}",
+            "precision.compute f16 needs native kernels: dispatch forces common ones, which keep "
+            "their sums in it",
+        ),
+        ("quant: fp8e4m3", "fp8e4m3 weights have no kernels on CUDA targets"),
+        (
+            "quant: int8/32, dispatch: {policy: force_common}",
+            "quantised weights need native kernels: dispatch forces common ones",
+        ),
+        (
+            "profile: {backend: {tf32: 1}}",
+            "profile.backend option 'tf32' is 1, not true or false",
+        ),
+        (
+            "profile: {backend: {unroll: 2}}",
+            "profile.backend option 'unroll' is not known to CUDA targets",
+        ),
+    ],
+)
+def test_what_cuda_targets_lack_is_unsupported_with_the_reason(
+    tmp_path: Path, row: str, reason: str
+) -> None:
+    base = "phase: encoder, seq: 8, targets: [cuda-sm_90]"
+    batch = "" if row.startswith("batch") else ", batch: 1"
+    (cell,) = cells_of(tmp_path, f"      - {{{base}{batch}, {row}}}")
+    assert cell.unsupported == reason
+
+
+def test_an_option_of_cuda_targets_is_not_one_of_the_cpus(tmp_path: Path) -> None:
+    rows = "      - {phase: encoder, batch: 1, seq: 8, profile: {backend: {tf32: true}}}"
+    reason = "profile.backend option 'tf32' is not known to CPU targets"
+    assert [cell.unsupported for cell in cells_of(tmp_path, rows)] == [reason] * 2
+
+
 def test_the_plan_is_the_matrix_minus_the_store(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "      - {phase: encoder, batch: [1, 2], seq: [8, 16]}")[:4]
     lookups = {(c.spec.model, c.spec.digest): Miss("not there", "absent") for c in cells}

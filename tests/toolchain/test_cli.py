@@ -150,6 +150,22 @@ def test_explain_shows_every_stage(run, config: str) -> None:
     assert "== hir ==" not in out
 
 
+def test_explain_shows_the_launches_of_a_cuda_target(run, config: str) -> None:
+    path = Path(config)
+    path.write_text(path.read_text().replace("[host]", "[cuda-sm_90]"))
+    code, out, _ = run("explain", config, "tiny", "--variant", "encoder:b2:s16", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert "lir" not in found
+    assert "matvec" in found["launches"]
+    (plan,) = found["key"]["memory"].values()
+    assert plan["bytes"] <= 1.1 * plan["liveness_bound"]
+    code, out, _ = run("explain", config, "tiny", "--show", "launches")
+    assert out.splitlines()[0] == "== launches =="
+    code, out, _ = run("explain", config, "tiny", "--show", "source")
+    assert '#include "matvec.cu"' in out
+
+
 def test_explain_profiles_a_variant_with_counters(bench: Bench, run, config: str) -> None:
     words = ("explain", config, "tiny", "--variant", "encoder:b2:s16", "--profile")
     code, out, _ = run(*words, "--rounds", "3", "--threads", "2", "--json")

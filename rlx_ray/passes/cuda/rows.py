@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlx_ray.ir.cuda_launch import Value
 from rlx_ray.ir.mir import Node, Op
 from rlx_ray.passes.cuda.facts import Facts
-from rlx_ray.passes.cuda.matmuls import norm_for
+from rlx_ray.passes.cuda.fusion import norm_for
 from rlx_ray.passes.cuda.state import Array, State
 from rlx_ray.passes.cuda.writer import Place
 from rlx_ray.passes.kernels import POOLS
