@@ -14,6 +14,7 @@ import httpx
 import pytest
 from ray import serve
 
+from rlx_ray.runtime.cuda import visible_devices
 from rlx_ray.store import AotStore, Hit
 from rlx_serve import presence
 from rlx_serve.app import bind
@@ -22,6 +23,8 @@ from tests.serve.conftest import ROOT, Site, specs
 from tests.support.serving import tiny_model, write_config
 
 TARGETS = ["cuda-sm_90", "host"]
+
+pytestmark = pytest.mark.skipif(bool(visible_devices().archs), reason="this machine has a GPU")
 
 
 def test_a_cuda_executor_without_a_node_keeps_nobody_waiting(
