@@ -46,13 +46,13 @@ class Decoder:
         folder: Path,
         changes: Mapping[str, Any],
         config: KernelDispatchConfig = NATIVE,
-        precision: str = "f32",
+        profile: Mapping[str, Any] | None = None,
         scheme: QuantScheme | None = None,
     ) -> None:
         self.config = {**TINY_LLAMA, **changes}
         template = llama(**changes)
         self.params = tiny_params(stages(template, 1, 1, past=0).lir, self.config)
-        self.card = TinyCard(folder, template, self.params, config, precision, scheme)
+        self.card = TinyCard(folder, template, self.params, config, profile, scheme)
         if scheme is not None:
             for name in self.card.formats:
                 self.params = self.params | {name: _rounded(self.params[name], name, scheme)}
@@ -127,13 +127,25 @@ def test_a_sequence_that_nobody_asked_for_changes_nothing(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("precision", ["f16", "bf16"])
 def test_sixteen_bits_stay_near_float64(tmp_path: Path, precision: str) -> None:
-    model = Decoder(tmp_path, {**BLOCKS, "qk_norm": True}, precision=precision)
+    model = Decoder(
+        tmp_path, {**BLOCKS, "qk_norm": True}, profile={"precision": {"compute": precision}}
+    )
     ids = text(36)
     want = model.want(ids)
     got = [model.step([(ids[:34], 0, [0, 1])], 34, 0)[0]]
     got += [model.step([([ids[i]], i, [0, 1])], 1, 63)[0] for i in (34, 35)]
     error = np.linalg.norm(got - want[33:]) / np.linalg.norm(want[33:])
     assert 1e-5 < error < {"f16": 5e-3, "bf16": 4e-2}[precision]
+
+
+@pytest.mark.parametrize("fusion", [{"skip": True}, {"policy": "fusable"}], ids=["skip", "fusable"])
+def test_profiles_of_fusion_mean_the_same(tmp_path: Path, fusion: dict) -> None:
+    model = Decoder(tmp_path, {"qkv_bias": True}, profile={"fusion": fusion})
+    ids = text(37, 5)
+    want = model.want(ids)
+    got = [model.step([(ids[:36], 0, [1, 0])], 36, 0)[0]]
+    got += [model.step([(ids[36:], 36, [1, 0])], 1, 63)[0]]
+    np.testing.assert_allclose(got, want[35:], atol=3e-5)
 
 
 @pytest.mark.parametrize("scheme", ["gguf_q4_1", "gguf_q8_0", "int4/32"])
