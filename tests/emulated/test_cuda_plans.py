@@ -62,6 +62,18 @@ class Decoder:
         self, sequences: Sequence[tuple[list[int], int, list[int]]], seq: int, past: int
     ) -> np.ndarray:
         """Logits after (new tokens, past, pages) of each sequence, of which tokens are drawn."""
+        found = self.drawn(sequences, seq, past)
+        assert (found["tokens"] == found["logits"].argmax(1)).all()
+        return found["logits"]
+
+    def drawn(
+        self,
+        sequences: Sequence[tuple[list[int], int, list[int]]],
+        seq: int,
+        past: int,
+        **settings: object,
+    ) -> dict[str, np.ndarray]:
+        """Logits, and tokens drawn by settings."""
         variant = self.card.load(len(sequences), seq, past)
         x = {b.name: np.zeros(b.shape, NUMPY[b.dtype.text]) for b in variant.binding.inputs}
         x["pages"] -= 1
@@ -70,9 +82,9 @@ class Decoder:
             x["lengths"][row], x["past"][row] = len(tokens), start
             own = pages[: x["pages"].shape[1]]
             x["pages"][row, : len(own)] = own
-        found = variant.run(x, self.cache)
-        assert (found["tokens"] == found["logits"].argmax(1)).all()
-        return found["logits"]
+        for name, value in settings.items():
+            x[name][...] = value
+        return variant.run(x, self.cache)
 
     def want(self, ids: Sequence[int]) -> np.ndarray:
         """Logits of every position in float64."""
@@ -123,6 +135,17 @@ def test_a_sequence_that_nobody_asked_for_changes_nothing(tmp_path: Path) -> Non
     x["input_ids"][1, :5], x["lengths"][1], x["pages"][:] = ids, 5, [[0], [3]]
     got = variant.run(x, model.cache)["logits"][1]
     assert got.tobytes() == alone.tobytes()
+
+
+def test_tokens_are_drawn_by_each_sequences_own_settings(tmp_path: Path) -> None:
+    model = Decoder(tmp_path, {"layers": 1})
+    four = [(text(6), 0, [page]) for page in range(4)]
+    settings = {"temperature": 5, "top_k": [1, 0, 0, 0], "top_p": 1}
+    found = model.drawn(four, 6, 0, **settings, seed=[[7, 1], [7, 1], [7, 1], [8, 1]])
+    again = model.drawn(four, 6, 0, **settings, seed=[[7, 1], [7, 1], [9, 1], [8, 2]])
+    assert found["tokens"][0] == found["logits"][0].argmax()
+    assert found["tokens"][1] == found["tokens"][2] == again["tokens"][1]
+    assert len({*found["tokens"].tolist(), *again["tokens"].tolist()}) >= 4
 
 
 @pytest.mark.parametrize("precision", ["f16", "bf16"])
