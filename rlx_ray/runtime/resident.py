@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Sequence
 
 from rlx_ray.artifact import Binding
-from rlx_ray.errors import DeviceMemoryError
+from rlx_ray.errors import DeviceError, DeviceMemoryError
 from rlx_ray.runtime.device import Device, Memory
 from rlx_ray.runtime.weights import Weights, offsets
 
@@ -36,14 +36,14 @@ class Resident:
         """Keep an arena of at least so many bytes for as long as an object lives.
 
         Raises:
-            DeviceMemoryError: the device has no room.
+            DeviceError: the device has no room, or is lost.
         """
         with self.turn:
             self._wanted.append(nbytes)
             leave = weakref.finalize(holder, self._leave, nbytes)
             try:
                 self.arena()
-            except DeviceMemoryError:
+            except DeviceError:
                 leave()  # the error's traceback may keep the holder alive
                 raise
 
