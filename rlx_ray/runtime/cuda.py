@@ -46,6 +46,8 @@ def visible_devices() -> Visible:
     """Look for devices; never raises. CUDA itself heeds CUDA_VISIBLE_DEVICES."""
     try:
         cuda = _cupy().cuda
+        if not cuda.runtime.driverGetVersion():  # CUDA itself would call it too old
+            return Visible((), "no NVIDIA driver is loaded")
         count = int(cuda.runtime.getDeviceCount())
         found = tuple(f"sm_{cuda.Device(i).compute_capability}" for i in range(count))
         if found:
@@ -62,6 +64,46 @@ def this_host() -> Host:
     found = visible_devices()
     host = target.this_host()
     return replace(host, devices=found.archs, no_device=found.reason or host.no_device)
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What CUDA is made of on this machine, for reports.
+
+    Attributes:
+        runtime: the version of the runtime that CuPy has, such as `13.2`.
+        driver: the newest version that the driver runs; empty without a driver.
+        devices: architecture, name and bytes of memory of each device.
+    """
+
+    runtime: str
+    driver: str
+    devices: tuple[tuple[str, str, int], ...]
+
+
+def installation() -> Installation:
+    """Look at CuPy, the driver and the devices.
+
+    Raises:
+        DeviceError: CuPy is not installed, or does not load.
+    """
+    cuda = _cupy().cuda
+    runtime = _version(cuda.runtime.runtimeGetVersion())
+    driver = _version(cuda.runtime.driverGetVersion())
+    found = []
+    for index, arch in enumerate(visible_devices().archs):
+        facts = cuda.runtime.getDeviceProperties(index)
+        found.append((arch, _text(facts["name"]), int(facts["totalGlobalMem"])))
+    return Installation(runtime, driver, tuple(found))
+
+
+def _version(number: int) -> str:
+    """CUDA's number of a version, such as 13020, as people write it; empty for 0."""
+    return f"{number // 1000}.{number % 1000 // 10}" if number else ""
+
+
+def _text(name: object) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _cupy() -> Any:
@@ -161,8 +203,7 @@ class CudaDevice:
         self._current = self._cuda.Device(index)
         with self.calling("the device"):
             self.arch = found.archs[index]
-            name = self._cuda.runtime.getDeviceProperties(index)["name"]
-            self.name = name.decode() if isinstance(name, bytes) else str(name)
+            self.name = _text(self._cuda.runtime.getDeviceProperties(index)["name"])
             self.stream = self._cuda.Stream(non_blocking=True)
             self._outbound = _Pinned(self._cuda, _STAGING)
             self._inbound = _Pinned(self._cuda, _STAGING)

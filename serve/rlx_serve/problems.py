@@ -45,6 +45,10 @@ class Busy(RlxError):
     """No executor takes more work now."""
 
 
+PASSED_ON = (Busy, VariantMissing, ArtifactError, CompileError, DeviceError)
+"""Errors of one target's executor: that of the next target may have an answer."""
+
+
 class RequestError(InputError):
     """A client's mistake.
 

@@ -43,6 +43,14 @@ def test_devices_are_found_in_order(fake: FakeCupy) -> None:
     assert cuda.CudaDevice(1).arch == "sm_86"
 
 
+def test_versions_and_devices_are_told_with_and_without_a_driver(fake: FakeCupy) -> None:
+    cards = tuple((arch, "Card", 80 << 30) for arch in ("sm_90", "sm_86"))
+    assert cuda.installation() == cuda.Installation("13.2", "13.0", cards)
+    fake.driver = 0
+    assert cuda.installation() == cuda.Installation("13.2", "", ())
+    assert cuda.this_host().no_device == "no NVIDIA driver is loaded"
+
+
 def test_what_is_missing_is_a_reason_and_never_an_exception(
     fake: FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
