@@ -189,6 +189,18 @@ class Host:
             )
         return ladder[0]
 
+    def targets(self) -> tuple[Target, ...]:
+        """All that `host` means in a config: the best CUDA target of each device, then the CPU's.
+
+        Raises:
+            ConfigError: see `best`.
+        """
+        found: dict[Target, None] = {}
+        for device in self.devices:
+            rungs = [t for t in reversed(CUDA_TARGETS) if not device_refusal(device, t)]
+            found.update(dict.fromkeys(rungs[:1]))
+        return (*found, self.best())
+
 
 def device_refusal(device: str, wanted: Target) -> str:
     """Why a CUDA device cannot run a target; empty if it can.

@@ -10,6 +10,8 @@ from rlx_ray.errors import (
     ArtifactError,
     CheckpointError,
     CompileError,
+    DeviceError,
+    DeviceMemoryError,
     EngineError,
     InputError,
     RlxError,
@@ -41,6 +43,10 @@ class Failure:
 
 class Busy(RlxError):
     """No executor takes more work now."""
+
+
+PASSED_ON = (Busy, VariantMissing, ArtifactError, CompileError, DeviceError)
+"""Errors of one target's executor: that of the next target may have an answer."""
 
 
 class RequestError(InputError):
@@ -104,6 +110,8 @@ class Problem:
 _RETRY_LATER: tuple[tuple[type[RlxError], str, int], ...] = (
     (Busy, "overloaded", 1),
     (VariantMissing, "variant_missing", 0),
+    (DeviceMemoryError, "out_of_device_memory", 1),
+    (DeviceError, "device_error", 5),
     (EngineError, "engine_error", 1),
     (CompileError, "compile_error", 5),
     (StoreError, "store_error", 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,11 +15,13 @@ from rlx_ray.component import KernelDispatchConfig, KernelDispatchPolicy, ModelV
 from rlx_ray.config import load
 from rlx_ray.errors import ConfigError
 from rlx_ray.job.matrix import Cell, expand, variants
-from rlx_ray.job.plan import DEFAULT_SECONDS, Row, make_plan, select
+from rlx_ray.job.plan import DEFAULT_SECONDS, Row, absent, make_plan, select
 from rlx_ray.job.prebuild import Report, look_up
 from rlx_ray.job.report import html
+from rlx_ray.job.toolchains import refusals
 from rlx_ray.spec import ModelSpec
 from rlx_ray.store import Hit, Miss, open_store
+from rlx_ray.target import target, toolchain_for
 from tests.support.specs import make_artifact
 from tests.support.tiny import write_tiny_bert
 
@@ -186,6 +189,44 @@ def test_the_plan_is_the_matrix_minus_the_store(tmp_path: Path) -> None:
     assert [c.spec for c in plan.todo] == [c.spec for c in cells[1:]]
     assert plan.estimate == pytest.approx(3 * found.build.seconds)
     assert make_plan(cells[1:], lookups).estimate == pytest.approx(3 * DEFAULT_SECONDS)
+
+
+def test_what_the_builders_cannot_build_is_unsupported_unless_it_is_there(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "      - {phase: encoder, batch: [1, 2], seq: 8}")
+    store = open_store("memory://refused")
+    store.put(make_artifact(cells[0].spec))
+    lookups = look_up(cells, store)
+    v3, arm = target("cpu-x86_64-v3"), target("cpu-aarch64")
+    assert absent(cells, lookups) == {one: toolchain_for(one, {}) for one in (v3, arm)}
+    refusals = {v3.name: "no zig", "cuda-sm_90": "not asked for"}
+    plan = make_plan(cells, lookups, refusals)
+    assert [(r.target, r.status, r.reason) for r in plan.rows] == [
+        (v3.name, "present", ""),
+        (v3.name, "unsupported", "no zig"),
+        (arm.name, "missing", ""),
+        (arm.name, "missing", ""),
+    ]
+    assert plan.todo == cells[2:]
+    assert plan.refused == {v3.name: "no zig"}
+    assert absent(cells[:1], lookups) == {}
+    assert make_plan(cells[:1], lookups, refusals).refused == {}
+
+
+@pytest.mark.parametrize("name", ["cpu-aarch64", "cuda-sm_90"])
+def test_a_machine_without_the_compiler_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = target(name)
+    chain = toolchain_for(wanted, {})
+    assert refusals([(wanted, replace(chain, version=chain.version + "9"))])[name].startswith(
+        f"toolchain '{chain.name}' is"
+    )
+    real = importlib.util.find_spec
+    hidden = {"cpu": "ziglang", "cuda": "cupy"}[wanted.kind]
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == hidden else real(name, *a)
+    )
+    assert "Install it with: pip install 'rlx_ray[" in refusals([(wanted, chain)])[name]
 
 
 def test_two_modes_of_a_variant_are_two_rows_and_one_build(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class FakeCupy:
 
     def __init__(self, *archs: str) -> None:
         self.archs = archs
+        self.driver = 13000
         self.calls: list[tuple[Any, ...]] = []
         self.fails: dict[str, int] = {}
         """Statuses by the call's name, used up by it."""
@@ -111,8 +112,9 @@ class FakeCupy:
         runtime = SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=lambda: fake.call("count") or len(fake.archs),
-            getDeviceProperties=lambda index: {"name": b"Card"},
+            getDeviceProperties=lambda index: {"name": b"Card", "totalGlobalMem": 80 << 30},
             runtimeGetVersion=lambda: 13020,
+            driverGetVersion=lambda: fake.driver,
             memcpyHostToDevice=1,
             memcpyDeviceToHost=2,
             memcpyAsync=self._copy,
