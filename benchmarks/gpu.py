@@ -30,6 +30,7 @@ from rlx_ray.dtype import DType
 from rlx_ray.errors import DeviceError
 from rlx_ray.launch_plan import NULL, GemmStep
 from rlx_ray.runtime import cuda
+from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.runtime.resident import Resident
 from rlx_ray.target import Target
 from tests.support import bert_reference, llama_reference
@@ -179,7 +180,7 @@ def sizes(model: Model) -> dict[str, float]:
     }
 
 
-def ceilings(device: cuda.CudaDevice) -> dict[str, float]:
+def ceilings(device: CudaDevice) -> dict[str, float]:
     """The card's limits as measured: GB/s that copies read and write, TFLOP/s of bf16 products."""
     size, n = 1 << 30, 8192
     one, other = device.allocate(size), device.allocate(size)
@@ -249,7 +250,7 @@ def main() -> int:
     begun = time.monotonic()
     host = cuda.this_host()
     try:
-        device = cuda.CudaDevice()
+        device = CudaDevice()
     except DeviceError as error:
         print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ from rlx_ray.errors import ConfigError
 from rlx_ray.local import LocalModel
 
 CACHE_BYTES = 512 << 20
-"""Bytes of the key-value cache unless said: what is not written to costs no memory."""
+"""Bytes of the key-value cache unless said; on a CPU what is not written to costs no memory."""
 
 
 @dataclass(frozen=True, slots=True)

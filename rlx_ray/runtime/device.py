@@ -1,6 +1,7 @@
 """What a launch plan needs of a device.
 
-A real one is in `runtime/cuda.py`; tests have one that runs the kernels' own sources on the CPU.
+A real one is in `runtime/cuda_device.py`; tests have one that runs the kernels' own sources on the
+CPU.
 """
 
 from __future__ import annotations

@@ -134,6 +134,7 @@ class LaunchExecutable:
     def make_cache(self, pages: int) -> DeviceCache:
         """Zeroed pages of `binding.page` bytes on the device; see `Executable.make_cache`."""
         with self._resident.turn:
+            self._resident.fit()
             return DeviceCache(self._device, pages, self.binding.page)
 
     def _pages(self, inputs: Mapping[str, np.ndarray], cache: Cache | None) -> int:

@@ -11,6 +11,7 @@ from rlx_ray import target as targets
 from rlx_ray.artifact import BindingManifest
 from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
+from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.runtime.device import Device
 from rlx_ray.runtime.executable import Executable
 from rlx_ray.runtime.launches import LaunchExecutable
@@ -54,7 +55,7 @@ def loader_for(target: Target, threads: int = 0) -> Loader:
     Raises:
         DeviceError: the target is a CUDA one and the device does not start.
     """
-    return CpuLoader(threads) if target.kind == "cpu" else DeviceLoader(cuda.CudaDevice())
+    return CpuLoader(threads) if target.kind == "cpu" else DeviceLoader(CudaDevice())
 
 
 def host_for(wanted: Iterable[Target]) -> Host:

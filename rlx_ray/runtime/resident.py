@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Sequence
 
 from rlx_ray.artifact import Binding
-from rlx_ray.errors import DeviceMemoryError
+from rlx_ray.errors import DeviceError, DeviceMemoryError
 from rlx_ray.runtime.device import Device, Memory
 from rlx_ray.runtime.weights import Weights, offsets
 
@@ -17,7 +16,7 @@ class Resident:
     """A device of this process and what lies on it.
 
     Runs are serial on a device's stream, so all executables share one arena, as large as the
-    largest of them wants. It moves when a larger one is loaded and is given back with the last.
+    largest of them wants. It moves when that changes and is given back with the last.
     """
 
     def __init__(self, device: Device) -> None:
@@ -27,7 +26,8 @@ class Resident:
         self.last: weakref.ref[object] | None = None
         """Whose run was the last that wrote to the arena, if it ended well."""
         self._arena: Memory | None = None
-        self._wanted: Counter[int] = Counter()
+        self._wanted: list[int] = []
+        """Bytes of each executable; whatever thread collects one takes its own out."""
         self._weights: weakref.WeakValueDictionary[str, DeviceWeights] = (
             weakref.WeakValueDictionary()
         )
@@ -36,14 +36,14 @@ class Resident:
         """Keep an arena of at least so many bytes for as long as an object lives.
 
         Raises:
-            DeviceMemoryError: the device has no room.
+            DeviceError: the device has no room, or is lost.
         """
         with self.turn:
-            self._wanted[nbytes] += 1
+            self._wanted.append(nbytes)
             leave = weakref.finalize(holder, self._leave, nbytes)
             try:
                 self.arena()
-            except DeviceMemoryError:
+            except DeviceError:
                 leave()  # the error's traceback may keep the holder alive
                 raise
 
@@ -53,6 +53,7 @@ class Resident:
         Raises:
             DeviceMemoryError: the arena was given up for a larger one, which has no room.
         """
+        self.fit()
         wanted = max(self._wanted)
         if self._arena is None or self._arena.nbytes < wanted:
             self.last = None
@@ -65,6 +66,14 @@ class Resident:
                 self._arena = self.device.allocate(wanted)
         return self._arena.address
 
+    def fit(self) -> None:
+        """Give an arena back that is larger than any executable that is left wants.
+
+        Call with the turn held, before anything is allocated.
+        """
+        if self._arena is not None and self._arena.nbytes > max(self._wanted, default=0):
+            self._arena = self.last = None
+
     def upload(self, weights: Weights) -> DeviceWeights:
         """A weights blob on the device; the same object for the same blob while somebody holds it.
 
@@ -75,6 +84,7 @@ class Resident:
         with self.turn:
             found = self._weights.get(digest)
             if found is None:
+                self.fit()
                 found = self._weights[digest] = DeviceWeights(self.device, weights)
             return found
 
@@ -85,9 +95,8 @@ class Resident:
         return arena + sum(w.nbytes for w in self._weights.values())
 
     def _leave(self, nbytes: int) -> None:
-        self._wanted[nbytes] -= 1
-        self._wanted += Counter()  # drops what nobody wants
-        if not self._wanted:
+        self._wanted.remove(nbytes)
+        if not self._wanted:  # nobody is there to run
             self._arena = None
 
 

@@ -222,18 +222,24 @@ def test_executables_share_weights_and_one_arena(card: Card, weights: Weights) -
     assert card.held == resident.nbytes == 0
 
 
-def test_a_larger_executable_moves_the_arena(card: Card, weights: Weights) -> None:
+def test_the_arena_is_as_large_as_the_largest_executable_wants(
+    card: Card, weights: Weights
+) -> None:
     resident = Resident(card)
     small = load(resident, weights)
     cache = small.make_cache(1)
     for _ in range(2):
         check(small.run(inputs(1), cache), 1)
+    before = card.held
     large = load(resident, weights, binding=replace(BINDING, arena=8192))
+    assert card.held == before + 4096
     check(small.run(inputs(2), cache), 2)
     check(large.run(inputs(3), cache), 3)
     assert card.captures == 2
     del large
     check(small.run(inputs(4), cache), 4)
+    assert card.held == before
+    assert card.captures == 3
 
 
 def test_what_must_be_zero_is_so_after_another_executable_wrote_there(

@@ -11,7 +11,7 @@ from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceMemoryError
 from rlx_ray.ir.cuda_kernels import instance
 from rlx_ray.launch_plan import NULL, GemmStep
-from rlx_ray.runtime.cuda import CudaDevice
+from rlx_ray.runtime.cuda_device import CudaDevice
 from tests.support.card_unit import CardUnit
 from tests.support.cuda_emulator import NUMPY
 from tests.support.needs import needs_card

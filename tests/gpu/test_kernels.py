@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from rlx_ray.dtype import DType
-from rlx_ray.runtime.cuda import CudaDevice
+from rlx_ray.runtime.cuda_device import CudaDevice
 from tests.emulated import (
     test_cuda_attention,
     test_cuda_decode,

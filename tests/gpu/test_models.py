@@ -13,7 +13,7 @@ import pytest
 from rlx_ray.config import load
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.local import LocalModel
-from rlx_ray.runtime.cuda import CudaDevice
+from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.target import Target
 from rlx_ray.text import TextModel
 from tests.support.needs import needs_card, needs_minilm, needs_smollm2

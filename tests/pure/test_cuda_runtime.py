@@ -14,6 +14,7 @@ from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryE
 from rlx_ray.launch_plan import NULL, GemmStep, KernelStep
 from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cublas import WORKSPACE
+from rlx_ray.runtime.cuda_device import _STAGING, CudaDevice
 from tests.support.cuda_emulator import NUMPY
 from tests.support.fake_cupy import FakeCupy
 
@@ -23,14 +24,14 @@ STEP = KernelStep("norm", (3, 2, 1), 128, 60000, (NULL, NULL), "layer.0")
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
     made = FakeCupy("90", "86")
-    monkeypatch.setattr(cuda, "_cupy", lambda: made)
-    monkeypatch.setattr(cuda, "_blas_library", lambda _: made.blas)
+    monkeypatch.setattr(cuda, "cupy", lambda: made)
+    monkeypatch.setattr(cuda, "blas_library", lambda _: made.blas)
     return made
 
 
 @pytest.fixture
-def device(fake: FakeCupy) -> cuda.CudaDevice:
-    made = cuda.CudaDevice()
+def device(fake: FakeCupy) -> CudaDevice:
+    made = CudaDevice()
     fake.calls.clear()
     return made
 
@@ -40,7 +41,7 @@ def test_devices_are_found_in_order(fake: FakeCupy) -> None:
     host = cuda.this_host()
     assert host.devices == ("sm_90", "sm_86")
     assert [t.name for t in host.ladder()[:3]] == ["cuda-sm_90", "cuda-sm_86", "cuda-sm_80"]
-    assert cuda.CudaDevice(1).arch == "sm_86"
+    assert CudaDevice(1).arch == "sm_86"
 
 
 def test_versions_and_devices_are_told_with_and_without_a_driver(fake: FakeCupy) -> None:
@@ -60,7 +61,7 @@ def test_what_is_missing_is_a_reason_and_never_an_exception(
     assert cuda.visible_devices().reason == "no CUDA device is visible"
     assert cuda.this_host().devices == ()
     with pytest.raises(DeviceError, match="device 0 is not there: no CUDA device is visible"):
-        cuda.CudaDevice()
+        CudaDevice()
     monkeypatch.undo()
 
     def absent(name: str) -> None:
@@ -76,7 +77,7 @@ def test_a_missing_cublas_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     made = FakeCupy("90")  # it has no attribute cublas, as CuPy when the library is missing
     made.cuda.runtime.runtimeGetVersion = lambda: 99000
     made.cuda.cublas = None
-    monkeypatch.setattr(cuda, "_cupy", lambda: made)
+    monkeypatch.setattr(cuda, "cupy", lambda: made)
     assert "cuBLAS 99 does not load: libcublas.so.99" in cuda.visible_devices().reason
 
 
@@ -86,7 +87,7 @@ def test_the_machine_of_these_tests_says_what_it_has() -> None:
 
 
 def test_cublas_has_one_stream_and_one_workspace(fake: FakeCupy) -> None:
-    device = cuda.CudaDevice()
+    device = CudaDevice()
     named = [call[0] for call in fake.calls if call[0].startswith("cublas")]
     assert named == ["cublasSetStream_v2", "cublasSetWorkspace_v2", "cublasSetMathMode"]
     assert fake.of("cublasSetStream_v2") == [(5, device.stream.ptr)]
@@ -97,10 +98,10 @@ def test_cublas_has_one_stream_and_one_workspace(fake: FakeCupy) -> None:
 
 
 def test_copies_there_and_back_are_whole_whatever_their_size(
-    fake: FakeCupy, device: cuda.CudaDevice
+    fake: FakeCupy, device: CudaDevice
 ) -> None:
     rng = np.random.default_rng(0)
-    for nbytes in (0, 1, 1000, cuda._STAGING, 2 * cuda._STAGING + 7):
+    for nbytes in (0, 1, 1000, _STAGING, 2 * _STAGING + 7):
         values = rng.integers(0, 256, nbytes, np.uint8)
         values.flags.writeable = False
         memory = device.allocate(nbytes)
@@ -113,7 +114,7 @@ def test_copies_there_and_back_are_whole_whatever_their_size(
 
 
 def test_small_copies_do_not_wait_and_staged_bytes_are_not_overwritten(
-    fake: FakeCupy, device: cuda.CudaDevice
+    fake: FakeCupy, device: CudaDevice
 ) -> None:
     memory = device.allocate(1 << 20)
     for _ in range(4):
@@ -130,7 +131,7 @@ def test_small_copies_do_not_wait_and_staged_bytes_are_not_overwritten(
         device.read(memory.address, whole.T)
 
 
-def test_memory_is_given_back_with_its_holder(fake: FakeCupy, device: cuda.CudaDevice) -> None:
+def test_memory_is_given_back_with_its_holder(fake: FakeCupy, device: CudaDevice) -> None:
     before = fake.held["memory"]
     memory = device.allocate(1000)
     assert fake.held["memory"] == before + 1000
@@ -140,7 +141,7 @@ def test_memory_is_given_back_with_its_holder(fake: FakeCupy, device: cuda.CudaD
 
 
 def test_kernels_are_launched_with_addresses_on_the_devices_stream(
-    fake: FakeCupy, device: cuda.CudaDevice
+    fake: FakeCupy, device: CudaDevice
 ) -> None:
     module = device.module(b"cubin", {"norm": 60000, "add": 0})
     assert fake.of("load") == [(b"cubin",)]
@@ -158,7 +159,7 @@ def test_kernels_are_launched_with_addresses_on_the_devices_stream(
     ],
 )
 def test_code_that_is_refused_says_by_whom(
-    fake: FakeCupy, device: cuda.CudaDevice, call: str, status: int, kind: type, message: str
+    fake: FakeCupy, device: CudaDevice, call: str, status: int, kind: type, message: str
 ) -> None:
     fake.fails[call] = status
     with pytest.raises(kind, match=message) as caught:
@@ -170,7 +171,7 @@ def test_code_that_is_refused_says_by_whom(
     ("status", "kind"), [(2, DeviceMemoryError), (700, DeviceLost), (1, DeviceError)]
 )
 def test_statuses_are_typed(
-    fake: FakeCupy, device: cuda.CudaDevice, status: int, kind: type[DeviceError]
+    fake: FakeCupy, device: CudaDevice, status: int, kind: type[DeviceError]
 ) -> None:
     module = device.module(b"cubin", {"norm": 0})
     memory = device.allocate(8)
@@ -197,7 +198,7 @@ def test_statuses_are_typed(
 
 
 def test_a_capture_holds_what_is_enqueued_and_is_ended_where_that_fails(
-    fake: FakeCupy, device: cuda.CudaDevice
+    fake: FakeCupy, device: CudaDevice
 ) -> None:
     module = device.module(b"cubin", {"norm": 0})
     fake.calls.clear()
@@ -215,7 +216,7 @@ def test_a_capture_holds_what_is_enqueued_and_is_ended_where_that_fails(
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_row_major_products_are_column_major_ones_turned_round(
-    fake: FakeCupy, device: cuda.CudaDevice, dtype: DType, transposed: bool, batch: int
+    fake: FakeCupy, device: CudaDevice, dtype: DType, transposed: bool, batch: int
 ) -> None:
     m, n, k, lda, ldb, ldc = 3, 5, 7, 9, 8, 6
     rng = np.random.default_rng(0)
@@ -241,7 +242,7 @@ def test_row_major_products_are_column_major_ones_turned_round(
 
 
 def test_float32_factors_are_rounded_to_tf32_only_on_request(
-    fake: FakeCupy, device: cuda.CudaDevice
+    fake: FakeCupy, device: CudaDevice
 ) -> None:
     memory = device.allocate(4096)
     for dtype, tf32, compute in (
@@ -254,7 +255,7 @@ def test_float32_factors_are_rounded_to_tf32_only_on_request(
         assert fake.of("cublasGemmEx")[-1][-2:] == (compute, -1)
 
 
-def test_what_cublas_refuses_is_typed(fake: FakeCupy, device: cuda.CudaDevice) -> None:
+def test_what_cublas_refuses_is_typed(fake: FakeCupy, device: CudaDevice) -> None:
     def refuse(status: int) -> None:
         device._blas._library.cublasGemmEx = lambda *_: status
         device.gemm(GemmStep(NULL, NULL, NULL, 1, 1, 1, 1, 1, 1), 0, 0, 0)
@@ -265,7 +266,7 @@ def test_what_cublas_refuses_is_typed(fake: FakeCupy, device: cuda.CudaDevice) -
         refuse(15)
     fake.fails["cublasCreate_v2"] = 1
     with pytest.raises(DeviceError, match="cublasCreate_v2 failed with status 1"):
-        cuda.CudaDevice()
+        CudaDevice()
 
 
 def test_the_argument_types_are_those_of_the_c_declarations() -> None:
