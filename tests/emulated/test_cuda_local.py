@@ -13,6 +13,7 @@ from rlx_ray.config import load
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.errors import DeviceError, VariantMissing
 from rlx_ray.local import LocalModel
+from rlx_ray.target import this_host
 from rlx_ray.text import TextModel
 from tests.support.emulated_loader import put_in_card
 from tests.support.llama_checkpoint import write_tiny_llama
@@ -20,7 +21,8 @@ from tests.support.needs import needs
 from tests.support.tiny import write_tiny_bert
 
 TEXTS = ["the quick brown fox", "ray"]
-LADDER = ("cuda-compute_80", "cuda-sm_90", "host")
+CPU = this_host().best().name
+LADDER = ("cuda-compute_80", "cuda-sm_90", CPU)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,7 @@ def bert(folder: Path, targets: Sequence[str], mode: str = "lazy") -> LocalModel
 def test_the_best_targets_artifact_is_loaded_and_equals_the_cpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = bert(tmp_path, ["host"]).embed(TEXTS)
+    want = bert(tmp_path, [CPU]).embed(TEXTS)
     device = put_in_card(monkeypatch, tmp_path / "units")
     model = bert(tmp_path, LADDER)
     assert model.cells[0].spec.target.name == "cuda-sm_90"
@@ -91,7 +93,7 @@ def test_what_the_store_lacks_in_aot_mode_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_in_card(monkeypatch, tmp_path / "units")
-    bert(tmp_path, ["host"]).embed(TEXTS)
+    bert(tmp_path, [CPU]).embed(TEXTS)
     model = bert(tmp_path, LADDER, "aot")
     assert model.embed(TEXTS).tiers == ("disk",)
     assert model.cells[0].spec.target.kind == "cpu"
@@ -118,7 +120,7 @@ def speaker(folder: Path, targets: Sequence[str]) -> TextModel:
 def test_text_of_a_card_is_the_cpus_and_only_token_ids_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_cpu = speaker(tmp_path, ["host"])
+    on_cpu = speaker(tmp_path, [CPU])
     greedy, reported = Sampling(temperature=0), Sampling(temperature=0, logprobs=2)
     want = on_cpu.generate(PROMPT, 12, greedy).token_ids
     device = put_in_card(monkeypatch, tmp_path / "units")
