@@ -128,9 +128,8 @@ async def embed(
 
     Raises:
         InputError: a text is longer than the largest variant.
-        Busy, VariantMissing, ArtifactError, CompileError, DeviceError: as the first lane says, once
-            none is left.
-        StoreError: as a lane says.
+        RlxError: one of `problems.PASSED_ON` as the first lane says it, once none is left.
+        CompileError, StoreError: as a lane says.
     """
     run = _Run(texts, model, path, output, asyncio.Semaphore(_CALLS_AT_ONCE))
     done = await run.items(tuple(range(len(texts))), lanes)

@@ -16,6 +16,8 @@ from rlx_ray.errors import (
     InputError,
     RlxError,
     StoreError,
+    ToolchainMismatch,
+    ToolchainMissing,
     UnknownModelError,
     VariantMissing,
 )
@@ -45,8 +47,12 @@ class Busy(RlxError):
     """No executor takes more work now."""
 
 
-PASSED_ON = (Busy, VariantMissing, ArtifactError, CompileError, DeviceError)
-"""Errors of one target's executor: that of the next target may have an answer."""
+PASSED_ON = (
+    *(Busy, VariantMissing, ArtifactError, DeviceError),
+    *(ToolchainMissing, ToolchainMismatch),
+)
+"""Errors of one target: the next target's executor may have an answer. A variant that does not
+compile, or a store that is away, is no such error."""
 
 
 class RequestError(InputError):

@@ -80,10 +80,8 @@ class Speaker:
             streamed: whether the rest is wanted while it comes.
 
         Raises:
-            Busy, VariantMissing, ArtifactError, CompileError, DeviceError: as the last executor
-                says.
             TimeoutError: the first token did not come in time.
-            RlxError: as the engine does.
+            RlxError: as the engine does, or one of `problems.PASSED_ON` of the last executor.
         """
         try:
             async with asyncio.timeout(seconds):

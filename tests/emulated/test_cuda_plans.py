@@ -46,13 +46,13 @@ class Decoder:
         folder: Path,
         changes: Mapping[str, Any],
         config: KernelDispatchConfig = NATIVE,
-        precision: str = "f32",
+        profile: Mapping[str, Any] | None = None,
         scheme: QuantScheme | None = None,
     ) -> None:
         self.config = {**TINY_LLAMA, **changes}
         template = llama(**changes)
         self.params = tiny_params(stages(template, 1, 1, past=0).lir, self.config)
-        self.card = TinyCard(folder, template, self.params, config, precision, scheme)
+        self.card = TinyCard(folder, template, self.params, config, profile, scheme)
         if scheme is not None:
             for name in self.card.formats:
                 self.params = self.params | {name: _rounded(self.params[name], name, scheme)}
@@ -62,6 +62,18 @@ class Decoder:
         self, sequences: Sequence[tuple[list[int], int, list[int]]], seq: int, past: int
     ) -> np.ndarray:
         """Logits after (new tokens, past, pages) of each sequence, of which tokens are drawn."""
+        found = self.drawn(sequences, seq, past)
+        assert (found["tokens"] == found["logits"].argmax(1)).all()
+        return found["logits"]
+
+    def drawn(
+        self,
+        sequences: Sequence[tuple[list[int], int, list[int]]],
+        seq: int,
+        past: int,
+        **settings: object,
+    ) -> dict[str, np.ndarray]:
+        """Logits, and tokens drawn by settings."""
         variant = self.card.load(len(sequences), seq, past)
         x = {b.name: np.zeros(b.shape, NUMPY[b.dtype.text]) for b in variant.binding.inputs}
         x["pages"] -= 1
@@ -70,9 +82,9 @@ class Decoder:
             x["lengths"][row], x["past"][row] = len(tokens), start
             own = pages[: x["pages"].shape[1]]
             x["pages"][row, : len(own)] = own
-        found = variant.run(x, self.cache)
-        assert (found["tokens"] == found["logits"].argmax(1)).all()
-        return found["logits"]
+        for name, value in settings.items():
+            x[name][...] = value
+        return variant.run(x, self.cache)
 
     def want(self, ids: Sequence[int]) -> np.ndarray:
         """Logits of every position in float64."""
@@ -125,15 +137,38 @@ def test_a_sequence_that_nobody_asked_for_changes_nothing(tmp_path: Path) -> Non
     assert got.tobytes() == alone.tobytes()
 
 
+def test_tokens_are_drawn_by_each_sequences_own_settings(tmp_path: Path) -> None:
+    model = Decoder(tmp_path, {"layers": 1})
+    four = [(text(6), 0, [page]) for page in range(4)]
+    settings = {"temperature": 5, "top_k": [1, 0, 0, 0], "top_p": 1}
+    found = model.drawn(four, 6, 0, **settings, seed=[[7, 1], [7, 1], [7, 1], [8, 1]])
+    again = model.drawn(four, 6, 0, **settings, seed=[[7, 1], [7, 1], [9, 1], [8, 2]])
+    assert found["tokens"][0] == found["logits"][0].argmax()
+    assert found["tokens"][1] == found["tokens"][2] == again["tokens"][1]
+    assert len({*found["tokens"].tolist(), *again["tokens"].tolist()}) >= 4
+
+
 @pytest.mark.parametrize("precision", ["f16", "bf16"])
 def test_sixteen_bits_stay_near_float64(tmp_path: Path, precision: str) -> None:
-    model = Decoder(tmp_path, {**BLOCKS, "qk_norm": True}, precision=precision)
+    model = Decoder(
+        tmp_path, {**BLOCKS, "qk_norm": True}, profile={"precision": {"compute": precision}}
+    )
     ids = text(36)
     want = model.want(ids)
     got = [model.step([(ids[:34], 0, [0, 1])], 34, 0)[0]]
     got += [model.step([([ids[i]], i, [0, 1])], 1, 63)[0] for i in (34, 35)]
     error = np.linalg.norm(got - want[33:]) / np.linalg.norm(want[33:])
     assert 1e-5 < error < {"f16": 5e-3, "bf16": 4e-2}[precision]
+
+
+@pytest.mark.parametrize("fusion", [{"skip": True}, {"policy": "fusable"}], ids=["skip", "fusable"])
+def test_profiles_of_fusion_mean_the_same(tmp_path: Path, fusion: dict) -> None:
+    model = Decoder(tmp_path, {"qkv_bias": True}, profile={"fusion": fusion})
+    ids = text(37, 5)
+    want = model.want(ids)
+    got = [model.step([(ids[:36], 0, [1, 0])], 36, 0)[0]]
+    got += [model.step([(ids[36:], 36, [1, 0])], 1, 63)[0]]
+    np.testing.assert_allclose(got, want[35:], atol=3e-5)
 
 
 @pytest.mark.parametrize("scheme", ["gguf_q4_1", "gguf_q8_0", "int4/32"])
@@ -160,15 +195,23 @@ def test_one_kind_of_a_decoder_common_and_the_rest_native(tmp_path: Path, config
     np.testing.assert_allclose(model.step([(one[15:], 15, [2])], 1, 15), want[15:], atol=3e-5)
 
 
-KINDS_OF_ENCODERS = ("Attention", "MatMul", "Pool", "LayerNorm", "Gather", "Softmax", "Activation")
-POOLINGS = {one_common("Pool"): "max", one_common("Gather"): "cls"}
-ENCODERS = {"native": NATIVE, **{k: one_common(k) for k in KINDS_OF_ENCODERS}, "all": COMMON}
+ENCODERS = {
+    "native": (NATIVE, "mean"),
+    "all": (COMMON, "mean"),
+    "largest": (one_common("Pool"), "max"),
+    "first": (one_common("Gather"), "cls"),
+    **{
+        kind: (one_common(kind), "mean")
+        for kind in ("Attention", "MatMul", "Pool", "LayerNorm", "Softmax", "Activation")
+    },
+}
 
 
-@pytest.mark.parametrize("config", ENCODERS.values(), ids=list(ENCODERS))
+@pytest.mark.parametrize(("config", "pooling"), ENCODERS.values(), ids=list(ENCODERS))
 @pytest.mark.parametrize(("batch", "seq"), [(3, 5), (3, 16)], ids=["few rows", "many rows"])
-def test_an_encoder_agrees_with_float64(tmp_path: Path, config, batch: int, seq: int) -> None:
-    pooling = POOLINGS.get(config, "mean")
+def test_an_encoder_agrees_with_float64(
+    tmp_path: Path, config: KernelDispatchConfig, pooling: str, batch: int, seq: int
+) -> None:
     template = bert(pooling=pooling, activation="gelu_tanh", first_position=2)
     made = stages(template, batch, seq)
     params = random_params(made.lir)

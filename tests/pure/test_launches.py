@@ -71,6 +71,17 @@ def test_a_layer_of_an_encoder_of_few_rows_is_five_launches() -> None:
     assert names(encoder(2, 16)) == ["embed", *layer, *layer, "layer_norm", "pool"]
 
 
+def test_notes_say_why_operations_share_a_launch() -> None:
+    found = {(n.subject, n.text) for n in decoder(1, 1, **WIDE).notes if n.stage == "launches"}
+    assert ("layer.0.norm1: in layer.0.qkv", "its first reader is a product of few rows") in found
+    assert (
+        "layer.0.up + layer.0.gated: gate and up are one product",
+        "their weights are neighbours",
+    ) in found
+    found = {n.subject for n in decoder(2, 32, 0).notes if n.stage == "launches"}
+    assert "layer.0.out + layer.0.residual1: epilogue in layer.0.norm2" in found
+
+
 def test_layers_share_their_kernels() -> None:
     few, many = decoder(4, 1, layers=2), decoder(4, 1, layers=9)
     assert len(few.kernels) == len(many.kernels)

@@ -67,6 +67,7 @@ def port() -> Iterator[int]:
     with tempfile.TemporaryDirectory(prefix="rlx", dir="/tmp") as folder:  # short: sockets
         ray.init(
             num_cpus=2,
+            num_gpus=1,  # as Ray counts; a CUDA executor finds no driver, as on a broken node
             object_store_memory=100 << 20,
             include_dashboard=False,
             log_to_driver=False,

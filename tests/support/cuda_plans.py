@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class TinyCard:
         hir: the template.
         params: float32 parameters by name, matrices (K, N).
         config: native or common kernels.
-        precision: of the profile.
+        profile: changes of it.
         scheme: by which matrices are quantised, or None.
         level: how well the host's compiler is to optimise.
     """
@@ -100,12 +101,12 @@ class TinyCard:
         hir: Hir,
         params: Mapping[str, np.ndarray],
         config: KernelDispatchConfig = NATIVE,
-        precision: str = "f32",
+        profile: Mapping[str, Any] | None = None,
         scheme: QuantScheme | None = None,
         level: str = "-O0",
     ) -> None:
         self._folder, self._hir, self._config = folder, hir, config
-        self.profile = PROFILE.override({"precision": {"compute": precision}})
+        self.profile = PROFILE.override(profile or {})
         self.device = EmulatedDevice(folder / "units", level=level)
         self._resident = Resident(self.device)
         self._params, self._scheme = params, scheme

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlx_ray.ir.cuda_kernels import named
 from rlx_ray.ir.cuda_launch import Value
-from rlx_ray.ir.mir import Node, Op
+from rlx_ray.ir.mir import Node, Note, Op
 from rlx_ray.launch_plan import Slot
 from rlx_ray.passes.cuda.facts import Facts
 from rlx_ray.passes.cuda.state import State
@@ -141,6 +141,8 @@ def _split(
     parts = _parts(s, node, elements(node.shape) // dim, splits)
     s.writer.call("attention_decode", node.origin, given, **places, **parts, out=out)
     if splits > 1:
+        many = f"{given['table']} pages, and too few tokens to fill a device"
+        s.notes.append(Note("launches", f"{node.origin}: keys in {splits} parts", many))
         sizes: dict[str, Value] = {name: given[name] for name in ("t", "batch", "seq")}
         sizes |= {"heads": heads, "dim": dim, "splits": splits}
         lengths = {"lengths": places["lengths"]}

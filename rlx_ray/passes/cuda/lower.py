@@ -166,7 +166,7 @@ def _finish(s: State, inputs: _Tensors, outputs: _Tensors) -> Launches:
         sum(node_flops(s.facts.mir, i) for i in range(len(nodes))),
         tuple((offset(place), nbytes) for place, nbytes in s.zeroed.values()),
         tuple(s.adjacent),
-        s.facts.mir.notes,
+        (*s.facts.mir.notes, *s.notes),
         attention.page_bytes(s.facts),
     )
 

@@ -46,6 +46,7 @@ def matvec(s: State, index: int) -> None:
     if two is not None:
         weight = facts.node(two.gate).inputs[1]
         s.adjacent[facts.table[weight], facts.table[node.inputs[1]], two.bytes] = None
+        s.note(index, "gate and up are one product", "their weights are neighbours")
     ends = Epilogue(act=two.act) if two else epilogue(facts, node)
     constants = matvec_constants(facts, index, ends or Epilogue())
     places: dict[str, Place] = {"w": s.place(weight)}
@@ -72,6 +73,7 @@ def _with_norm(s: State, index: int, norm: int, places: dict[str, Place]) -> dic
     own = {index, two.gate} if two else {index}
     s.late.pop(norm)
     keep = bool(set(facts.users[norm]) - own)
+    s.note(norm, f"in {facts.node(index).origin}", "its first reader is a product of few rows")
     if keep:
         places["kept"] = s.make(norm)
     return norm_constants(node) | {"keep": int(keep)}
@@ -95,6 +97,8 @@ def product(s: State, index: int) -> None:
         y = Array(s.writer.buffer(node.origin, elements(node.shape) * s.t.size), s.t)
         s.raws[index] = Raw(y.place, ends.bias, ends.residual)
         s.late[index] = lambda: _settle(s, index)
+        reader = facts.node(facts.users[index][0]).origin
+        s.note(index, f"epilogue in {reader}", "that reads it first")
     else:
         s.make(index, s.result_type(index))
         y = s.values[index]
@@ -110,6 +114,8 @@ def _gated(s: State, index: int, two: Pair) -> None:
     x, up = node.inputs[:2]
     gate = facts.node(two.gate).inputs[1]
     (rows, n), k = node.shape, facts.shape(x)[1]
+    why = "neighbours" if two.bytes else "made plain side by side"
+    s.note(index, "gate and up are one product", f"their weights are {why}")
     both = Array(s.writer.buffer(f"{node.origin}: both", 2 * rows * n * s.t.size), s.t)
     if two.bytes:
         s.adjacent[facts.table[gate], facts.table[up], two.bytes] = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from rlx_ray.dtype import DType
 from rlx_ray.ir.cuda_launch import Operand, Value
 from rlx_ray.ir.expr import Expr, In, Lit
-from rlx_ray.ir.mir import Shape
+from rlx_ray.ir.mir import Note, Shape
 from rlx_ray.launch_plan import NULL
 from rlx_ray.passes.cuda.facts import Facts
 from rlx_ray.passes.cuda.writer import Place, Writer
@@ -55,6 +55,7 @@ class State:
         late: for each node that waits, what writes it on demand.
         adjacent: parameters that are read as one: (first, second, bytes).
         zeroed: buffers that are zero before the first run and after each, with their bytes.
+        notes: why operations share a launch, or do not.
     """
 
     facts: Facts
@@ -64,6 +65,7 @@ class State:
     late: dict[int, Callable[[], None]] = field(default_factory=dict)
     adjacent: dict[tuple[int, int, int], None] = field(default_factory=dict)
     zeroed: dict[str, tuple[Place, int]] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
 
     @property
     def t(self) -> DType:
@@ -79,6 +81,10 @@ class State:
     def place(self, index: int | None) -> Place:
         """Where a node lies; null for None."""
         return NULL if index is None else self.array(index).place
+
+    def note(self, index: int, text: str, reason: str) -> None:
+        """Say something of a node, and why it is so."""
+        self.notes.append(Note("launches", f"{self.facts.node(index).origin}: {text}", reason))
 
     def take(self, index: int) -> Raw:
         """A product as it is for its reader, which does the epilogue; or a value in memory."""
