@@ -36,7 +36,7 @@ from rlx_ray.matrix import (
     tiles_layout,
 )
 from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.packing import (
+from rlx_ray.models.sources import (
     Read,
     ReadBlocks,
     check_finite,

@@ -13,13 +13,13 @@ from rlx_ray.codegen.zig import installed_version
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError
 from rlx_ray.ir.cuda_kernels import instance
-from rlx_ray.launch_plan import GemmStep, KernelStep, Slot
+from rlx_ray.launch_plan import NULL, GemmStep, KernelStep, Slot
 from tests.support.cuda_device import EmulatedDevice
 from tests.support.cuda_emulator import NUMPY
 from tests.support.needs import needs
 
 IOTA = instance("iota", "count", rows=100, period=10)
-STEP = KernelStep("count", IOTA.launch.grid, IOTA.launch.block, 0, (Slot("arena"),))
+STEP = KernelStep("count", IOTA.launch.grid, IOTA.launch.block, 0, (NULL, Slot("arena")))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_captured_work_runs_when_it_is_replayed_and_not_before(device: EmulatedD
     memory = device.allocate(400)
     module = device.module(b"", {"count": 0})
     device.zero(memory.address, 400)
-    graph = device.capture(lambda: module.launch(STEP, [memory.address]))
+    graph = device.capture(lambda: module.launch(STEP, [0, memory.address]))
     assert not numbers(device, memory.address, 100).any()
     graph.replay()
     assert numbers(device, memory.address, 100).tolist() == [i % 10 for i in range(100)]
@@ -48,7 +48,7 @@ def test_a_kernel_that_writes_behind_its_memory_is_found_out(device: EmulatedDev
     memory = device.allocate(396)
     module = device.module(b"", {"count": 0})
     with pytest.raises(AssertionError, match="count wrote outside of 396 bytes"):
-        module.launch(STEP, [memory.address])
+        module.launch(STEP, [0, memory.address])
 
 
 def test_memory_that_nobody_holds_is_gone(device: EmulatedDevice) -> None:
@@ -59,7 +59,7 @@ def test_memory_that_nobody_holds_is_gone(device: EmulatedDevice) -> None:
     assert device.held == 0
     module = device.module(b"", {"count": 0})
     with pytest.raises(AssertionError, match=hex(address)):
-        module.launch(STEP, [address])
+        module.launch(STEP, [0, address])
 
 
 def test_a_kernel_that_the_cubin_lacks_is_an_error(device: EmulatedDevice) -> None:
