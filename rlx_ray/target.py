@@ -16,8 +16,10 @@ Bump it when kernels/c/rlx_abi.h changes in a way that an older runtime would mi
 """
 
 PACK_VERSION = 1
-"""Version of the packed layouts of weights. Bump it when models/packing.py or models/packing_cuda.py
-writes other bytes."""
+"""Version of the packed layouts of weights.
+
+Bump it when models/packing.py or models/packing_cuda.py writes other bytes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
