@@ -94,6 +94,14 @@ def test_a_norm_whose_rows_have_no_room_beside_a_product_is_a_launch_of_its_own(
     assert "rms_norm" not in names(decoder(1, 1, **big))
 
 
+def test_a_norm_that_too_many_blocks_would_repeat_is_a_launch_of_its_own() -> None:
+    large = {**WIDE, "layers": 1, "vocab": 131072}
+    assert "rms_norm" not in names(decoder(4, 1, **large))  # 8192 blocks, 1 KiB of rows
+    found = names(decoder(5, 1, **large))
+    assert found[-3:] == ["rms_norm", "matvec", "sample"]
+    assert found.count("rms_norm") == 1
+
+
 def test_gates_that_end_within_a_tile_are_not_read_with_their_ups() -> None:
     together, apart = (decoder(1, 1, **{**WIDE, "intermediate": n}) for n in (128, 120))
     assert [c["gated"] for c in constants(together, "matvec")].count(1) == 2
