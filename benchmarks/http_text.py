@@ -114,7 +114,7 @@ def measure(stream, whole, first) -> dict[str, float]:
 
 def engine(path: Path) -> dict[str, float]:
     """The engine in this process."""
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
     from rlx_ray.local import load
     from rlx_ray.text import TextModel

@@ -77,8 +77,8 @@ def peak_mb() -> float:
 def ours(threads: int) -> dict:
     """Seconds of each case, and the bytes of the packed weights."""
     from rlx_ray.component import ModelVariant
-    from rlx_ray.engine.generator import cache_pages
     from rlx_ray.local import load
+    from rlx_ray.runtime.cpu import cache_pages
     from rlx_ray.text import TextModel
 
     model = load(FOLDER / "smollm2.yaml", "smollm2", threads)
@@ -140,7 +140,7 @@ def prepare() -> None:
 
 def streams(text) -> dict[str, float]:
     """Tokens a second of one stream, and of eight while all run; they have 128 to 256 tokens."""
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
 
     random = np.random.default_rng(2)
@@ -170,7 +170,7 @@ def stall(text) -> dict[str, float]:
     `stall` is while a new prompt of 256 tokens starts, `quiet` in as many steps without one: what
     the machine alone does.
     """
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
 
     random = np.random.default_rng(1)

@@ -35,7 +35,8 @@ class Binding:
     """One tensor that a caller binds: name, dtype, shape, and where it lies.
 
     `offset` is in bytes: of an input or output in the arena, of a parameter unused (-1), since
-    parameters are found by name in the packed weights. `layout` is `plain` or a panel layout.
+    parameters are found by name in the packed weights. `layout` is `plain` or a
+    packed layout.
     """
 
     name: str
@@ -85,7 +86,7 @@ class BindingManifest:
         arena: bytes shared by all threads.
         scratch: bytes for each thread, behind the shared part.
         alignment: of the arena and of every offset in it, in bytes.
-        entry: name of the function in the code blob.
+        entry: name of the function in the code blob; empty where a launch plan names many.
         page: bytes of a page of the key-value cache that it works on; 0 if it has none.
     """
 
@@ -128,7 +129,10 @@ class BindingManifest:
 
 @dataclass(frozen=True, slots=True)
 class BlobRef:
-    """A blob by content: its role (`code`, `pool`, `text`), sha256 (64 hex digits) and bytes."""
+    """A blob by content: its role, sha256 (64 hex digits) and bytes.
+
+    Roles are `code`, `text`, and `pool` (of CPU targets) or `plan` (of CUDA targets).
+    """
 
     role: str
     sha256: str

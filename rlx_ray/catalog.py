@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
-from rlx_ray.artifact import BlobRef, WeightsManifest
+from rlx_ray.artifact import Binding, BlobRef, WeightsManifest
 from rlx_ray.blocks import Blocks, as_blocks, quantise
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tensor import StoredTensor
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import ModelPhase, QuantScheme
 from rlx_ray.digest import json_digest, sha256_hex
+from rlx_ray.dtype import DType
 from rlx_ray.engine.template import ChatTemplate, read_template
 from rlx_ray.errors import CheckpointError, StoreError
 from rlx_ray.matrix import QUANT_ROWS
+from rlx_ray.models import packing, packing_cuda
 from rlx_ray.models.family import Family, ModelFacts
 from rlx_ray.models.family import family as find_family
-from rlx_ray.models.packing import pack
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec, ModelSpec
 from rlx_ray.store import HostCache, Miss, Store, TieredStore
@@ -130,15 +132,7 @@ def ensure_weights(
         return found
     if found.kind == "unreachable":
         raise StoreError(found.reason)
-    tensors = model.checkpoint.tensors
-    data, bindings = pack(
-        model.facts.params,
-        lambda name: tensors[name].f32(),
-        spec.target.panel,
-        spec.profile.precision.compute,
-        dict(spec.matrices),
-        lambda name, form: _blocks(tensors[name], form, spec.component.quant),
-    )
+    data, bindings = _packed(model, spec)
     view = data.data
     manifest = WeightsManifest(
         model.spec.name,
@@ -150,6 +144,22 @@ def ensure_weights(
     )
     store.put_weights(manifest, view)
     return manifest
+
+
+def _packed(model: OpenModel, spec: BuildSpec) -> tuple[Any, tuple[Binding, ...]]:
+    """The weights as the kernels of a variant's target read them."""
+    params, tensors, formats = model.facts.params, model.checkpoint.tensors, dict(spec.matrices)
+    precision = spec.profile.precision.compute
+
+    def read(name: str) -> Any:
+        return tensors[name].f32()
+
+    def read_blocks(name: str, form: str) -> Blocks:
+        return _blocks(tensors[name], form, spec.component.quant)
+
+    if spec.target.kind == "cuda":
+        return packing_cuda.pack(params, read, DType.parse(precision), formats, read_blocks)
+    return packing.pack(params, read, spec.target.panel, precision, formats, read_blocks)
 
 
 def _blocks(tensor: StoredTensor, form: str, scheme: QuantScheme | None) -> Blocks:

@@ -11,6 +11,7 @@ from rlx_ray.codegen.backend import ENTRY, backend_for
 from rlx_ray.digest import build_id
 from rlx_ray.errors import CompileError
 from rlx_ray.graphs import builder
+from rlx_ray.ir import launches
 from rlx_ray.ir.lir import Lir, Tensor
 from rlx_ray.passes import pipeline
 from rlx_ray.spec import BuildSpec
@@ -36,9 +37,9 @@ def stages(spec: BuildSpec) -> pipeline.Stages:
     )
 
 
-def source(spec: BuildSpec, lir: Lir) -> str:
+def source(spec: BuildSpec, program: pipeline.Program) -> str:
     """The source text of a variant."""
-    return backend_for(spec.target).emit(lir, spec.target)
+    return backend_for(spec.target).emit(program, spec.target)
 
 
 def compile(spec: BuildSpec) -> Artifact:
@@ -59,31 +60,45 @@ def compile(spec: BuildSpec) -> Artifact:
             "Install the same version of rlx_ray on the node that plans and the node that builds.",
         )
     backend = backend_for(spec.target)
-    lir = stages(spec).lir
-    text = backend.emit(lir, spec.target)
-    blobs = {"code": backend.build(text, spec.target, spec.toolchain)}
-    if backend.build_pool is not None:
-        blobs["pool"] = backend.build_pool(spec.target, spec.toolchain)
-    blobs["text"] = text.encode()
+    program = stages(spec).program
+    text = backend.emit(program, spec.target)
+    blobs = {
+        "code": backend.build(text, spec.target, spec.toolchain),
+        **backend.beside(program, spec.target, spec.toolchain),
+        "text": text.encode(),
+    }
     record = BuildRecord(
         round(time.monotonic() - started, 3),
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        _peak_memory(),
         f"{platform.machine()} {platform.system()}",
     )
-    return Artifact.make(spec, binding(lir), blobs, record)
+    return Artifact.make(spec, binding(program), blobs, record)
 
 
-def binding(lir: Lir) -> BindingManifest:
-    """The binding manifest of a program."""
+def _peak_memory() -> int:
+    """Most resident bytes of this process, where NVRTC runs, or of a child, where zig does."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in whose) * 1024
+
+
+def binding(program: pipeline.Program) -> BindingManifest:
+    """The binding manifest of a program; one of launches has neither scratch nor entry point."""
+    tensors = (program.inputs, program.params, program.outputs)
+    inputs, params, outputs = (tuple(_bind(t) for t in group) for group in tensors)
+    if not isinstance(program, Lir):
+        size = program.arena.size
+        return BindingManifest(
+            inputs, params, outputs, size, 0, launches.ALIGNMENT, "", program.page
+        )
     return BindingManifest(
-        tuple(_bind(t) for t in lir.inputs),
-        tuple(_bind(t) for t in lir.params),
-        tuple(_bind(t) for t in lir.outputs),
-        lir.arena.size + TAIL,
-        (lir.scratch.size + TAIL + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT,
+        inputs,
+        params,
+        outputs,
+        program.arena.size + TAIL,
+        (program.scratch.size + TAIL + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT,
         ALIGNMENT,
         ENTRY,
-        lir.page,
+        program.page,
     )
 
 

@@ -14,22 +14,32 @@ from typing import Any
 
 import yaml
 
-from rlx_ray.config_models import read_models, read_targets
+from rlx_ray.config_executors import check_executors, read_executors
+from rlx_ray.config_models import FindHost, read_models, read_targets
 from rlx_ray.config_reader import Node, absolute_path, store_url
 from rlx_ray.digest import canonical_json
 from rlx_ray.errors import ConfigError
-from rlx_ray.spec import Config, ServeSpec, StoreSpec
+from rlx_ray.runtime.cuda import this_host
+from rlx_ray.serve_spec import ServeSpec
+from rlx_ray.spec import Config, StoreSpec
 
 _CUDA_MAJORS = {"12": 12, "13": 13}
 
 
-def load(path: str | Path, *, store_override: str | None = None) -> Config:
+def load(
+    path: str | Path,
+    *,
+    store_override: str | None = None,
+    host: FindHost = this_host,
+) -> Config:
     """Read and check a config file.
 
     Args:
         path: the YAML file.
         store_override: a store URL or path that replaces the file's; relative to the working
             directory.
+        host: finds this machine's processor and CUDA devices; called if the file names the target
+            `host`.
 
     Raises:
         ConfigError: the file is missing or malformed, or says something that cannot be meant. The
@@ -42,13 +52,13 @@ def load(path: str | Path, *, store_override: str | None = None) -> Config:
         ("store", "targets", "toolchain", "models", "serve"),
         ("targets", "models") if store_override else ("store", "targets", "models"),
     )
-    targets = read_targets(nodes["targets"])
+    targets = read_targets(nodes["targets"], host)
     return Config(
         path=str(file),
         store=_store(nodes.get("store"), file.parent, store_override),
         targets=targets,
         toolchain=_toolchain(nodes.get("toolchain")),
-        models=read_models(nodes["models"], targets, file.parent),
+        models=read_models(nodes["models"], targets, file.parent, host),
         serve=_serve(nodes.get("serve")),
     )
 
@@ -145,6 +155,7 @@ _SERVE: Mapping[str, Callable[[Node], object]] = {
     "build_timeout_s": _seconds,
     "build_memory_bytes": _whole(1, _TERA),
     "warm": _texts,
+    "executors": read_executors,
 }
 """How each field of ServeSpec is read; `tests/pure/test_config.py` holds it against the class."""
 
@@ -153,4 +164,6 @@ def _serve(node: Node | None) -> ServeSpec:
     if node is None or node.value is None:
         return ServeSpec()
     values: dict[str, Any] = {k: _SERVE[k](child) for k, child in node.section(_SERVE).items()}
-    return ServeSpec(**values)
+    serve = ServeSpec(**values)
+    check_executors(serve)
+    return serve

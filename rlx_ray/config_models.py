@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rlx_ray.component import (
@@ -23,7 +23,7 @@ from rlx_ray.config_reader import MOST, Node, absolute_url
 from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.models.family import family_names, is_family
 from rlx_ray.spec import MatrixRow, ModelSpec
-from rlx_ray.target import Target, target, this_host
+from rlx_ray.target import Host, Target, target
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -36,35 +36,41 @@ _DIMS = ("batch", "seq", "past_seq", "rows")
 
 Point = tuple[tuple[str, int], ...]
 
+FindHost = Callable[[], Host]
+"""Finds this machine's processor and CUDA devices; called where a config says `host`."""
 
-def read_targets(node: Node) -> tuple[Target, ...]:
-    """The targets of a list of names; `host` is the best target of this machine."""
-    found: dict[Target, str] = {}
+
+def read_targets(node: Node, host: FindHost) -> tuple[Target, ...]:
+    """The targets of a list of names; `host` is all that this machine is best at."""
+    found: dict[Target, None] = {}
     texts: set[str] = set()
     for item in node.items():
         text = item.text()
         if text in texts:
             raise item.wrong("each target once")
         texts.add(text)
-        found.setdefault(item.checked(_target), text)
+        found.update(dict.fromkeys(item.checked(lambda name: _targets(name, host))))
     return tuple(found)
 
 
-def _target(name: str) -> Target:
-    return this_host().best() if name == "host" else target(name)
+def _targets(name: str, host: FindHost) -> tuple[Target, ...]:
+    return host().targets() if name == "host" else (target(name),)
 
 
-def read_models(node: Node, targets: tuple[Target, ...], base: Path) -> tuple[ModelSpec, ...]:
+def read_models(
+    node: Node, targets: tuple[Target, ...], base: Path, host: FindHost
+) -> tuple[ModelSpec, ...]:
     """The models, in the file's order.
 
     Args:
         node: the section.
         targets: of models that name none.
         base: the folder of the config, which relative sources are in.
+        host: finds what the target `host` stands for.
     """
     models: dict[str, ModelSpec] = {}
     for item in node.items():
-        model = _model(item, targets, base)
+        model = _model(item, targets, base, host)
         if model.name in models:
             raise ConfigError(
                 f"{item.path}.name: {model.name!r} is the name of an earlier model.",
@@ -74,7 +80,7 @@ def read_models(node: Node, targets: tuple[Target, ...], base: Path) -> tuple[Mo
     return tuple(models.values())
 
 
-def _model(node: Node, targets: tuple[Target, ...], base: Path) -> ModelSpec:
+def _model(node: Node, targets: tuple[Target, ...], base: Path, host: FindHost) -> ModelSpec:
     known = (
         *("name", "family", "source", "mode", "profile"),
         *("dispatch", "quant", "targets", "matrix"),
@@ -90,8 +96,8 @@ def _model(node: Node, targets: tuple[Target, ...], base: Path) -> ModelSpec:
         profile=_model_profile(profile),
         dispatch=_dispatch(nodes["dispatch"]) if "dispatch" in nodes else KernelDispatchConfig(),
         quant=_quant(quant) if quant and quant.value is not None else None,
-        targets=read_targets(nodes["targets"]) if "targets" in nodes else targets,
-        matrix=tuple(_row(row, profile) for row in nodes["matrix"].items()),
+        targets=read_targets(nodes["targets"], host) if "targets" in nodes else targets,
+        matrix=tuple(_row(row, profile, host) for row in nodes["matrix"].items()),
     )
 
 
@@ -111,7 +117,7 @@ def _family(node: Node) -> str:
     return node.text()
 
 
-def _row(node: Node, profile: Node | None) -> MatrixRow:
+def _row(node: Node, profile: Node | None, host: FindHost) -> MatrixRow:
     """One row; `profile` is the model's."""
     known = (
         *("phase", *_DIMS, "exclude", "include"),
@@ -128,6 +134,7 @@ def _row(node: Node, profile: Node | None) -> MatrixRow:
             f"{node.path}: 'exclude' leaves no variant of the row.", "Drop the row or the point."
         )
     own = nodes.get("profile", profile if _is_mapping(profile) else None)
+    targets = read_targets(nodes["targets"], host) if "targets" in nodes else None
     return MatrixRow(
         phase=phase,
         batch=dims["batch"],
@@ -139,9 +146,7 @@ def _row(node: Node, profile: Node | None) -> MatrixRow:
         profile=_profile(own, phase) if own else None,
         quant=_row_quant(nodes["quant"]) if "quant" in nodes else None,
         dispatch=_dispatch(nodes["dispatch"]) if "dispatch" in nodes else None,
-        targets=(
-            tuple(t.name for t in read_targets(nodes["targets"])) if "targets" in nodes else None
-        ),
+        targets=None if targets is None else tuple(t.name for t in targets),
         mode=nodes["mode"].choice(_MODES) if "mode" in nodes else None,
         path=node.path,
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 COMPILE_SIDE = (
     "compiler.py",
+    "matrix.py",
+    "launch_plan.py",
     "ir",
     "graphs",
     "passes",

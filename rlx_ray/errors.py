@@ -13,8 +13,9 @@
     |   +-- BuildLimitError       the capped child ran out of time or memory
     +-- StoreError                the store cannot be reached, read or written
     +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
-    +-- DeviceError               a device that is gone, or refused what it was asked (HTTP 503)
+    +-- DeviceError               a device that is not there, or refused a call (HTTP 503)
     |   +-- DeviceMemoryError     it has no room (HTTP 503, the load is shed)
+    |   +-- DeviceLost            nothing works on it any more in this process (HTTP 503)
     +-- VariantMissing            aot mode and the store has no artifact (HTTP 503)
     +-- EngineError               a text engine that has been closed or has failed (HTTP 503)
     +-- VerifyError               an IR that breaks its level's rules: a bug in a pass
@@ -94,6 +95,10 @@ class DeviceError(RlxError):
 
 class DeviceMemoryError(DeviceError):
     """A device has no room for what was to be put there."""
+
+
+class DeviceLost(DeviceError):
+    """A device has failed in a way that only another process can use it again."""
 
 
 class VariantMissing(RlxError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,18 +15,31 @@ from rlx_ray.catalog import OpenModel, load_weights, open_model
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
 from rlx_ray.config import load as load_config
-from rlx_ray.errors import ConfigError, InputError, UnknownModelError, nearest
+from rlx_ray.errors import (
+    ArtifactError,
+    ConfigError,
+    DeviceError,
+    InputError,
+    RlxError,
+    UnknownModelError,
+    VariantMissing,
+    nearest,
+)
 from rlx_ray.job.build import Limits, build
 from rlx_ray.job.matrix import Cell, expand
 from rlx_ray.resolve import Resolver, refuse
 from rlx_ray.routing.ladder import Rung, bucket, pad_waste
-from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
-from rlx_ray.runtime.executable import pad_tokens
+from rlx_ray.runtime.executable import Executable, pad_tokens
+from rlx_ray.runtime.load import Loader, host_for, loader_for
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec, Config, ModelSpec
 from rlx_ray.store import HostCache, TieredStore, open_store
 from rlx_ray.store.tiered import Fetched
-from rlx_ray.target import this_host
+
+_LOG = logging.getLogger(__name__)
+
+_PASSED_OVER = (ArtifactError, DeviceError, VariantMissing)
+"""Errors of one target; the next one's artifact may load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,8 @@ class LocalModel:
     """One model of a config, in this process; thread-safe.
 
     In lazy and eager mode a missing variant is compiled in a child process and published; in aot
-    mode it is an error that names the prebuild command.
+    mode it is an error that names the prebuild command. All its variants are for one target: the
+    best that this host can run, or, where its first variant does not load, the next one.
 
     Args:
         config: the config.
@@ -64,19 +79,23 @@ class LocalModel:
         UnknownModelError: the config has no such model.
         ConfigError: the model has no target that this host can run.
         CheckpointError, StoreError: the checkpoint or the store cannot be used.
+
+    Attributes:
+        cells: its variants for the target.
+        passed_over: why better targets' artifacts are not used.
     """
 
     def __init__(self, config: Config, name: str, threads: int = 0) -> None:
         self.config = config
         self.model: OpenModel = open_model(find_model(config, name))
-        self.cells = runnable_cells(config, self.model)
+        self.cells, *self._others = runnable_cells(config, self.model)
+        self.passed_over: list[str] = []
         store = open_store(config.store.url, config.store.storage_options)
         self.store = TieredStore(store, HostCache(Path(config.store.cache_dir)))
         self._threads = threads
-        self._pool: ThreadPool | None = None
+        self._loader: Loader | None = None
         self._weights: dict[str, Weights] = {}
-        self._arenas = ArenaPool()
-        self._loaded: dict[str, CpuExecutable] = {}
+        self._loaded: dict[str, Executable] = {}
         self._lock = threading.Lock()
 
     @cached_property
@@ -103,40 +122,61 @@ class LocalModel:
             for v in dict.fromkeys(self.variants)
         )
 
-    def executable(self, variant: ModelVariant) -> tuple[CpuExecutable, str]:
+    def executable(self, variant: ModelVariant) -> tuple[Executable, str]:
         """A loaded variant and its tier; loads or compiles it at first use.
 
         Raises:
             VariantMissing: aot mode and the store has none.
             CompileError: it had to be compiled and that failed.
+            DeviceError: the device does not take it, or has no room for it.
         """
-        spec = self.spec(variant)
         with self._lock:
-            if spec.digest in self._loaded:
-                return self._loaded[spec.digest], "memory"
-            aot = spec.component.mode is CompilationMode.AOT
-            resolver = Resolver(self.store, refuse if aot else self._compile)
-            resolved = resolver.resolve(spec)
-            paths = resolved.fetched.paths
-            if self._pool is None:
-                self._pool = ThreadPool(paths["pool"], self._threads)
-            kind = spec.weights_family
-            if kind not in self._weights:
-                self._weights[kind] = load_weights(self.store, self.model, spec)
-            executable = CpuExecutable(
-                paths["code"],
-                resolved.fetched.manifest.binding,
-                self._weights[kind],
-                self._pool,
-                self._arenas,
-            )
-            self._loaded[spec.digest] = executable
-            return executable, resolved.tier
+            while True:
+                try:
+                    return self._executable(self.spec(variant))
+                except _PASSED_OVER as error:
+                    if self._loaded or not self._others:
+                        raise
+                    self._pass_over(error)
+
+    def _executable(self, spec: BuildSpec) -> tuple[Executable, str]:
+        if spec.digest in self._loaded:
+            return self._loaded[spec.digest], "memory"
+        aot = spec.component.mode is CompilationMode.AOT
+        resolver = Resolver(self.store, refuse if aot else self._compile)
+        resolved = resolver.resolve(spec)
+        if self._loader is None:
+            self._loader = loader_for(spec.target, self._threads)
+        kind = spec.weights_family
+        if kind not in self._weights:
+            self._weights[kind] = load_weights(self.store, self.model, spec)
+        fetched = resolved.fetched
+        executable = self._loader.load(fetched.manifest.binding, fetched.paths, self._weights[kind])
+        self._loaded[spec.digest] = executable
+        return executable, resolved.tier
+
+    def _pass_over(self, error: RlxError) -> None:
+        """Take the next target, since the artifact of this one does not load."""
+        reason = f"{self.cells[0].spec.target.name}: {error}"
+        _LOG.warning("%s is passed over: %s", self.model.spec.name, reason)
+        self.passed_over.append(reason)
+        self.cells, *self._others = self._others
+        self.close()
+        self._loader = None
 
     def parts(self, variant: ModelVariant) -> tuple[Weights, Path]:
-        """The packed weights and the thread pool's library, as a loaded variant has them."""
+        """The packed weights and the thread pool's library, as a loaded variant has them.
+
+        Raises:
+            ConfigError: the variant is for a GPU, where no thread pool is.
+        """
         self.executable(variant)
         spec = self.spec(variant)
+        if spec.target.kind != "cpu":
+            raise ConfigError(
+                f"variant {variant} is for {spec.target.name}, this is about CPU targets.",
+                "Give the model a CPU target.",
+            )
         fetched = self.store.fetch(spec)
         assert isinstance(fetched, Fetched)
         return self._weights[spec.weights_family], fetched.paths["pool"]
@@ -185,8 +225,8 @@ class LocalModel:
 
     def close(self) -> None:
         """Stop the threads; the model cannot be used after it."""
-        if self._pool is not None:
-            self._pool.close()
+        if self._loader is not None:
+            self._loader.close()
 
     def _compile(self, spec: BuildSpec, reason: str) -> None:
         serve = self.config.serve
@@ -226,29 +266,27 @@ def find_model(config: Config, name: str) -> ModelSpec:
     )
 
 
-def runnable_cells(config: Config, model: OpenModel) -> tuple[Cell, ...]:
-    """The model's cells for the best target of this host among those that it is built for.
+def runnable_cells(config: Config, model: OpenModel) -> tuple[tuple[Cell, ...], ...]:
+    """The model's cells for each of its targets that this host can run, the best first.
 
     Raises:
         ConfigError: this host can run none of the model's targets.
     """
     cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
-    host = this_host()
-    names = {c.spec.target.name for c in cells}
-    for rung in host.ladder():
-        if rung.name in names:
-            return tuple(c for c in cells if c.spec.target == rung and not c.unsupported)
-    reasons = _refusals(cells)
+    host = host_for(c.spec.target for c in cells)
+    rungs = (
+        tuple(c for c in cells if c.spec.target == rung and not c.unsupported)
+        for rung in host.ladder()
+    )
+    found = tuple(rung for rung in rungs if rung)
+    if found:
+        return found
+    refused = {c.spec.target.name: host.refusal(c.spec.target) or c.unsupported for c in cells}
+    reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
     raise ConfigError(
         f"model {model.spec.name!r} has no target that this host can run: {reasons}.",
         "Add 'host' to its targets.",
     )
-
-
-def _refusals(cells: Iterable[Cell]) -> str:
-    host = this_host()
-    targets = {c.spec.target.name: c.spec.target for c in cells}
-    return "; ".join(f"{name}: {host.refusal(t)}" for name, t in targets.items())
 
 
 def load(config: str | Path | Config, model: str, threads: int = 0) -> LocalModel:

@@ -26,6 +26,12 @@ BLOCK = 32
 HALF = 16
 """Terms of half a block, which may have a scale of its own."""
 
+TILE = 16
+"""Columns of a tile, in the layout of CUDA targets (kernels/cuda/blocks.cuh)."""
+
+CHUNK = 64
+"""Terms of a chunk of a tile."""
+
 _FACTS = 16
 """Bytes of a quantised row for each block: a scale, the block's sum, its halves' sums."""
 
@@ -106,6 +112,15 @@ class MatrixFormat:
         """Bytes of a matrix of shape (K, N)."""
         return -(-n // panel) * self.panel_bytes(k, panel)
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk of a tile, of a block format in the layout of CUDA targets."""
+        return self.block_bytes * TILE * CHUNK // BLOCK
+
+    def tiled_bytes(self, k: int, n: int) -> int:
+        """Bytes of a (K, N) matrix of a block format in the layout of CUDA targets."""
+        return -(-n // TILE) * -(-k // CHUNK) * self.chunk_bytes
+
     def row_dtype(self, target: Target) -> DType:
         """Element type of the left operand's rows (kernels/c/quantize.h, gemm_blocks.h)."""
         match self.rows:
@@ -150,7 +165,8 @@ FORMATS: dict[str, MatrixFormat] = {
         ),
     )
 }
-"""The formats by name. f16 has none: no CPU target here multiplies it faster."""
+"""The formats by name. f16 has none: no CPU target here multiplies it faster, and CUDA targets have
+plain rows of it."""
 
 
 def laid_out(layout: str) -> MatrixFormat:
@@ -159,8 +175,17 @@ def laid_out(layout: str) -> MatrixFormat:
     return next(f for f in FORMATS.values() if f.layout(panel) == layout)
 
 
-PRECISIONS = ("f32", "bf16", "int8")
-"""The formats that a profile's `precision.compute` may ask for."""
+PRECISIONS = {"cpu": ("f32", "bf16", "int8"), "cuda": ("f32", "f16", "bf16")}
+"""By kind of target, what a profile's `precision.compute` may ask for."""
+
+ROWS_LAYOUT = "rows"
+"""The layout of a plain matrix on CUDA targets: N rows of K numbers."""
+
+
+def tiles_layout(form: str) -> str:
+    """The layout of a matrix of a block format on CUDA targets, such as `tiles-b4m`."""
+    return f"tiles-{form}"
+
 
 QUANT_ROWS = "q8rows"
 """The layout of a quantised embedding table [extent, n]: each row is n / 32 float16 scales, then n

@@ -17,6 +17,7 @@ from rlx_ray.component import (
 )
 from rlx_ray.digest import canonical_json, json_digest
 from rlx_ray.matrix import weights_family
+from rlx_ray.serve_spec import ServeSpec
 from rlx_ray.target import TARGETS, Target, Toolchain
 
 
@@ -301,27 +302,6 @@ class StoreSpec:
     cache_dir: str
     storage_options: tuple[tuple[str, object], ...] = ()
     shared: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ServeSpec:
-    """How the HTTP endpoint runs. Sizes are in bytes, times in seconds."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    replicas: int = 1
-    threads: int = 0
-    max_slots: int = 64
-    max_slot_bytes: int = 1 << 30
-    kv_cache_bytes: int = 512 << 20
-    max_body_bytes: int = 8 << 20
-    max_texts: int = 2048
-    max_ongoing_requests: int = 32
-    max_queued_requests: int = 256
-    request_timeout_s: float = 60.0
-    build_timeout_s: float = 300.0
-    build_memory_bytes: int = 4 << 30
-    warm: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

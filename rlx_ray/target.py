@@ -16,7 +16,10 @@ Bump it when kernels/c/rlx_abi.h changes in a way that an older runtime would mi
 """
 
 PACK_VERSION = 1
-"""Version of the packed layouts of weights. Bump it when models/packing.py writes other bytes."""
+"""Version of the packed layouts of weights.
+
+Bump it when models/packing.py or models/packing_cuda.py writes other bytes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,18 @@ class Host:
                 f"Name one of {[t.name for t in CPU_TARGETS]}.",
             )
         return ladder[0]
+
+    def targets(self) -> tuple[Target, ...]:
+        """All that `host` means in a config: the best CUDA target of each device, then the CPU's.
+
+        Raises:
+            ConfigError: see `best`.
+        """
+        found: dict[Target, None] = {}
+        for device in self.devices:
+            rungs = [t for t in reversed(CUDA_TARGETS) if not device_refusal(device, t)]
+            found.update(dict.fromkeys(rungs[:1]))
+        return (*found, self.best())
 
 
 def device_refusal(device: str, wanted: Target) -> str:

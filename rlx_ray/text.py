@@ -9,14 +9,15 @@ from functools import cached_property
 from typing import Any
 
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.engine.generator import Engine, Generation, Request
+from rlx_ray.engine.generation import Generation, Request
+from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.engine.template import ChatTemplate
 from rlx_ray.errors import ConfigError
 from rlx_ray.local import LocalModel
 
 CACHE_BYTES = 512 << 20
-"""Bytes of the key-value cache unless said: what is not written to costs no memory."""
+"""Bytes of the key-value cache unless said; on a CPU what is not written to costs no memory."""
 
 
 @dataclass(frozen=True, slots=True)

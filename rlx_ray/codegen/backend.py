@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rlx_ray.component.dispatch import OpKind
 from rlx_ray.errors import CompileError
+from rlx_ray.ir.launches import Launches
 from rlx_ray.ir.lir import Lir
 from rlx_ray.ir.mir import LOGICAL
+from rlx_ray.passes.pipeline import Program
 from rlx_ray.target import Target, Toolchain
 
 ENTRY = "rlx_run"
-"""Name of a variant's one entry point; its C type is in kernels/c/rlx_abi.h."""
+"""Name of a CPU variant's one entry point; its C type is in kernels/c/rlx_abi.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +24,16 @@ class Backend:
     Attributes:
         kind: the targets' kind, `cpu` or `cuda`.
         supported: logical kernels that it has by hand.
-        emit: LIR to source text.
+        emit: the program behind the passes to source text.
         build: source text to the bytes of the code blob.
-        build_pool: the bytes of the thread pool for a target, or None where it needs none.
+        beside: the artifact's other blobs by role: the thread pool, or the launch plan.
     """
 
     kind: str
     supported: tuple[OpKind, ...]
-    emit: Callable[[Lir, Target], str]
+    emit: Callable[[Program, Target], str]
     build: Callable[[str, Target, Toolchain], bytes]
-    build_pool: Callable[[Target, Toolchain], bytes] | None
+    beside: Callable[[Program, Target, Toolchain], Mapping[str, bytes]]
 
 
 def backend_for(target: Target) -> Backend:
@@ -40,12 +42,41 @@ def backend_for(target: Target) -> Backend:
     Raises:
         CompileError: this installation has none.
     """
+    every = tuple(dict.fromkeys(LOGICAL.values()))
+    match target.kind:
+        case "cpu":
+            return _cpu(every)
+        case "cuda":
+            return _cuda(every)
+        case _:
+            raise CompileError(
+                f"target {target.name!r} has no backend in this version.",
+                "Use a target of kind cpu or cuda.",
+            )
+
+
+def _cpu(supported: tuple[OpKind, ...]) -> Backend:
     from rlx_ray.codegen import c, zig
 
-    if target.kind == "cpu":
-        return Backend(
-            "cpu", tuple(dict.fromkeys(LOGICAL.values())), c.emit, zig.build, zig.build_pool
-        )
-    raise CompileError(
-        f"target {target.name!r} has no backend in this version.", "Use one of the CPU targets."
-    )
+    def emit(program: Program, target: Target) -> str:
+        assert isinstance(program, Lir)
+        return c.emit(program, target)
+
+    def beside(program: Program, target: Target, toolchain: Toolchain) -> Mapping[str, bytes]:
+        return {"pool": zig.build_pool(target, toolchain)}
+
+    return Backend("cpu", supported, emit, zig.build, beside)
+
+
+def _cuda(supported: tuple[OpKind, ...]) -> Backend:
+    from rlx_ray.codegen import cuda, nvrtc
+
+    def emit(program: Program, target: Target) -> str:
+        assert isinstance(program, Launches)
+        return cuda.emit(program)
+
+    def beside(program: Program, target: Target, toolchain: Toolchain) -> Mapping[str, bytes]:
+        assert isinstance(program, Launches)
+        return {"plan": cuda.plan(program, target).dumps()}
+
+    return Backend("cuda", supported, emit, nvrtc.build, beside)

@@ -14,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlx_ray.errors import CompileError, ToolchainMissing
-from rlx_ray.target import NVRTC_FLAGS
+from rlx_ray.codegen.cuda_kernels import sources
+from rlx_ray.errors import CompileError, ToolchainMismatch, ToolchainMissing
+from rlx_ray.target import NVRTC_FLAGS, Target, Toolchain
 
 _INCLUDE = re.compile(r'#define RLX_NAME (\w+)\n(?:#define .*\n)*#include "(\w+\.cu)"')
 _ERROR = re.compile(r"^(?:(\w+)/)?([\w.]+)\((\d+)\): (?:catastrophic )?error", re.M)
@@ -28,12 +29,61 @@ def installed_version() -> str | None:
     """The version of the NVRTC wheel on this machine; None if there is none."""
     if importlib.util.find_spec("cupy") is None:
         return None
-    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+    return _wheel("nvidia-cuda-nvrtc")
+
+
+def _wheel(name: str) -> str | None:
+    """The version of one of NVIDIA's wheels; those of CUDA 12 end their names with its major."""
+    for full in (name, f"{name}-cu12"):
         try:
-            return metadata.version(name)
+            return metadata.version(full)
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def check(toolchain: Toolchain) -> None:
+    """See that this machine has the pinned NVRTC and the pinned headers.
+
+    Raises:
+        ToolchainMissing: it lacks one of them.
+        ToolchainMismatch: it has another version of one of them.
+    """
+    headers = next(f.partition("=")[2] for f in toolchain.flags if f.startswith("headers="))
+    for what, wheel, found, pinned in (
+        ("toolchain 'nvrtc'", "nvidia-cuda-nvrtc", installed_version(), toolchain.version),
+        ("the CUDA headers", "nvidia-cuda-runtime", _wheel("nvidia-cuda-runtime"), headers),
+    ):
+        if found is None:
+            raise ToolchainMissing(f"{what} {pinned} is not on this machine.", _REMEDY)
+        if found != pinned:
+            suffix = "-cu12" if pinned.startswith("12.") else ""
+            raise ToolchainMismatch(
+                f"{what} is {found} here, the spec pins {pinned}.",
+                f"Install it with: pip install {wheel}{suffix}=={pinned}",
+            )
+
+
+def refusal(target: Target) -> str:
+    """Why the NVRTC of this machine cannot build for a CUDA target; empty if it can."""
+    try:
+        known = supported()
+    except ToolchainMissing as error:
+        return str(error)
+    if target.cpu in known:
+        return ""
+    return f"NVRTC {installed_version()} does not compile for {target.cpu}"
+
+
+def build(source: str, target: Target, toolchain: Toolchain) -> bytes:
+    """The code blob of a variant: a cubin, or PTX; `source` is what `cuda.emit` printed.
+
+    Raises:
+        ToolchainMissing, ToolchainMismatch: this machine lacks the pinned toolchain.
+        CompileError: NVRTC does not know the architecture, or refuses the unit.
+    """
+    check(toolchain)
+    return compile(source, target.cpu, sources())
 
 
 @cache

@@ -6,16 +6,31 @@ import argparse
 import importlib.util
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from rlx_ray import __version__
+from rlx_ray.catalog import open_model
 from rlx_ray.commands.output import json_option, store_option, write, write_json
+from rlx_ray.config import load
 from rlx_ray.digest import build_id
-from rlx_ray.errors import RlxError
-from rlx_ray.target import ABI, CPU_TARGETS, TARGETS, ZIG_VERSION, this_host, toolchain_for
+from rlx_ray.errors import ConfigError, DeviceError, RlxError
+from rlx_ray.runtime.cuda import installation, this_host, visible_devices
+from rlx_ray.spec import Config
+from rlx_ray.store import open_store
+from rlx_ray.target import (
+    ABI,
+    CPU_TARGETS,
+    CUDA_TARGETS,
+    NVRTC_VERSIONS,
+    TARGETS,
+    ZIG_VERSION,
+    Target,
+    Toolchain,
+    toolchain_for,
+)
 
 _PACKAGES = ("ray", "fsspec", "numpy", "tokenizers", "s3fs", "gcsfs", "cupy")
 
@@ -35,9 +50,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "doctor",
         help="what this host can build and run",
-        description="Checks targets, the toolchain (by compiling a unit), packages and, with a "
-        "CONFIG, its store and checkpoints. Exits 1 if anything fails; every failing line says "
-        "the remedy.",
+        description="Checks targets, devices, the compilers (by compiling a unit for each target), "
+        "packages and, with a CONFIG, its store and checkpoints. Exits 1 if anything fails; every "
+        "failing line says the remedy.",
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="also check this config")
     store_option(parser)
@@ -45,16 +60,28 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
+def _config(path: str | None, store_override: str | None) -> Config | ConfigError | None:
+    """A config, or what is wrong with it; None where none is named."""
+    if path is None:
+        return None
+    try:
+        return load(path, store_override=store_override)
+    except ConfigError as error:
+        return error
+
+
 def run(args: argparse.Namespace) -> int:
     """Print every check; 1 if one failed."""
-    checks = [*host_checks(), *toolchain_checks(), *package_checks()]
-    if args.config:
-        checks += config_checks(args.config, args.store)
+    found = _config(args.config, args.store)
+    choice = dict(found.toolchain) if isinstance(found, Config) else {}
+    checks = [*host_checks(), *cuda_checks(), *toolchain_checks(choice), *package_checks()]
+    if found is not None:
+        checks += config_checks(found)
     if args.json:
         names = ("subject", "status", "found", "remedy")
         write_json({"checks": [{n: getattr(c, n) for n in names} for c in checks]})
     for c in checks if not args.json else ():
-        write(f"{c.status:4}  {c.subject:28} {c.found}" + (f"  -> {c.remedy}" if c.remedy else ""))
+        write(f"{c.status:4}  {c.subject:30} {c.found}" + (f"  -> {c.remedy}" if c.remedy else ""))
     return 1 if any(c.status == "fail" for c in checks) else 0
 
 
@@ -69,22 +96,75 @@ def host_checks() -> Iterator[Check]:
         yield Check("run", "fail", "no target", "Use an x86-64-v3 or aarch64 machine.")
 
 
-def toolchain_checks() -> Iterator[Check]:
-    """The C compiler: present, pinned, and able to build a unit for every target."""
-    from rlx_ray.codegen import zig
+def cuda_checks() -> Iterator[Check]:
+    """The driver, the runtime that CuPy has, and the devices; a machine need not have them."""
+    try:
+        found = installation()
+    except DeviceError as error:
+        yield Check("cuda", "ok", f"not here: {error}")
+        return
+    yield Check("cuda runtime", "ok", found.runtime)
+    if not found.driver:
+        yield Check("cuda driver", "ok", "not here: no NVIDIA driver is loaded")
+        return
+    older = int(found.driver.split(".")[0]) < int(found.runtime.split(".")[0])
+    if older:
+        remedy = "Update the driver, or install the extra of its own major: rlx_ray[gpu12]."
+        yield Check("cuda driver", "fail", f"{found.driver}, older than the runtime", remedy)
+    else:
+        yield Check("cuda driver", "ok", found.driver)
+    for index, (arch, name, memory) in enumerate(found.devices):
+        yield Check(f"device {index}", "ok", f"{name}, {arch}, {memory / (1 << 30):.1f} GiB")
+    if not found.devices and not older:
+        remedy = "See what CUDA_VISIBLE_DEVICES holds, and nvidia-smi."
+        yield Check("device", "warn", f"not here: {visible_devices().reason}", remedy)
+
+
+def toolchain_checks(choice: Mapping[str, object]) -> Iterator[Check]:
+    """The compilers: present, pinned, and able to build a unit for every target.
+
+    Args:
+        choice: the section `toolchain` of a config, which selects NVRTC's major.
+    """
+    from rlx_ray.codegen import nvrtc
 
     for one in CPU_TARGETS:
-        chain = toolchain_for(one, {})
-        try:
-            size = len(zig.compile_c(_probe(), chain))
-        except RlxError as error:
-            yield Check(f"build {one.name}", "fail", error.message, error.remedy)
-            continue
-        yield Check(f"build {one.name}", "ok", f"zig {chain.version}, probe of {size} bytes")
+        yield _build_check(one, toolchain_for(one, {}))
+    found = nvrtc.installed_version()
+    pins = ", ".join(f"{pin} for CUDA {major}" for major, (pin, _) in NVRTC_VERSIONS.items())
+    if found is None:
+        hint = "To build for GPUs: pip install 'rlx_ray[cuda13]'"
+        yield Check("nvrtc", "warn", f"not installed (optional); pinned are {pins}", hint)
+        return
+    yield Check("nvrtc", "ok", f"{found}; pinned are {pins}")
+    major = int(found.split(".")[0])
+    if not choice and major in NVRTC_VERSIONS:
+        choice = {"cuda": major}  # no config says which; the other one's pin is no fault here
+    for one in CUDA_TARGETS:
+        yield _build_check(one, toolchain_for(one, choice))
 
 
-def _probe() -> str:
-    return '__attribute__((visibility("default"))) int rlx_probe(void) { return 1; }\n'
+def _build_check(wanted: Target, chain: Toolchain) -> Check:
+    """Compile a probe for a target."""
+    from rlx_ray.codegen import nvrtc, zig
+
+    try:
+        if wanted.kind == "cuda":
+            nvrtc.check(chain)
+            size = len(nvrtc.compile(_CUDA_PROBE, wanted.cpu, {}))
+        else:
+            size = len(zig.compile_c(_PROBE, chain))
+    except RlxError as error:
+        return Check(f"build {wanted.name}", "fail", error.message, error.remedy)
+    return Check(
+        f"build {wanted.name}", "ok", f"{chain.name} {chain.version}, probe of {size} bytes"
+    )
+
+
+_PROBE = '__attribute__((visibility("default"))) int rlx_probe(void) { return 1; }\n'
+_CUDA_PROBE = """#include <cuda_fp16.h>
+extern "C" __global__ void rlx_probe(__half *x) { x[threadIdx.x] = __float2half(1.0f); }
+"""
 
 
 def package_checks() -> Iterator[Check]:
@@ -102,22 +182,18 @@ def package_checks() -> Iterator[Check]:
 
 
 def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "installed"
+    for wheel in (name, f"{name}-cuda13x", f"{name}-cuda12x"):
+        try:
+            return metadata.version(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+    return "installed"
 
 
-def config_checks(path: str, store_override: str | None) -> Iterator[Check]:
+def config_checks(config: Config | ConfigError) -> Iterator[Check]:
     """The config itself, its store, its cache folder and each model's checkpoint."""
-    from rlx_ray.catalog import open_model
-    from rlx_ray.config import load
-    from rlx_ray.store import open_store
-
-    try:
-        config = load(path, store_override=store_override)
-    except RlxError as error:
-        yield Check("config", "fail", error.message, error.remedy)
+    if isinstance(config, ConfigError):
+        yield Check("config", "fail", config.message, config.remedy)
         return
     yield Check("config", "ok", f"{len(config.models)} models")
     try:
@@ -148,10 +224,12 @@ def _cache_check(folder: Path) -> Check:
 
 def version() -> str:
     """What `--version` prints."""
-    from rlx_ray.codegen.zig import installed_version
+    from rlx_ray.codegen import nvrtc, zig
 
-    found = installed_version() or "not installed"
+    none = "not installed"
+    pins = " or ".join(pin for pin, _ in NVRTC_VERSIONS.values())
     return (
         f"rlx-ray {__version__}\nbuild_id {build_id()}\nabi {ABI}\n"
-        f"toolchain zig {found} (pinned {ZIG_VERSION})"
+        f"toolchain zig {zig.installed_version() or none} (pinned {ZIG_VERSION})\n"
+        f"toolchain nvrtc {nvrtc.installed_version() or none} (pinned {pins})"
     )

@@ -14,7 +14,7 @@ from rlx_ray.spec import BuildSpec
 if TYPE_CHECKING:
     from rlx_ray.spec import Config
 
-SECTIONS = ("key", "hir", "mir", "lir", "notes", "source")
+SECTIONS = ("key", "hir", "mir", "lir", "launches", "notes", "source")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,8 +23,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "explain",
         help="a variant's key and its way through the compiler",
         description="Prints the key's ingredients, the HIR, the MIR after the passes, the "
-        "decisions (dispatch, fusion, schedule) with their reasons, the LIR with its memory plan, "
-        "and the source text. Needs no toolchain.",
+        "decisions (dispatch, fusion, schedule) with their reasons, the LIR (of a CUDA target the "
+        "launches) with its memory plan, and the source text. Needs no toolchain.",
     )
     config_options(parser)
     parser.add_argument("model", metavar="MODEL", help="a model of the config")
@@ -103,22 +103,29 @@ def run_profile(args: argparse.Namespace, config: Config) -> int:
 def sections(spec: BuildSpec) -> dict[str, Any]:
     """Every section of a variant: `key` and `notes` as data, the others as text."""
     from rlx_ray.compiler import source, stages
-    from rlx_ray.ir.text import hir_text, lir_text, mir_text
+    from rlx_ray.ir.lir import Lir
+    from rlx_ray.ir.text import hir_text, launches_text, lir_text, mir_text
 
     made = stages(spec)
+    program = made.program
+    plans = {"arena": program.arena}
+    if isinstance(program, Lir):
+        last = {"lir": lir_text(program)}
+        plans["scratch_per_thread"] = program.scratch
+    else:
+        last = {"launches": launches_text(program)}
     memory = {
-        name: {"bytes": plan.size, "liveness_bound": plan.bound}
-        for name, plan in (("arena", made.lir.arena), ("scratch_per_thread", made.lir.scratch))
+        name: {"bytes": plan.size, "liveness_bound": plan.bound} for name, plan in plans.items()
     }
     return {
-        "key": key_parts(spec) | {"memory": memory, "flops": made.lir.flops},
+        "key": key_parts(spec) | {"memory": memory, "flops": program.flops},
         "hir": hir_text(made.hir),
         "mir": mir_text(made.mir),
         "notes": [
-            {"stage": n.stage, "subject": n.subject, "reason": n.text} for n in made.lir.notes
+            {"stage": n.stage, "subject": n.subject, "reason": n.text} for n in program.notes
         ],
-        "lir": lir_text(made.lir),
-        "source": source(spec, made.lir),
+        **last,
+        "source": source(spec, program),
     }
 
 

@@ -11,7 +11,7 @@ from rlx_ray.commands.output import config_options, err, write_json
 from rlx_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
     from rlx_ray.text import TextModel
 
 
@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer the prompt on standard input."""
     from rlx_ray.config import load
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
     from rlx_ray.local import LocalModel
     from rlx_ray.text import TextModel

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 
 from rlx_ray.catalog import OpenModel, open_model
 from rlx_ray.commands.output import config_options, err, select_options, write_json
 from rlx_ray.config import load
 from rlx_ray.job.matrix import Cell, expand
-from rlx_ray.job.plan import Plan, make_plan, select
+from rlx_ray.job.plan import Plan, absent, make_plan, select
 from rlx_ray.job.prebuild import look_up
+from rlx_ray.job.toolchains import refusals
 from rlx_ray.spec import Config
 from rlx_ray.store import open_store
 
@@ -31,7 +33,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "plan",
         help="what prebuild would do",
         description="Prints each variant as present, missing, quarantined or unsupported, and "
-        "what building the rest may cost.",
+        "what building the rest may cost. A variant that is not there is unsupported where this "
+        "machine has no compiler for its target.",
     )
     config_options(parser)
     select_options(parser)
@@ -52,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; with --check exit 1 if something is missing."""
     config, _, cells = selected(args)
     store = open_store(config.store.url, config.store.storage_options)
-    plan = make_plan(cells, look_up(cells, store))
+    lookups = look_up(cells, store)
+    plan = make_plan(cells, lookups, refusals(absent(cells, lookups).items()))
     wall = plan.estimate / len(os.sched_getaffinity(0))
     if args.json:
         counts = {s: plan.count(s) for s in ("present", "missing", "quarantined", "unsupported")}
@@ -60,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "total": len(plan.rows),
                 **counts,
+                "refused": dict(plan.refused),
                 "targets": [t.name for t in config.targets],
                 "estimate_seconds": round(plan.estimate, 1),
                 "estimate_wall_seconds": round(wall, 1),
@@ -72,7 +77,14 @@ def run(args: argparse.Namespace) -> int:
             f"targets: {', '.join(t.name for t in config.targets)}; to build: {len(plan.todo)}, "
             f"about {plan.estimate:.0f} s of one processor, {wall:.0f} s on this machine"
         )
-    return 1 if args.check and plan.todo else 0
+        tell_refused(plan.refused)
+    return 1 if args.check and (plan.todo or plan.refused) else 0
+
+
+def tell_refused(refused: Mapping[str, str]) -> None:
+    """Say which targets lack something that nobody here can build."""
+    for target, why in refused.items():
+        err.print(f"cannot build for {target}: {why}")
 
 
 def _print(plan: Plan, url: str) -> None:

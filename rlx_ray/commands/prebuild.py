@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from rlx_ray.commands.output import config_options, err, select_options, write_json
-from rlx_ray.commands.plan import STYLES, selected
+from rlx_ray.commands.plan import STYLES, selected, tell_refused
 from rlx_ray.errors import ConfigError
 from rlx_ray.job.build import Limits
 from rlx_ray.job.plan import Plan, Row
@@ -29,7 +29,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="compile what the store lacks, with Ray",
         description="Compiles every missing variant, each in a child process with limits, and "
         "publishes it at once: a run that was stopped goes on where it was. Exits 1 if any "
-        "variant failed, 130 with a partial report if interrupted.",
+        "variant failed or has no compiler where it is built, 130 with a partial report if "
+        "interrupted.",
     )
     config_options(parser)
     select_options(parser)
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         _write_html(args.html, report)
     if report.interrupted:
         return 130
-    return 1 if report.failed else 0
+    return 1 if report.failed or report.refused else 0
 
 
 def _limits(args: argparse.Namespace, seconds: float, memory: int) -> Limits:
@@ -105,6 +106,7 @@ def _summary(report: Report) -> None:
             err.print(Text.assemble(("failed", STYLES["failed"]), what))
     for name, message in report.weights:
         err.print(Text.assemble(("weights", STYLES["failed"]), f" {name}: {message}"))
+    tell_refused(report.refused)
     counts = [
         Text(f"{n} {s}", STYLES[s])
         for s in ("present", "compiled", "failed", "skipped", "unsupported")

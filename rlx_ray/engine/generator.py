@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from rlx_ray.artifact import BindingManifest
 from rlx_ray.component import ModelVariant
+from rlx_ray.engine.generation import Generation, Piece, Request
+from rlx_ray.engine.inputs import choose, feed
 from rlx_ray.engine.pages import PagePool
-from rlx_ray.engine.sampling import Chosen, Sampler, Sampling
-from rlx_ray.engine.scheduler import Scheduler, Step, Stream, bound
+from rlx_ray.engine.sampling import Chosen, Sampler
+from rlx_ray.engine.scheduler import Scheduler, Step
 from rlx_ray.engine.text import Decode, TextStream
 from rlx_ray.errors import EngineError, InputError, RlxError
-from rlx_ray.shape import PAGE
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,81 +31,17 @@ class Decoder(Protocol):
     binding: BindingManifest
 
     def run(
-        self, inputs: Mapping[str, npt.NDArray[Any]], cache: npt.NDArray[Any] | None = None
+        self,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        cache: Sized | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """One step; see `CpuExecutable.run`."""
+        """One step; see `runtime.executable.Executable.run`."""
         ...
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to generate.
-
-    Attributes:
-        prompt: token ids.
-        max_tokens: most new tokens, at least 1.
-        sampling: how they are chosen.
-        stop: strings that end the text.
-        stop_ids: tokens that end it; they are counted, but no part of the text.
-    """
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-    stop_ids: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one token added to a stream.
-
-    Attributes:
-        chosen: the token; None in the last piece of a cancelled stream.
-        text: text that is certain now, possibly empty.
-        finish: why it ended: `stop`, `length` or `cancelled`; empty while it goes on.
-        variants: that ran since the piece before, in order.
-    """
-
-    chosen: Chosen | None
-    text: str
-    finish: str
-    variants: tuple[ModelVariant, ...]
-
-
-class Generation:
-    """A stream of pieces; iterate over it, or cancel it. Ends with a piece that has `finish`."""
-
-    def __init__(self, request: Request, sampler: Sampler, text: TextStream) -> None:
-        self._over = False
-        self.request = request
-        self.sampler = sampler
-        self.text = text
-        self.stream = Stream(list(request.prompt), len(request.prompt) + request.max_tokens)
-        self.ran: list[ModelVariant] = []
-        self.cancelled = False
-        self._pieces: queue.SimpleQueue[Piece | RlxError] = queue.SimpleQueue()
-        self._listener: Callable[[Piece | RlxError], None] | None = None
-
-    def put(self, piece: Piece | RlxError) -> None:
-        """Hand a piece, or the error that ended the stream, to whoever waits."""
-        (self._listener or self._pieces.put)(piece)
-
-    def listen(self, listener: Callable[[Piece | RlxError], None]) -> None:
-        """Have pieces handed to a function, called from the engine's thread; call before submit."""
-        self._listener = listener
-
-    def __iter__(self) -> Generation:
-        return self
-
-    def __next__(self) -> Piece:
-        if self._over:
-            raise StopIteration
-        piece = self._pieces.get()
-        self._over = isinstance(piece, RlxError) or bool(piece.finish)
-        if isinstance(piece, RlxError):
-            raise piece
-        return piece
+    def make_cache(self, pages: int) -> Sized:
+        """The pages that all of the model's variants read and write."""
+        ...
 
 
 class Engine:
@@ -138,10 +74,11 @@ class Engine:
         self._took: dict[ModelVariant, float] = {}
         self._scheduler = Scheduler(variants, PagePool(pages), self._took.get, window)
         self._pages = pages
-        self._cache: npt.NDArray[np.uint8] | None = None
+        self._cache: Sized | None = None
         self._of: dict[int, Generation] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._closed = False
+        self._closed = ""
+        self._gate = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="rlx-engine", daemon=True)
         self._thread.start()
 
@@ -149,6 +86,11 @@ class Engine:
     def context(self) -> int:
         """The most tokens of prompt and answer together."""
         return self._scheduler.context
+
+    @property
+    def closed(self) -> str:
+        """Why nothing can be submitted any more; empty while it can."""
+        return self._closed
 
     def submit(
         self, request: Request, listener: Callable[[Piece | RlxError], None] | None = None
@@ -162,6 +104,7 @@ class Engine:
 
         Raises:
             InputError: a value is out of range, or prompt and answer exceed the context.
+            EngineError: the engine has been closed or has failed.
         """
         self._check(request)
         generation = Generation(
@@ -171,7 +114,10 @@ class Engine:
         )
         if listener is not None:
             generation.listen(listener)
-        self._inbox.put(lambda: self._begin(generation))
+        with self._gate:  # what is put in before the end is answered at the end
+            if self._closed:
+                raise EngineError(self._closed, "Send the request again.")
+            self._inbox.put(lambda: self._begin(generation))
         return generation
 
     def cancel(self, generation: Generation) -> None:
@@ -180,14 +126,13 @@ class Engine:
 
     def close(self) -> None:
         """End the loop; streams that are not done get an error."""
-        if not self._closed:
-            self._closed = True
-            self._inbox.put(None)
-            self._thread.join()
+        with self._gate:
+            if not self._closed:
+                self._closed = "the engine has been closed."
+                self._inbox.put(None)
+        self._thread.join()
 
     def _check(self, request: Request) -> None:
-        if self._closed:
-            raise EngineError("the engine has been closed.", "Send the request again.")
         if request.max_tokens < 1:
             raise InputError(f"max_tokens is {request.max_tokens}.", "Use at least 1.")
         if not request.prompt:
@@ -213,13 +158,23 @@ class Engine:
     # The engine's thread ------------------------------------------------------------------------
 
     def _loop(self) -> None:
+        """Take turns until the end; a fault of the engine itself is one, and nobody hangs on it."""
+        try:
+            self._turns()
+        except Exception as error:
+            _LOG.exception("the text engine has failed")
+            with self._gate:
+                self._closed = f"the engine has failed: {type(error).__name__}: {error}."
+        self._stop()
+
+    def _turns(self) -> None:
         idle = False
         while True:
             try:
                 while True:
                     command = self._inbox.get(block=idle)
                     if command is None:
-                        return self._stop()
+                        return
                     command()
                     idle = False
             except queue.Empty:
@@ -232,6 +187,9 @@ class Engine:
     def _begin(self, generation: Generation) -> None:
         if generation.cancelled:
             return
+        if self._closed:
+            generation.put(EngineError(self._closed, "Send the request again."))
+            return
         self._of[id(generation.stream)] = generation
         try:
             self._scheduler.add(generation.stream)
@@ -240,14 +198,21 @@ class Engine:
 
     def _end(self, generation: Generation) -> None:
         generation.cancelled = True
-        self._scheduler.remove(generation.stream)
         if self._of.pop(id(generation.stream), None) is not None:
+            self._scheduler.remove(generation.stream)
             generation.put(Piece(None, "", "cancelled", ()))
 
     def _stop(self) -> None:
-        for generation in list(self._of.values()):
-            error = EngineError("the engine has been closed.", "Send the request again.")
-            self._fail(generation, error)
+        """Answer everybody who waits: the streams, and what was submitted before the end."""
+        for generation in self._of.values():
+            with contextlib.suppress(Exception):  # a listener may be gone; the others are not
+                generation.put(EngineError(self._closed, "Send the request again."))
+        self._of.clear()
+        while not self._inbox.empty():
+            command = self._inbox.get()
+            if command is not None:
+                with contextlib.suppress(Exception):
+                    command()
 
     def _fail(self, generation: Generation, error: RlxError) -> None:
         self._scheduler.remove(generation.stream)
@@ -271,17 +236,19 @@ class Engine:
     def _run(self, step: Step, generations: Sequence[Generation]) -> None:
         executable = self._load(step.variant)
         if self._cache is None:
-            self._cache = cache_pages(self._pages, executable.binding.page)
+            self._cache = executable.make_cache(self._pages)
+        samplers = [generation.sampler for generation in generations]
+        inputs, wanted = feed(executable.binding, step, samplers)
         begun = time.perf_counter()
-        logits = executable.run(step_inputs(step), self._cache)["logits"]
+        found = executable.run(inputs, self._cache, wanted)
         took = time.perf_counter() - begun
         known = self._took.get(step.variant)
         self._took[step.variant] = took if known is None else 0.8 * known + 0.2 * took
         chosen: list[Chosen | None] = []
-        for generation, count, row in zip(generations, step.counts, logits, strict=False):
+        for row, (generation, count) in enumerate(zip(generations, step.counts, strict=True)):
             generation.ran.append(step.variant)
             whole = count == generation.stream.left
-            chosen.append(generation.sampler.choose(row) if whole else None)
+            chosen.append(choose(found, row, generation.sampler) if whole else None)
         self._scheduler.done(step, [None if c is None else c.token for c in chosen])
         for generation, one in zip(generations, chosen, strict=True):
             if one is not None:
@@ -305,28 +272,3 @@ class Engine:
             del self._of[id(stream)]
         ran, generation.ran = tuple(generation.ran), []
         generation.put(Piece(chosen, found, finish, ran))
-
-
-def step_inputs(step: Step) -> dict[str, npt.NDArray[np.int32]]:
-    """The inputs of a step, int32.
-
-    `input_ids` [batch, seq], `lengths` and `past` [batch], `pages` [batch, pages] with -1 past a
-    stream's last and before its window; rows without a stream have length 0.
-    """
-    variant = step.variant
-    ids = np.zeros((variant.batch, variant.seq), np.int32)
-    lengths, past = (np.zeros(variant.batch, np.int32) for _ in range(2))
-    pages = np.full((variant.batch, bound(variant) // PAGE), -1, np.int32)
-    for row, (stream, count) in enumerate(zip(step.streams, step.counts, strict=True)):
-        ids[row, :count] = stream.tokens[stream.past : stream.past + count]
-        lengths[row], past[row] = count, stream.past
-        table = stream.pages[: pages.shape[1]]
-        pages[row, : len(table)] = table
-    return {"input_ids": ids, "lengths": lengths, "past": past, "pages": pages}
-
-
-def cache_pages(count: int, size: int) -> npt.NDArray[np.uint8]:
-    """Zeroed pages, uint8 [count, size], 64-byte aligned; memory is used as they are written."""
-    raw = np.zeros(count * size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + count * size].reshape(count, size)

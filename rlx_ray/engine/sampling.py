@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,17 @@ class Sampling:
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether choosing takes the logits themselves: penalties, biases, reported logprobs."""
+        return bool(
+            self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.logprobs is not None
+        )
 
     def check(self, vocab: int) -> None:
         """See that every value is in its range.
@@ -97,15 +109,20 @@ class Sampler:
     Args:
         sampling: checked before.
         prompt: token ids that the repetition penalty counts as seen.
+
+    Attributes:
+        sampling: as it was given.
+        seed: of the draws, below 2^64: the one that was given, or one that nobody knows.
     """
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
-        self._how = sampling
+        self.sampling = sampling
+        self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self._seen = set(prompt) if sampling.repetition_penalty != 1 else set()
         self._generated: Counter[int] = Counter()
         self._random: np.random.Generator | None = None
         if sampling.temperature > 0:
-            self._random = np.random.Generator(np.random.Philox(sampling.seed))
+            self._random = np.random.Generator(np.random.Philox(self.seed))
 
     def choose(self, logits: Logits) -> Chosen:
         """The next token from float32 logits [vocab], which stay as they are."""
@@ -113,15 +130,15 @@ class Sampler:
         random = self._random
         token = int(scores.argmax()) if random is None else self._draw(scores, random)
         self._generated[token] += 1
-        if self._how.repetition_penalty != 1:
+        if self.sampling.repetition_penalty != 1:
             self._seen.add(token)
-        if self._how.logprobs is None:
+        if self.sampling.logprobs is None:
             return Chosen(token)
-        return _reported(logits, token, self._how.logprobs)
+        return _reported(logits, token, self.sampling.logprobs)
 
     def _adjusted(self, logits: Logits) -> npt.NDArray[Any]:
         """The logits with biases and penalties, in float64; as they are where there are none."""
-        how = self._how
+        how = self.sampling
         if not (how.logit_bias or self._seen or how.presence_penalty or how.frequency_penalty):
             return logits
         scores = logits.astype(np.float64)
@@ -137,7 +154,7 @@ class Sampler:
         return scores
 
     def _draw(self, scores: npt.NDArray[Any], random: np.random.Generator) -> int:
-        how = self._how
+        how = self.sampling
         weights = np.exp((scores - scores.max()).astype(np.float64) / how.temperature)
         weights[weights < how.min_p] = 0
         order: npt.NDArray[np.intp] | None = None  # all tokens, where their ranks do not matter

@@ -18,6 +18,7 @@ from rlx_ray.errors import ConfigError, StoreError
 from rlx_ray.job.build import Limits, build
 from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Row, row_of
+from rlx_ray.job.toolchains import Chain, refusals
 from rlx_ray.spec import BuildSpec, StoreSpec
 from rlx_ray.store import check_shared, open_store
 
@@ -71,7 +72,7 @@ def build_all(
     """
     if not cells:
         return
-    with _cluster(address) as ray:
+    with cluster(address) as ray:
         check_shared(store, sum(1 for n in ray.nodes() if n["Alive"]))
         cpus = int(ray.cluster_resources().get("CPU", 1))
         task = ray.remote(
@@ -117,9 +118,32 @@ def _row(ray: Any, ref: Any, cell: Cell) -> Row:
     return replace(row, seconds=record["seconds"], bytes=record["bytes"])
 
 
+def ask_builders(chains: Sequence[Chain], address: str) -> dict[str, str]:
+    """What `toolchains.refusals` says on a node of a cluster, whose nodes count as alike.
+
+    Raises:
+        StoreError: the cluster cannot be reached, or does not run the task.
+        ConfigError: the address has no known form.
+    """
+    with cluster(address) as ray:
+        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(refusals)
+        try:
+            found: dict[str, str] = ray.get(task.remote(chains))
+        except ray.exceptions.RayError as error:
+            raise _unusable(address, error) from error
+        return found
+
+
 @contextmanager
-def _cluster(address: str | None) -> Iterator[Any]:
-    """Ray, connected: to a running cluster, or to one on this machine that ends with the block."""
+def cluster(address: str | None) -> Iterator[Any]:
+    """Ray, connected: to a running cluster, or to one on this machine that ends with the block.
+
+    A block inside another one uses the connection that is there.
+
+    Raises:
+        StoreError: the cluster cannot be reached.
+        ConfigError: the address has no known form.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if address is None:

@@ -181,7 +181,7 @@ def _cell(
         pack_version=PACK_VERSION,
         matrices=matrices,
     )
-    reason = _unsupported(variant, profile, dispatch, quantised=bool(matrices))
+    reason = _unsupported(wanted, variant, profile, dispatch, dict(matrices))
     return Cell(spec, row.path, reason or _unpacked(scheme, facts, matrices))
 
 
@@ -236,22 +236,53 @@ def _unpacked(scheme: QuantScheme | None, facts: ModelFacts, matrices: Sequence[
 
 
 def _unsupported(
+    wanted: Target,
     variant: ModelVariant,
     profile: CompileProfile,
     dispatch: KernelDispatchConfig,
-    *,
-    quantised: bool,
+    matrices: Mapping[str, str],
 ) -> str:
+    """Why this version has no kernels for a variant; empty if it has."""
+    if variant.ragged_rows is not None and wanted.kind == "cuda":
+        return "ragged variants (rows) have no kernels on CUDA targets"
     if variant.ragged_rows is not None and not dispatch.all_native:
         return "ragged variants (rows) need native kernels: dispatch forces common ones"
     precision = profile.precision.compute
-    if precision not in PRECISIONS:
-        return f"precision.compute {precision} has no kernels on CPU targets"
-    common = decide(dispatch, _MATMUL, (_MATMUL,), (_MATMUL,)).lower_to_common
-    if common and precision != "f32":
-        return f"precision.compute {precision} needs native MatMul: dispatch forces the common one"
-    if quantised and not dispatch.all_native:
+    if precision not in PRECISIONS[wanted.kind]:
+        kind = wanted.kind.upper()
+        return f"precision.compute {precision} has no kernels on {kind} targets"
+    if precision != "f32" and _keeps_rounded_sums(wanted, dispatch):
+        return f"precision.compute {precision} needs {_NATIVE[wanted.kind]}"
+    if matrices and not dispatch.all_native:
         return "quantised weights need native kernels: dispatch forces common ones"
-    if profile.backend:
-        return f"profile.backend option {profile.backend[0][0]!r} is not known to any backend"
+    wide = sorted({form for form in matrices.values() if form.startswith("fp8")})
+    if wide and wanted.kind == "cuda":
+        return f"{wide[0]} weights have no kernels on CUDA targets"
+    return _unknown_option(wanted, profile)
+
+
+_NATIVE = {
+    "cpu": "native MatMul: dispatch forces the common one",
+    "cuda": "native kernels: dispatch forces common ones, which keep their sums in it",
+}
+
+
+def _keeps_rounded_sums(wanted: Target, dispatch: KernelDispatchConfig) -> bool:
+    """Whether a dispatch takes common kernels that low precision cannot have."""
+    if wanted.kind == "cuda":
+        return not dispatch.all_native
+    return decide(dispatch, _MATMUL, (_MATMUL,), (_MATMUL,)).lower_to_common
+
+
+_OPTIONS: Mapping[str, tuple[str, ...]] = {"cpu": (), "cuda": ("tf32",)}
+"""By kind of target, the options of `profile.backend` that are true or false."""
+
+
+def _unknown_option(wanted: Target, profile: CompileProfile) -> str:
+    """What is wrong with `profile.backend`; empty if nothing is."""
+    for name, value in profile.backend:
+        if name not in _OPTIONS[wanted.kind]:
+            return f"profile.backend option {name!r} is not known to {wanted.kind.upper()} targets"
+        if not isinstance(value, bool):
+            return f"profile.backend option {name!r} is {value!r}, not true or false"
     return ""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.job.matrix import Cell
 from rlx_ray.store import Hit, Miss
 from rlx_ray.store.base import Lookup
+from rlx_ray.target import Target, Toolchain
 
 DEFAULT_SECONDS = 1.5
 """Estimate for a variant of a model that has no artifact to learn from."""
@@ -57,11 +59,14 @@ class Plan:
         todo: cells that are missing or quarantined, one for each (model, digest): two modes of one
             variant share an artifact.
         estimate: seconds of one processor for all of `todo`.
+        refused: why the builders have no compiler for a target that has such cells, by its name;
+            their rows are unsupported.
     """
 
     rows: tuple[Row, ...]
     todo: tuple[Cell, ...]
     estimate: float
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def count(self, status: str) -> int:
         """How many rows have a status."""
@@ -82,25 +87,46 @@ def row_of(cell: Cell, status: str, reason: str = "") -> Row:
     )
 
 
-def make_plan(cells: Sequence[Cell], lookups: Mapping[tuple[str, str], Lookup]) -> Plan:
-    """Compare a matrix with what a store said.
+def make_plan(
+    cells: Sequence[Cell],
+    lookups: Mapping[tuple[str, str], Lookup],
+    refusals: Mapping[str, str] = MappingProxyType({}),
+) -> Plan:
+    """Compare a matrix with what a store said, and with what the builders can build.
 
     Args:
         cells: the matrix.
         lookups: for (model, digest) of each supported cell what the store said.
+        refusals: why nothing can be built for a target, by its name; what is present stays so.
     """
     rows: list[Row] = []
     todo: dict[tuple[str, str], Cell] = {}
+    refused: dict[str, str] = {}
     for cell in cells:
         if cell.unsupported:
             rows.append(row_of(cell, "unsupported", cell.unsupported))
             continue
         key = (cell.spec.model, cell.spec.digest)
-        found = lookups[key]
+        found, target = lookups[key], cell.spec.target.name
+        if isinstance(found, Miss) and target in refusals:
+            refused[target] = refusals[target]
+            rows.append(row_of(cell, "unsupported", refusals[target]))
+            continue
         rows.append(_row(cell, found))
         if isinstance(found, Miss):
             todo.setdefault(key, cell)
-    return Plan(tuple(rows), tuple(todo.values()), _estimate(rows, todo.values()))
+    return Plan(tuple(rows), tuple(todo.values()), _estimate(rows, todo.values()), refused)
+
+
+def absent(
+    cells: Iterable[Cell], lookups: Mapping[tuple[str, str], Lookup]
+) -> dict[Target, Toolchain]:
+    """The targets that a store lacks something for, with the toolchains that would build it."""
+    return {
+        cell.spec.target: cell.spec.toolchain
+        for cell in cells
+        if isinstance(lookups.get((cell.spec.model, cell.spec.digest)), Miss)
+    }
 
 
 def _row(cell: Cell, found: Lookup) -> Row:

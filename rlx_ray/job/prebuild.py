@@ -5,13 +5,15 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 
 from rlx_ray.catalog import OpenModel, ensure_weights
 from rlx_ray.job.build import Limits
 from rlx_ray.job.matrix import Cell
-from rlx_ray.job.plan import Plan, Row, make_plan
+from rlx_ray.job.plan import Plan, Row, absent, make_plan
+from rlx_ray.job.toolchains import Chain, refusals
 from rlx_ray.spec import StoreSpec
 from rlx_ray.store import Store, open_store
 from rlx_ray.store.base import Lookup
@@ -27,6 +29,7 @@ class Report:
         host: the class of the machine that drove it.
         interrupted: whether it was stopped before its end; what it had not reached is `skipped`.
         weights: (class, message) of each failure to pack or publish weights.
+        refused: why the builders could not build for a target that lacks something, by its name.
     """
 
     rows: tuple[Row, ...]
@@ -34,6 +37,7 @@ class Report:
     host: str
     interrupted: bool = False
     weights: tuple[tuple[str, str], ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def count(self, status: str) -> int:
         """How many rows have a status."""
@@ -56,6 +60,7 @@ class Report:
             "interrupted": self.interrupted,
             "host": self.host,
             "errors": [{"class": c, "message": m} for c, m in self.weights],
+            "refused": dict(self.refused),
             "rows": [r.to_json() for r in self.rows],
         }
 
@@ -102,34 +107,58 @@ def prebuild(
 
     begun = time.monotonic()
     opened = open_store(store.url, store.storage_options)
-    plan = make_plan(cells, look_up(cells, opened))
-    on_plan(plan)
+    lookups = look_up(cells, opened)
+    chains = tuple(absent(cells, lookups).items())
     done: dict[tuple[str, str], Row] = {}
 
     def finish(row: Row) -> None:
         done[(row.model, row.digest)] = row
         on_row(row)
 
-    packing = _Packing(cells, models, opened)
-    interrupted = False
-    try:
-        build_all(plan.todo, store, limits, address, finish)
-    except KeyboardInterrupt:
-        interrupted = True
-    failures = packing.failures()
+    with ExitStack() as connection:
+        plan = make_plan(cells, lookups, _refusals(chains, address, connection))
+        on_plan(plan)
+        packing = _Packing(cells, models, opened)
+        interrupted = False
+        try:
+            build_all(plan.todo, store, limits, address, finish)
+        except KeyboardInterrupt:
+            interrupted = True
+        failures = packing.failures()
+    rows = _ended(plan.rows, done, interrupted=interrupted)
+    host = f"{platform.machine()} {platform.system()}"
+    seconds = time.monotonic() - begun
+    return Report(rows, seconds, host, interrupted, failures, plan.refused)
+
+
+def _refusals(
+    chains: Sequence[Chain], address: str | None, connection: ExitStack
+) -> dict[str, str]:
+    """What the builders say; a cluster stays connected as long as `connection` is open."""
+    if address is None or not chains:
+        return refusals(chains)
+    from rlx_ray.job.fanout import ask_builders, cluster
+
+    connection.enter_context(cluster(address))
+    return ask_builders(chains, address)
+
+
+def _ended(
+    planned: Sequence[Row], done: Mapping[tuple[str, str], Row], *, interrupted: bool
+) -> tuple[Row, ...]:
+    """The rows of a plan as they ended, by what was done of each (model, digest)."""
     rows = tuple(
         replace(built, cache_key=r.cache_key) if (built := done.get((r.model, r.digest))) else r
-        for r in plan.rows
+        for r in planned
     )
-    if interrupted:
-        rows = tuple(
-            replace(r, status="skipped", reason="interrupted")
-            if r.status in ("missing", "quarantined")
-            else r
-            for r in rows
-        )
-    host = f"{platform.machine()} {platform.system()}"
-    return Report(rows, time.monotonic() - begun, host, interrupted, failures)
+    if not interrupted:
+        return rows
+    return tuple(
+        replace(r, status="skipped", reason="interrupted")
+        if r.status in ("missing", "quarantined")
+        else r
+        for r in rows
+    )
 
 
 class _Packing:
@@ -137,7 +166,7 @@ class _Packing:
 
     def __init__(self, cells: Sequence[Cell], models: Sequence[OpenModel], store: Store) -> None:
         by_name = {m.spec.name: m for m in models}
-        wanted = {(c.spec.model, c.spec.weights_family): c.spec for c in cells}
+        wanted = {(c.spec.model, c.spec.weights_family): c.spec for c in cells if not c.unsupported}
         self._work = [(by_name[spec.model], spec) for spec in wanted.values()]
         self._store = store
         self._failures: list[tuple[str, str]] = []

@@ -11,31 +11,33 @@ A change to the bytes written here must bump `target.PACK_VERSION`.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rlx_ray.artifact import Binding
-from rlx_ray.blocks import Blocks
 from rlx_ray.dtype import DType
-from rlx_ray.errors import CheckpointError
 from rlx_ray.matrix import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
 from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.rope import turns
+from rlx_ray.models.sources import (
+    LINE,
+    Read,
+    ReadBlocks,
+    check_finite,
+    fill_coded_rows,
+    fill_floats,
+    joined_blocks,
+    sources,
+    to_bf16,
+    zeros,
+)
 from rlx_ray.small_floats import FP8, SmallFloat
-
-ALIGN = 64
-"""Bytes: one cache line, and the widest vector register."""
 
 TAIL = 256
 """Zero bytes behind the last parameter: a kernel may read a few vectors past the end."""
-
-Read = Callable[[str], npt.NDArray[Any]]
-ReadBlocks = Callable[[str, str], Blocks]
 
 
 def pack(
@@ -70,10 +72,10 @@ def pack(
     own = [(formats or {}).get(p.name, precision) for p in params]
     end = 0
     for param, name in zip(params, own, strict=True):
-        start = -(-end // ALIGN) * ALIGN
+        start = -(-end // LINE) * LINE
         bindings.append(_binding(param, name, start, panel))
         end = start + _stored_bytes(param, name, panel)
-    buffer = _zeros(end + TAIL)
+    buffer = zeros(end + TAIL)
     for param, name, binding in zip(params, own, bindings, strict=True):
         place = buffer[binding.offset : binding.offset + _stored_bytes(param, name, panel)]
         if name == QUANT_ROWS or (param.layout == "matrix" and FORMATS[name].block_bytes):
@@ -94,12 +96,6 @@ def _binding(param: ParamSpec, name: str, start: int, panel: int) -> Binding:
     return Binding(param.name, form.dtype, param.shape, start, form.layout(panel))
 
 
-def _zeros(size: int) -> npt.NDArray[np.uint8]:
-    raw = np.zeros(size + ALIGN, np.uint8)
-    skip = -raw.ctypes.data % ALIGN
-    return raw[skip : skip + size]
-
-
 def _stored_bytes(param: ParamSpec, name: str, panel: int) -> int:
     if name == QUANT_ROWS:
         extent, n = param.shape
@@ -113,30 +109,14 @@ def _stored_bytes(param: ParamSpec, name: str, panel: int) -> int:
 def _fill_blocks(
     place: npt.NDArray[np.uint8], param: ParamSpec, name: str, read: ReadBlocks, panel: int
 ) -> None:
-    """Write the blocks of a parameter's sources, one below the other."""
-    parts = [read(source, name) for source in param.sources]
-    shapes = [part.codes.shape for part in parts]
-    sources = list(zip(param.sources, shapes, strict=True))
-    shape = param.shape[::-1] if param.layout == "plain" else param.shape
-    _check_shapes(ParamSpec(param.name, shape, "matrix", param.sources), sources)
-    if param.heads:
-        parts = [
-            part.rows(in_halves(np.arange(len(part.codes)), heads)) if heads else part
-            for part, heads in zip(parts, param.heads, strict=True)
-        ]
-    form = FORMATS["b8" if name == QUANT_ROWS else name]
-    parts = [part.to(form) for part in parts]
-    codes = np.concatenate([part.codes for part in parts])
-    facts = [np.concatenate([part.d for part in parts])]
-    if form.offsets:
-        facts.append(np.concatenate([part.m for part in parts if part.m is not None]))
+    """Write the blocks of a parameter's sources."""
+    blocks = joined_blocks(param, name, read)
     if name == QUANT_ROWS:
-        rows = place.reshape(len(codes), -1)
-        rows[:, : facts[0].shape[1] * 2] = np.ascontiguousarray(facts[0]).view(np.uint8)
-        rows[:, facts[0].shape[1] * 2 :] = codes.view(np.uint8)
-    else:
-        stored = codes.view(np.uint8) + np.uint8(form.centre)
-        _fill_panels(place, stored, facts, panel, form)
+        fill_coded_rows(place, blocks)
+        return
+    stored = blocks.codes.view(np.uint8) + np.uint8(blocks.form.centre)
+    facts = [blocks.d] if blocks.m is None else [blocks.d, blocks.m]
+    _fill_panels(place, stored, facts, panel, blocks.form)
 
 
 def _fill_panels(
@@ -173,41 +153,17 @@ def _fill_panels(
 def _fill(
     place: npt.NDArray[np.uint8], param: ParamSpec, read: Read, panel: int, form: MatrixFormat
 ) -> None:
-    arrays = [(name, read(name)) for name in param.sources]
-    if param.heads:
-        arrays = [
-            (name, in_halves(array, heads) if heads else array)
-            for (name, array), heads in zip(arrays, param.heads, strict=True)
-        ]
+    arrays = sources(param, read)
+    if param.layout != "matrix":
+        fill_floats(place, param, arrays)
+        return
+    panels = place.reshape(-(-param.shape[1] // panel), -1)
+    column = 0
     for name, array in arrays:
-        if array.dtype != np.float32:
-            raise CheckpointError(
-                f"parameter {param.name!r}: tensor {name!r} is {array.dtype}, expected float32.",
-                "Convert it with checkpoint.to_f32.",
-            )
-    _check_shapes(param, [(name, array.shape) for name, array in arrays])
-    match param.layout:
-        case "plain":
-            place.view(np.float32).reshape(param.shape)[...] = arrays[0][1]
-        case "rope":
-            factors = arrays[0][1] if arrays else None
-            positions, dim = param.shape
-            table = turns(positions, dim, json.loads(param.made), factors)
-            place.view(np.float32).reshape(param.shape)[...] = table
-        case "vector":
-            np.concatenate([array for _, array in arrays], out=place.view(np.float32))
-        case _:
-            panels = place.reshape(-(-param.shape[1] // panel), -1)
-            column = 0
-            for name, array in arrays:
-                if form.name != "f32" and not np.isfinite(array).all():
-                    raise CheckpointError(
-                        f"parameter {param.name!r}: tensor {name!r} holds an infinity or NaN, "
-                        f"which {form.name} cannot be made of.",
-                        "Use precision.compute f32, or repair the checkpoint.",
-                    )
-                _fill_columns(panels, column, array, panel, form)
-                column += array.shape[0]
+        if form.name != "f32":
+            check_finite(param, name, array, form.name)
+        _fill_columns(panels, column, array, panel, form)
+        column += array.shape[0]
 
 
 def _fill_columns(
@@ -245,12 +201,6 @@ def _fill_columns(
         row += count
 
 
-def in_halves(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Rows [heads * dim, ...] whose heads stand in rotary pairs, brought into halves."""
-    split = rows.reshape(heads, -1, 2, *rows.shape[1:])
-    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
-
-
 def _int8(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
     """Rows as int8 from -127 to 127, and each one's scale; a row of zeros has scale 1."""
     most = np.abs(rows).max(1, initial=0)
@@ -265,32 +215,3 @@ def _fp8(
     most = np.abs(rows).max(1, initial=0)
     scales = np.where(most > 0, most / np.float32(kind.largest), np.float32(1)).astype(np.float32)
     return kind.encode(rows / scales[:, None]), scales
-
-
-def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The bit patterns of finite float32 values rounded to bf16, ties to even."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def _check_shapes(param: ParamSpec, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-    found = [shape for _, shape in shapes]
-    match param.layout:
-        case "plain":
-            fits = found == [param.shape]
-        case "vector":
-            fits = all(len(s) == 1 for s in found) and (sum(s[0] for s in found),) == param.shape
-        case "rope":
-            fits = found in ([], [(param.shape[1] // 2,)])
-        case "matrix":
-            fits = all(len(s) == 2 and s[1] == param.shape[0] for s in found)
-            fits = fits and sum(s[0] for s in found) == param.shape[1]
-        case _:
-            raise ValueError(f"parameter {param.name!r} has unknown layout {param.layout!r}")
-    if not fits:
-        raise CheckpointError(
-            f"parameter {param.name!r} ({param.layout} {list(param.shape)}) cannot be made of "
-            + ", ".join(f"{name!r} {list(shape)}" for name, shape in shapes)
-            + ".",
-            "Check that the checkpoint matches its config.json.",
-        )

@@ -1,37 +1,154 @@
-"""Packing for CUDA: matrices in blocks, in the one layout that kernels/cuda/blocks.cuh reads.
+"""Packing for CUDA: parameters as kernels and the device's library read them.
 
-A matrix [N, K] is cut into tiles of 16 outputs and these into chunks of 64 terms. A lane of the
-warp that reads a chunk finds there the codes that it multiplies, in the order in which it does; the
-whole layout is described in blocks.cuh.
+Layouts (little-endian; T is the precision's element type):
+
+* `plain`: row-major; embedding tables of T, all else float32.
+* `rows`: a matrix (K, N), as in y = x W, as N rows of K numbers of T.
+* `tiles-` and a format: a quantised matrix in the one layout that kernels/cuda/blocks.cuh reads. It
+  is cut into tiles of 16 outputs and these into chunks of 64 terms. A lane of the warp that reads a
+  chunk finds there the codes that it multiplies, in the order in which it does.
+* `q8rows`: an embedding table of 8 bits (rlx_ray.matrix).
+
+A change to the bytes written here must bump `target.PACK_VERSION`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rlx_ray.artifact import Binding
 from rlx_ray.blocks import Blocks
-from rlx_ray.matrix import BLOCK, HALF, MatrixFormat
+from rlx_ray.dtype import DType
+from rlx_ray.errors import CheckpointError
+from rlx_ray.matrix import (
+    BLOCK,
+    CHUNK,
+    FORMATS,
+    HALF,
+    QUANT_ROWS,
+    ROWS_LAYOUT,
+    TILE,
+    tiles_layout,
+)
+from rlx_ray.models.family import ParamSpec
+from rlx_ray.models.sources import (
+    Read,
+    ReadBlocks,
+    check_finite,
+    fill_coded_rows,
+    fill_floats,
+    joined_blocks,
+    sources,
+    to_bf16,
+    zeros,
+)
 
-TILE = 16
-"""Outputs of a tile."""
+ALIGN = 256
+"""Bytes that every parameter is aligned to; one whose size is a multiple is followed closely."""
 
-CHUNK = 64
-"""Terms of a chunk."""
+_F16_OVERFLOW = 65520.0
+"""Magnitudes from here on round to infinity in f16."""
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def chunk_bytes(form: MatrixFormat) -> int:
-    """Bytes of a chunk of a tile."""
-    return form.block_bytes * TILE * CHUNK // BLOCK
+def pack(
+    params: Sequence[ParamSpec],
+    read: Read,
+    t: DType,
+    formats: Mapping[str, str],
+    read_blocks: ReadBlocks,
+) -> tuple[npt.NDArray[np.uint8], tuple[Binding, ...]]:
+    """All parameters in one buffer.
+
+    Args:
+        params: what to pack, in this order.
+        read: gives a checkpoint tensor by name as float32.
+        t: of matrices and embedding tables that are not quantised: f32, f16 or bf16.
+        formats: of parameters that stay quantised, or are quantised (rlx_ray.matrix).
+        read_blocks: gives a checkpoint tensor [N, K] as blocks that a format holds.
+
+    Returns:
+        The buffer (uint8), and for each parameter a binding with its logical shape, its layout and
+        its offset in bytes (a multiple of 256).
+
+    Raises:
+        CheckpointError: a source has another shape or type than its parameter needs, or numbers
+            that its element type cannot hold.
+    """
+    bindings: list[Binding] = []
+    sizes: list[int] = []
+    end = 0
+    for param in params:
+        start = -(-end // ALIGN) * ALIGN
+        binding, size = _binding(param, t, formats.get(param.name), start)
+        bindings.append(binding)
+        sizes.append(size)
+        end = start + size
+    buffer = zeros(end)
+    for param, binding, size in zip(params, bindings, sizes, strict=True):
+        place = buffer[binding.offset : binding.offset + size]
+        form = formats.get(param.name)
+        if form is None:
+            _fill(place, param, read, binding.dtype)
+        elif form == QUANT_ROWS:
+            fill_coded_rows(place, joined_blocks(param, form, read_blocks))
+        else:
+            place[:] = tiled(joined_blocks(param, form, read_blocks)).reshape(-1)
+    return buffer, tuple(bindings)
 
 
-def tiled_bytes(form: MatrixFormat, n: int, k: int) -> int:
-    """Bytes of a matrix [n, k]."""
-    return -(-n // TILE) * -(-k // CHUNK) * chunk_bytes(form)
+def _binding(param: ParamSpec, t: DType, form: str | None, start: int) -> tuple[Binding, int]:
+    """Where a parameter goes, and its bytes."""
+    shape, count = param.shape, math.prod(param.shape)
+    if form == QUANT_ROWS:
+        extent, n = shape
+        wide = n + n // BLOCK * 2
+        return Binding(param.name, DType.U8, (extent, wide), start, QUANT_ROWS), extent * wide
+    if form is not None:
+        size = FORMATS[form].tiled_bytes(*shape)
+        return Binding(param.name, DType.U8, shape, start, tiles_layout(form)), size
+    if param.layout == "matrix":
+        return Binding(param.name, t, shape, start, ROWS_LAYOUT), count * t.size
+    kind = t if param.layout == "plain" and len(shape) == 2 else DType.F32
+    return Binding(param.name, kind, shape, start), count * kind.size
+
+
+def _fill(place: npt.NDArray[np.uint8], param: ParamSpec, read: Read, kind: DType) -> None:
+    """Write a parameter that is not quantised."""
+    arrays = sources(param, read)
+    if param.layout == "matrix" or kind is not DType.F32:
+        row = 0
+        rows = place.reshape(sum(len(array) for _, array in arrays), -1)
+        for name, array in arrays:
+            rows[row : row + len(array)] = _narrow(param, name, array, kind)
+            row += len(array)
+    else:
+        fill_floats(place, param, arrays)
+
+
+def _narrow(
+    param: ParamSpec, name: str, values: npt.NDArray[np.float32], kind: DType
+) -> npt.NDArray[np.uint8]:
+    """The bytes of a source's rows in an element type, rounded to nearest, ties to even."""
+    made: npt.NDArray[Any] = np.ascontiguousarray(values)
+    if kind is not DType.F32:
+        check_finite(param, name, values, kind.text)
+    if kind is DType.BF16:
+        made = to_bf16(values)
+    if kind is DType.F16:
+        if np.abs(values).max(initial=0) >= _F16_OVERFLOW:
+            raise CheckpointError(
+                f"parameter {param.name!r}: tensor {name!r} holds numbers beyond those of f16.",
+                "Use precision.compute bf16 or f32.",
+            )
+        made = values.astype(np.float16)
+    return made.view(np.uint8)
 
 
 def tiled(blocks: Blocks) -> Bytes:

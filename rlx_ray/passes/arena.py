@@ -10,9 +10,9 @@ from rlx_ray.ir.lir import Buffer, Plan
 ALIGNMENT = 64
 
 
-def align(size: int) -> int:
+def align(size: int, alignment: int = ALIGNMENT) -> int:
     """`size` rounded up to the alignment."""
-    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    return (size + alignment - 1) // alignment * alignment
 
 
 def liveness_bound(buffers: Sequence[Buffer]) -> int:
@@ -21,14 +21,14 @@ def liveness_bound(buffers: Sequence[Buffer]) -> int:
     return max((sum(b.size for b in buffers if b.first <= s <= b.last) for s in steps), default=0)
 
 
-def plan(buffers: Sequence[Buffer]) -> Plan:
+def plan(buffers: Sequence[Buffer], alignment: int = ALIGNMENT) -> Plan:
     """Offsets for buffers so that no two that live at one step overlap.
 
     Greedy by size: each buffer, the largest first, goes into the smallest gap that fits between
-    the buffers already placed whose lives meet its own. Sizes are rounded up to 64 bytes. Several
-    orders are tried and the smallest result is kept.
+    the buffers already placed whose lives meet its own. Sizes are rounded up to the alignment in
+    bytes. Several orders are tried and the smallest result is kept.
     """
-    sized = [replace(b, size=align(b.size)) for b in buffers]
+    sized = [replace(b, size=align(b.size, alignment)) for b in buffers]
     orders = (
         sorted(sized, key=lambda b: (-b.size, b.first, b.name)),
         sorted(sized, key=lambda b: (b.first, -b.size, b.name)),

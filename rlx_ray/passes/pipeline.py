@@ -9,9 +9,11 @@ from functools import partial
 from rlx_ray.component.dispatch import KernelDispatchConfig, OpKind
 from rlx_ray.component.profile import CompileProfile
 from rlx_ray.ir.hir import Hir, HirOp
+from rlx_ray.ir.launches import Launches
 from rlx_ray.ir.lir import Lir
 from rlx_ray.ir.mir import Mir
-from rlx_ray.ir.verify import verify_hir, verify_lir, verify_mir
+from rlx_ray.ir.verify import verify_hir, verify_launches, verify_lir, verify_mir
+from rlx_ray.passes import cuda
 from rlx_ray.passes.dispatch import dispatch
 from rlx_ray.passes.fuse import fuse
 from rlx_ray.passes.lower import lower
@@ -21,16 +23,29 @@ from rlx_ray.passes.simplify import drop_dead, fold_constants, share_equal
 from rlx_ray.target import Target
 
 MirPass = Callable[[Mir], Mir]
+Program = Lir | Launches
 
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The program after each stage: what `explain` prints."""
+    """The program after each stage: what `explain` prints. The last is the target's own."""
 
     hir: Hir
     lowered: Mir
     mir: Mir
-    lir: Lir
+    program: Program
+
+    @property
+    def lir(self) -> Lir:
+        """The program of a CPU target."""
+        assert isinstance(self.program, Lir)
+        return self.program
+
+    @property
+    def launches(self) -> Launches:
+        """The program of a CUDA target."""
+        assert isinstance(self.program, Launches)
+        return self.program
 
 
 def mir_passes(
@@ -50,7 +65,7 @@ def mir_passes(
     if not profile.fusion.skip:
         passes.append(("fuse", fuse))
     rest = profile.precision.compute
-    if formats or rest != "f32":
+    if target.kind == "cpu" and (formats or rest != "f32"):
         lowered = partial(lower_precision, formats=formats, rest=rest, target=target)
         passes.append(("lower_precision", lowered))
     return tuple(passes)
@@ -65,7 +80,7 @@ def run(
     target: Target,
     formats: Mapping[str, str] | None = None,
 ) -> Stages:
-    """From a model's template to the LIR of one variant.
+    """From a model's template to the program of one variant.
 
     Args:
         hir: the template, with symbolic dims.
@@ -73,7 +88,7 @@ def run(
         profile: which passes run.
         config: native or common kernels.
         supported: kinds that the backend has native kernels for.
-        target: decides tile shapes and the packed layout.
+        target: decides what comes behind the MIR, tile shapes and the packed layout.
         formats: of parameters whose weights stay quantised (rlx_ray.matrix).
 
     Raises:
@@ -86,6 +101,9 @@ def run(
     mir = lowered
     for _, one in mir_passes(profile, config, supported, target, formats or {}):
         mir = verify_mir(one(mir))
+    if target.kind == "cuda":
+        launches = cuda.lower(mir, profile, formats or {}, _names(hir))
+        return Stages(bound, lowered, mir, verify_launches(launches))
     return Stages(bound, lowered, mir, verify_lir(schedule(mir, target, names=_names(hir))))
 
 

@@ -10,13 +10,14 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rlx_ray.artifact import Binding, BindingManifest
 from rlx_ray.errors import ArtifactError, InputError
+from rlx_ray.runtime.executable import NUMPY, Cache, check_inputs, check_tables, select
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import ABI
 
@@ -175,30 +176,26 @@ class CpuExecutable:
         self.arena_bytes = self._scratch_at + pool.threads * binding.scratch
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], cache: np.ndarray | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        cache: Cache | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """One forward pass; thread-safe.
-
-        Args:
-            inputs: for each input of the binding an array of its dtype and shape.
-            cache: uint8 [pages, binding.page], the key-value cache of a decoder: the pages that
-                the sequences' tables name are read and written, so no two passes at once may name
-                one that either writes.
-
-        Returns:
-            For each output a new array of its dtype and shape.
+        """One forward pass; see `Executable.run`. The cache is one of `make_cache`.
 
         Raises:
-            InputError: an input is missing, unknown, or of another dtype or shape.
+            InputError: an input, the cache or an output is not as the binding says.
             ArtifactError: the pool has been closed.
         """
         check_inputs(self.binding.inputs, inputs)
-        if self.binding.page:
-            check_cache(self.binding.page, inputs["pages"], cache)
+        outputs = select(self.binding.outputs, wanted)
+        held = check_cache(self.binding.page, cache) if self.binding.page else None
+        if held is not None:
+            check_tables(inputs["pages"], len(held))
         arena = self._arenas.take(self.arena_bytes)
         try:
-            for wanted in self.binding.inputs:
-                view(arena, wanted)[...] = inputs[wanted.name]
+            for tensor in self.binding.inputs:
+                view(arena, tensor)[...] = inputs[tensor.name]
             base = arena.ctypes.data
             frame = Frame(
                 ctypes.addressof(self._params),
@@ -206,55 +203,39 @@ class CpuExecutable:
                 base + self._scratch_at,
                 self.binding.scratch,
                 self._pool.threads,
-                cache.ctypes.data if cache is not None else None,
+                held.ctypes.data if held is not None else None,
             )
             if self._run(ctypes.addressof(frame), self._pool.run_address, self._pool.address):
                 raise ArtifactError("the thread pool has been closed.")
-            return {o.name: view(arena, o).copy() for o in self.binding.outputs}
+            return {o.name: view(arena, o).copy() for o in outputs}
         finally:
             self._arenas.give(arena)
 
+    def make_cache(self, pages: int) -> np.ndarray:
+        """Zeroed pages, uint8 [pages, binding.page], 64-byte aligned; see `cache_pages`."""
+        return cache_pages(pages, self.binding.page)
 
-def check_cache(page: int, tables: np.ndarray, cache: np.ndarray | None) -> None:
-    """See that a cache has pages of a size, and every page that tables name; -1 names none.
+
+def cache_pages(count: int, size: int) -> np.ndarray:
+    """Zeroed pages, uint8 [count, size], 64-byte aligned; memory is used as they are written."""
+    return aligned(count * size).reshape(count, size)
+
+
+def check_cache(page: int, cache: Cache | None) -> np.ndarray:
+    """A cache, if it has pages of a size in this process's memory.
 
     Raises:
         InputError: it does not.
     """
-    if cache is None or cache.dtype != np.uint8 or cache.shape[1:] != (page,):
-        found = "none" if cache is None else f"{cache.dtype}{list(cache.shape)}"
-        raise InputError(f"the key-value cache is {found}, the variant takes uint8[pages, {page}].")
-    if tables.size and (tables.max() >= len(cache) or tables.min() < -1):
-        raise InputError(
-            f"a page table names pages from {tables.min()} to {tables.max()}, the cache has "
-            f"{len(cache)}."
-        )
+    if isinstance(cache, np.ndarray) and cache.dtype == np.uint8 and cache.shape[1:] == (page,):
+        return cache
+    found = "none" if cache is None else type(cache).__name__
+    if isinstance(cache, np.ndarray):
+        found = f"{cache.dtype}{list(cache.shape)}"
+    raise InputError(f"the key-value cache is {found}, the variant takes uint8[pages, {page}].")
 
 
 def view(arena: np.ndarray, tensor: Binding) -> np.ndarray:
     """A tensor inside an arena, as an array that shares its memory."""
-    kinds = {"f32": np.float32, "i32": np.int32}
     part = arena[tensor.offset : tensor.offset + tensor.nbytes]
-    return part.view(kinds[tensor.dtype.text]).reshape(tensor.shape)
-
-
-def check_inputs(wanted: Sequence[Binding], inputs: Mapping[str, np.ndarray]) -> None:
-    """See that arrays fit a binding.
-
-    Raises:
-        InputError: an input is missing, unknown, or of another dtype or shape.
-    """
-    names = [w.name for w in wanted]
-    for name in inputs:
-        if name not in names:
-            raise InputError(f"input {name!r} is not known.", f"The inputs are {names}.")
-    for tensor in wanted:
-        if tensor.name not in inputs:
-            raise InputError(f"input {tensor.name!r} is missing.", f"The inputs are {names}.")
-        array = inputs[tensor.name]
-        kind = {"f32": "float32", "i32": "int32"}[tensor.dtype.text]
-        if array.shape != tensor.shape or array.dtype.name != kind:
-            raise InputError(
-                f"input {tensor.name!r} is {array.dtype.name}{list(array.shape)}, the variant "
-                f"takes {kind}{list(tensor.shape)}."
-            )
+    return part.view(NUMPY[tensor.dtype.text]).reshape(tensor.shape)

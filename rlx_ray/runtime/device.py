@@ -1,6 +1,7 @@
 """What a launch plan needs of a device.
 
-A real one is in `runtime/cuda.py`; tests have one that runs the kernels' own sources on the CPU.
+A real one is in `runtime/cuda_device.py`; tests have one that runs the kernels' own sources on the
+CPU.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from rlx_ray.launch_plan import GemmStep, KernelStep
 class Memory(Protocol):
     """Memory of a device; it is given back when nobody holds this object."""
 
-    address: int
-    nbytes: int
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it has."""
+        ...
 
 
 class Module(Protocol):
@@ -77,7 +85,8 @@ class Device(Protocol):
             kernels: those that will be launched, with their most bytes of dynamic shared memory.
 
         Raises:
-            ArtifactError: it does not load, or lacks a kernel.
+            DeviceError: the device does not take it: it is for others, or newer than the driver.
+            ArtifactError: it lacks a kernel, or one asks for more shared memory than there is.
         """
         ...
 

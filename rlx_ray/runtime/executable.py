@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence, Sized
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact import Binding, BindingManifest
 from rlx_ray.component import ModelVariant
+from rlx_ray.errors import InputError
+
+Cache: TypeAlias = Sized
+"""A key-value cache: so many pages, in the memory of the device that made it."""
+
+NUMPY = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
+"""What callers bind: element types as NumPy has them."""
 
 
 class Executable(Protocol):
@@ -18,10 +25,89 @@ class Executable(Protocol):
     arena_bytes: int
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], cache: np.ndarray | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        cache: Cache | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """One forward pass: arrays as the binding says in, new arrays out; a decoder's cache."""
+        """One forward pass; thread-safe.
+
+        Args:
+            inputs: for each input of the binding an array of its dtype and shape.
+            cache: of a decoder: the pages that the sequences' tables name are read and written, so
+                no two passes at once may name one that either writes. All decode and prefill
+                variants of a model on one device take the same cache.
+            wanted: names of the outputs to return; None for all.
+
+        Returns:
+            For each wanted output a new array of its dtype and shape.
+
+        Raises:
+            InputError: an input is missing, unknown, or of another dtype or shape, or the cache is
+                not this variant's, or an output is not known.
+            ArtifactError: the code cannot run any more.
+            DeviceError: the device refused or failed. The executable may be run again, unless it
+                is a DeviceLost.
+        """
         ...
+
+    def make_cache(self, pages: int) -> Cache:
+        """A zeroed key-value cache of so many pages, for this variant and its model's others.
+
+        Raises:
+            DeviceMemoryError: the device has no room.
+        """
+        ...
+
+
+def check_inputs(wanted: Sequence[Binding], inputs: Mapping[str, np.ndarray]) -> None:
+    """See that arrays fit a binding.
+
+    Raises:
+        InputError: an input is missing, unknown, or of another dtype or shape.
+    """
+    names = [w.name for w in wanted]
+    for name in inputs:
+        if name not in names:
+            raise InputError(f"input {name!r} is not known.", f"The inputs are {names}.")
+    for tensor in wanted:
+        if tensor.name not in inputs:
+            raise InputError(f"input {tensor.name!r} is missing.", f"The inputs are {names}.")
+        array = inputs[tensor.name]
+        kind = NUMPY[tensor.dtype.text]
+        if array.shape != tensor.shape or array.dtype != kind:
+            raise InputError(
+                f"input {tensor.name!r} is {array.dtype.name}{list(array.shape)}, the variant "
+                f"takes {kind.name}{list(tensor.shape)}."
+            )
+
+
+def check_tables(tables: np.ndarray, pages: int) -> None:
+    """See that a cache has every page that tables name; -1 names none.
+
+    Raises:
+        InputError: it does not.
+    """
+    if tables.size and (tables.max() >= pages or tables.min() < -1):
+        raise InputError(
+            f"a page table names pages from {tables.min()} to {tables.max()}, the cache has "
+            f"{pages}."
+        )
+
+
+def select(outputs: Sequence[Binding], wanted: Collection[str] | None) -> tuple[Binding, ...]:
+    """The wanted ones of a binding's outputs; all of them for None.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if wanted is None:
+        return tuple(outputs)
+    names = [o.name for o in outputs]
+    for name in wanted:
+        if name not in names:
+            raise InputError(f"output {name!r} is not known.", f"The outputs are {names}.")
+    return tuple(o for o in outputs if o.name in wanted)
 
 
 def pad_tokens(

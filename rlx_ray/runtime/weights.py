@@ -34,7 +34,6 @@ class Weights:
                 f"{manifest.blob.size}."
             )
         self._base = np.frombuffer(self._map, np.uint8).ctypes.data
-        self._by_name = {t.name: t for t in manifest.tensors}
 
     @property
     def nbytes(self) -> int:
@@ -45,18 +44,33 @@ class Weights:
         """The address of each parameter, in the order of a binding manifest.
 
         Raises:
-            ArtifactError: a parameter is missing, or has another shape or layout than the code
-                was compiled for.
+            ArtifactError: see `offsets`.
         """
-        found = []
-        for wanted in params:
-            have = self._by_name.get(wanted.name)
-            if have is None:
-                raise ArtifactError(f"the packed weights lack parameter {wanted.name!r}.")
-            if (have.shape, have.layout, have.dtype) != (wanted.shape, wanted.layout, wanted.dtype):
-                raise ArtifactError(
-                    f"parameter {wanted.name!r} is packed as {have.layout}{list(have.shape)}, the "
-                    f"code wants {wanted.layout}{list(wanted.shape)}."
-                )
-            found.append(self._base + have.offset)
-        return tuple(found)
+        return tuple(self._base + offset for offset in offsets(self.manifest, params))
+
+    def array(self) -> np.ndarray:
+        """The whole blob, uint8 [nbytes], read-only."""
+        return np.frombuffer(self._map, np.uint8)
+
+
+def offsets(manifest: WeightsManifest, params: Sequence[Binding]) -> tuple[int, ...]:
+    """Where each parameter of a binding manifest begins in a weights blob, in bytes.
+
+    Raises:
+        ArtifactError: a parameter is missing, or has another shape, layout or dtype than the code
+            was compiled for.
+    """
+    by_name = {t.name: t for t in manifest.tensors}
+    found = []
+    for wanted in params:
+        have = by_name.get(wanted.name)
+        if have is None:
+            raise ArtifactError(f"the packed weights lack parameter {wanted.name!r}.")
+        if (have.shape, have.layout, have.dtype) != (wanted.shape, wanted.layout, wanted.dtype):
+            raise ArtifactError(
+                f"parameter {wanted.name!r} is packed as {have.dtype} {have.layout}"
+                f"{list(have.shape)}, the code wants {wanted.dtype} {wanted.layout}"
+                f"{list(wanted.shape)}."
+            )
+        found.append(have.offset)
+    return tuple(found)

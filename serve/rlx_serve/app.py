@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import random
-import socket
+import time
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from fastapi import FastAPI
@@ -19,19 +21,25 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from rlx_ray.config import load
 from rlx_ray.errors import ConfigError, RlxError
 from rlx_ray.job.build import Limits
-from rlx_ray.spec import Config, ServeSpec
+from rlx_ray.runtime.load import host_for
+from rlx_ray.serve_spec import ServeSpec
+from rlx_ray.spec import Config
 from rlx_ray.store import check_shared, open_store
-from rlx_ray.target import Target, this_host
 from rlx_serve.builds import Builds
 from rlx_serve.executor import Executor
+from rlx_serve.fleet import Cluster, Fleet, choose, deployment_options, executor_name
 from rlx_serve.ingress import make_app
 from rlx_serve.lanes import Handle, lanes
+from rlx_serve.ports import free_port
+from rlx_serve.presence import Presence, wait_until_served
 from rlx_serve.service import Service, served
 from rlx_serve.speech import speakers
 from rlx_serve.table import Table, check_budget, open_table
 
 APP = "rlx"
 """Name of the Serve application."""
+
+_ROUTE_S = 10.0
 
 _log = logging.getLogger("rlx_serve")
 
@@ -57,15 +65,24 @@ class Ingress:
         config: the whole config.
         executors: a handle for each target name.
         builds: handle of the cluster's `Builds`.
+        passed_over: why the config's other targets have no executor, by name.
     """
 
-    def __init__(self, config: Config, executors: Mapping[str, Handle], builds: Handle) -> None:
+    def __init__(
+        self,
+        config: Config,
+        executors: Mapping[str, Handle],
+        builds: Handle,
+        passed_over: Mapping[str, str],
+    ) -> None:
         table = open_table(config)
         models = {
             name: served(table, name, found)
             for name in table.models
             if (found := lanes(table, name, executors))
         }
+        app = serve.get_replica_context().app_name
+        self._presence = Presence(app, list(executors), passed_over)
 
         async def board() -> Mapping[str, Mapping[str, str]]:
             found: Mapping[str, Mapping[str, str]] = await builds.board.remote()
@@ -75,12 +92,12 @@ class Ingress:
             return bool(await executors[target].ready.remote(model))
 
         store = open_store(config.store.url, config.store.storage_options)
-        self._service = Service(
-            config, table, models, store, board, ready, speakers(table, executors)
-        )
+        said = speakers(table, executors, self._presence)
+        self._service = Service(config, table, models, store, board, ready, said, self._presence)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The routes; Serve calls it once the constructor is through."""
+        """The routes; Serve calls it in the replica's loop once the constructor is through."""
+        self._watch = asyncio.get_running_loop().create_task(self._presence.watch())
         return make_app(self._service)
 
 
@@ -100,68 +117,81 @@ def build_app(args: AppArgs | dict[str, object]) -> serve.Application:
 def bind(config: Config) -> serve.Application:
     """The application of a config: an ingress, one executor for each target, and the builder.
 
-    Replicas claim no logical CPUs: builds are Ray tasks of one CPU each and must find room. On a
-    cluster that scales by resources, a Serve config file gives each deployment its own.
+    On a cluster that scales by resources, a Serve config file gives the ingress and the builder
+    CPUs of their own; where executors run is in the config's `serve.executors`.
 
     Raises:
         ConfigError, CheckpointError: see `build_app`.
     """
     table = open_table(config)
-    targets = _targets(config, table)
+    return _bind(config, table, _fleet(config, table, _cluster(own=False)))
+
+
+def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
     spec = config.serve
     limits = Limits(spec.build_timeout_s, spec.build_memory_bytes)
-    builds = _deploy(Builds, "Builds", spec, 1, 100_000).bind(config.store, limits)
-    executors = {
-        target.name: _deploy(
-            Executor, f"Executor-{target.name}", spec, spec.replicas, spec.max_ongoing_requests
-        ).bind(config, target, builds)
-        for target in targets
-    }
-    ongoing = spec.max_ongoing_requests * spec.replicas * len(targets) + spec.max_queued_requests
-    ingress = _deploy(serve.ingress()(Ingress), "Ingress", spec, 1, ongoing)
-    return ingress.bind(config, executors, builds)
+    one = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
+    builds = _deploy(Builds, "Builds", spec, 100_000, one).bind(config.store, limits)
+    executors = {}
+    ongoing = spec.max_queued_requests
+    for target in fleet.targets:
+        placement = spec.placement(target)
+        ongoing += spec.max_ongoing_requests * (placement.max_replicas or placement.replicas)
+        options = deployment_options(spec, placement)
+        name = executor_name(target.name)
+        deployment = _deploy(Executor, name, spec, spec.max_ongoing_requests, options)
+        executors[target.name] = deployment.bind(config, target, builds)
+    ingress = _deploy(serve.ingress()(Ingress), "Ingress", spec, ongoing, one)
+    return ingress.bind(config, executors, builds, fleet.passed_over)
 
 
 def _deploy(
-    body: type, name: str, spec: ServeSpec, replicas: int, ongoing: int
+    body: type, name: str, spec: ServeSpec, ongoing: int, options: Mapping[str, Any]
 ) -> serve.Deployment:
-    declare = serve.deployment(
-        name=name,
-        num_replicas=replicas,
-        max_ongoing_requests=ongoing,
-        max_queued_requests=spec.max_queued_requests,
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-        ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=10,
-        max_constructor_retry_count=3,
-    )
-    deployment: serve.Deployment = declare(body)
+    try:
+        declare = serve.deployment(
+            name=name,
+            max_ongoing_requests=ongoing,
+            max_queued_requests=spec.max_queued_requests,
+            backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+            graceful_shutdown_wait_loop_s=0.5,
+            graceful_shutdown_timeout_s=10,
+            max_constructor_retry_count=3,
+            **options,
+        )
+        deployment: serve.Deployment = declare(body)
+    except ValueError as error:
+        raise ConfigError(
+            f"$.serve: Ray does not take the options of {name}: {error}",
+            "See $.serve.executors.",
+        ) from error
     return deployment
 
 
-def _targets(config: Config, table: Table) -> tuple[Target, ...]:
-    """The targets to place executors for; on one node, only those that it can run."""
+def _fleet(config: Config, table: Table, cluster: Cluster) -> Fleet:
+    """The targets to place executors for.
+
+    Raises:
+        ConfigError: there is none, or the eager variants of one do not fit.
+    """
     targets = table.all_targets
-    if _nodes() < 2:
-        host = this_host()
-        refusals = {t.name: why for t in targets if (why := host.refusal(t))}
-        for name, why in refusals.items():
-            _log.warning("no executor for %s: %s", name, why)
-        targets = tuple(t for t in targets if t.name not in refusals)
-        if not targets:
-            raise ConfigError(
-                f"$.targets: this host can run none of them: {refusals}.", "Add 'host' to them."
-            )
-    for target in targets:
+    fleet = choose(targets, config.serve, host_for(targets), cluster)
+    if not fleet.targets:
+        raise ConfigError(
+            f"$.targets: this host can run none of them: {dict(fleet.passed_over)}.",
+            "Add 'host' to them.",
+        )
+    for target in fleet.targets:
         check_budget(config, table.select(target))
-    return targets
+    return fleet
 
 
-def _nodes() -> int:
+def _cluster(*, own: bool) -> Cluster:
+    """The cluster that this process is connected to; a node of none is its own."""
     if not ray.is_initialized():
-        return 1
-    return sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+        return Cluster(1, 0, own)
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return Cluster(nodes, int(ray.cluster_resources().get("GPU", 0)), own)  # type: ignore[no-untyped-call]
 
 
 def run(
@@ -188,20 +218,57 @@ def run(
     spec = replace(spec, port=free_port(spec.host, spec.port if port is None else port))
     found = replace(found, serve=spec)
     table = open_table(found)  # a mistake in the config is told before anything is started
-    _targets(found, table)
+    own = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    fleet = _fleet(found, table, Cluster(1, 0, own=True)) if own else None
     _start_ray()
-    check_shared(found.store, _nodes())
+    cluster = _cluster(own=own)
+    check_shared(found.store, cluster.nodes)
+    fleet = fleet or _fleet(found, table, cluster)
     options = HTTPOptions(
         host=spec.host, port=spec.port, request_timeout_s=spec.request_timeout_s + 5
     )
     serve.start(proxy_location="HeadOnly", http_options=options)
+    _start(found, table, fleet)
+    url = f"http://{spec.host}:{spec.port}"
+    _await_route(url)
+    return url
+
+
+def _start(config: Config, table: Table, fleet: Fleet) -> None:
+    """Deploy, wait until every model has an executor, and say which targets have none."""
+    target = serve.RunTarget(_bind(config, table, fleet), name=APP, route_prefix="/")
     try:
-        serve.run(bind(found), name=APP, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)
+        absent = wait_until_served(APP, _models(table, fleet))
     except RuntimeError as error:
         raise RlxError(
-            f"serving {found.path} did not start: {error}", "See the replicas' logs."
+            f"serving {config.path} did not start: {error}", "See the replicas' logs."
         ) from error
-    return f"http://{spec.host}:{spec.port}"
+    for name, why in {**fleet.passed_over, **absent}.items():
+        _log.warning("%s is passed over: %s", name, why)
+
+
+def _models(table: Table, fleet: Fleet) -> dict[str, tuple[str, ...]]:
+    """The targets of each model that has executors."""
+    found = {}
+    for name in table.models:
+        targets = [t for t in table.targets(name) if t in fleet.targets and table.select(t)]
+        if targets:
+            found[name] = tuple(t.name for t in targets)
+        else:
+            _log.warning("model %r is not served: it has no executor", name)
+    return found
+
+
+def _await_route(url: str) -> None:
+    """Wait until the proxy has heard of the ingress; not for ever, since it may be elsewhere."""
+    until = time.monotonic() + _ROUTE_S
+    while time.monotonic() < until:
+        try:
+            urllib.request.urlopen(f"{url}/v2/health/live", timeout=_ROUTE_S).close()
+            return
+        except OSError:  # refused, or a status that is no success
+            time.sleep(0.1)
 
 
 def _start_ray() -> None:
@@ -225,36 +292,3 @@ def stop() -> None:
     else:
         serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
-
-
-def free_port(host: str, port: int) -> int:
-    """The port if it can be listened on; for 0 one that is free.
-
-    A free one is looked for below the range from which the system takes ports for outgoing
-    connections and Ray for its own servers: there it might be gone before Serve listens.
-
-    Raises:
-        ConfigError: it is in use, or not this process's to take.
-    """
-    choices = random.sample(range(20_000, 32_000), 20) if port == 0 else [port]
-    for choice in choices[:-1]:
-        if not _refusal(host, choice):
-            return choice
-    refusal = _refusal(host, choices[-1])
-    if refusal:
-        raise ConfigError(
-            f"port {choices[-1]} on {host} cannot be listened on: {refusal}.",
-            "Stop what uses it, or set serve.port or --port (0 picks a free one).",
-        )
-    return choices[-1]
-
-
-def _refusal(host: str, port: int) -> str:
-    """Why a port cannot be listened on; empty if it can."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            return str(error)
-    return ""

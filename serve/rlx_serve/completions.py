@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 
-from rlx_ray.engine.generator import Request
+from rlx_ray.engine.generation import Request
 from rlx_ray.engine.sampling import Sampling
 from rlx_serve.problems import RequestError
 from rlx_serve.speech import Speaker

@@ -14,10 +14,10 @@ import numpy as np
 
 from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_ray.component import ModelVariant
-from rlx_ray.errors import InputError, VariantMissing
+from rlx_ray.errors import InputError, RlxError
 from rlx_ray.routing.ladder import Batch, Rung, bucket
 from rlx_ray.runtime.executable import pad_tokens
-from rlx_serve.problems import Busy
+from rlx_serve.problems import PASSED_ON
 
 _CALLS_AT_ONCE = 8
 """Calls of one request in flight: enough for every replica to work, too few to crowd others out."""
@@ -120,14 +120,16 @@ async def embed(
 
     Args:
         texts: at least one, each of at least one token.
-        lanes: executors in serving order; a busy or absent one passes its part on to the next.
+        lanes: executors in serving order; one that is busy, or cannot have a variant, passes its
+            part on to the next.
         model: the model's name, for messages.
         path: where it stands in the config, for messages.
         output: name of the output to take.
 
     Raises:
         InputError: a text is longer than the largest variant.
-        Busy, VariantMissing, CompileError, StoreError: as the lanes say, once none is left.
+        RlxError: one of `problems.PASSED_ON` as the first lane says it, once none is left.
+        CompileError, StoreError: as a lane says.
     """
     run = _Run(texts, model, path, output, asyncio.Semaphore(_CALLS_AT_ONCE))
     done = await run.items(tuple(range(len(texts))), lanes)
@@ -163,21 +165,21 @@ class _Run:
         try:
             async with self.limit:
                 result = await lane.call(route, pad_tokens(batch.variant, tokens))
-        except (Busy, VariantMissing) as error:
+        except PASSED_ON as error:
             return await self._fall(batch.items, others, error)
         rows = result.outputs[self.output][: len(batch.items)]
         computed = batch.computed_rows([len(text.ids) for text in self.texts])
         return [_Done(batch.items, rows, route, result.tier, computed)]
 
     async def _fall(
-        self, items: tuple[int, ...], others: Sequence[Lane], error: Busy | VariantMissing
+        self, items: tuple[int, ...], others: Sequence[Lane], error: RlxError
     ) -> list[_Done]:
         """The next lanes' answer; if they have none, the first lane's error is the one to tell."""
         if not others:
             raise error
         try:
             return await self.items(items, others)
-        except (Busy, VariantMissing, InputError):
+        except (*PASSED_ON, InputError):
             raise error from None
 
 

@@ -1,8 +1,7 @@
-"""The executor: one Serve deployment per target, a thin shell around slots and a host.
+"""The executor: one Serve deployment per target, a thin shell around a holding and a host.
 
 Ray's multiplexing is used for routing alone. Its own loads run one at a time under a lock, so the
-multiplexed function only makes a marker; the slot is loaded by a task that all waiters share and
-that no cancelled client ends. Native code runs in threads, with the GIL released.
+multiplexed function only makes a marker. Native code runs in threads, with the GIL released.
 """
 
 from __future__ import annotations
@@ -21,17 +20,26 @@ from ray import serve
 from ray.exceptions import RayError
 
 from rlx_ray.component import CompilationMode
-from rlx_ray.engine.generator import Request
-from rlx_ray.errors import ArtifactError, ConfigError, InputError, RlxError, StoreError
+from rlx_ray.engine.generation import Request
+from rlx_ray.errors import (
+    ArtifactError,
+    ConfigError,
+    DeviceLost,
+    DeviceMemoryError,
+    InputError,
+    RlxError,
+    StoreError,
+)
 from rlx_ray.spec import BuildSpec, Config
 from rlx_ray.target import Target
 from rlx_serve.builds import Record, build_patience
 from rlx_serve.dispatch import CallResult, Route
+from rlx_serve.holding import Holding
 from rlx_serve.host import Host, Loaded
 from rlx_serve.lanes import Handle
 from rlx_serve.outbox import Spoken
 from rlx_serve.problems import Failure
-from rlx_serve.slots import SlotKey, Slots, Step
+from rlx_serve.slots import Slots
 from rlx_serve.speaking import Speakers
 from rlx_serve.table import Row, Table, check_budget, open_table
 
@@ -69,19 +77,23 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._loaders = ThreadPoolExecutor(_LOADERS, "rlx-load")
         self._runners = ThreadPoolExecutor(_RUNNERS, "rlx-run")
-        self._loads: dict[SlotKey, asyncio.Task[None]] = {}
-        self._changed = asyncio.Event()
+        self._lost: DeviceLost | None = None
         limits = config.serve
-        self._slots: Slots[Loaded] = Slots(limits.max_slots, limits.max_slot_bytes, time.monotonic)
+        slots: Slots[Loaded] = Slots(limits.max_slots, limits.max_slot_bytes, time.monotonic)
         self._advertise = serve.multiplexed(max_num_models_per_replica=limits.max_slots)(_marker)
         self._host, table = await self._in(self._loaders, lambda: self._open(config, target))
+        self._holding = Holding(slots, self._host.load, self._loaders, self._runners)
         self._rows = {row.route.route_id: row for row in table.select(target)}
         for name in sorted({row.route.model for row in self._rows.values()}):
             specs = [row.spec for row in self._rows.values() if row.route.model == name]
             add = partial(self._host.add_weights, table.models[name], specs)
-            self._slots.weigh(name, await self._in(self._loaders, add))
+            slots.weigh(name, await self._in(self._loaders, add))
         self._speakers = Speakers(
-            tuple(self._rows.values()), table.models, self._keep, self._loop, limits.kv_cache_bytes
+            tuple(self._rows.values()),
+            table.models,
+            self._holding.keep,
+            self._loop,
+            limits.kv_cache_bytes,
         )
         await self._warm_up()
         self._reporter = self._loop.create_task(self._report())
@@ -96,9 +108,11 @@ class Executor:
         try:
             row = self._row(route)
             await self._advertise(route.route_id)
-            return await self._answer(row, inputs)
+            return CallResult(
+                *await self._holding.run(row, lambda loaded: loaded.executable.run(inputs))
+            )
         except RlxError as error:
-            return Failure.of(error)
+            return self._failure(error)
 
     async def generate(
         self, route: Route, request: Request, *, streamed: bool
@@ -117,12 +131,31 @@ class Executor:
             async with contextlib.aclosing(spoken):
                 async for batch in spoken:
                     yield batch
-        except RlxError as error:
+        except DeviceMemoryError as error:
+            await self._holding.make_room(error)  # for the client's next try
             yield Failure.of(error)
+        except RlxError as error:
+            yield self._failure(error)
 
     async def ready(self, model: str) -> bool:
         """Whether this replica serves a model; its being asked means that it has started."""
         return any(row.route.model == model for row in self._rows.values())
+
+    def check_health(self) -> None:
+        """Serve asks now and then, and starts a replica anew that raises.
+
+        Raises:
+            DeviceLost: nothing works on the device any more in this process.
+            EngineError: a text engine has failed.
+        """
+        if self._lost is not None:
+            raise self._lost
+        self._speakers.check()
+
+    def _failure(self, error: RlxError) -> Failure:
+        if isinstance(error, DeviceLost):
+            self._lost = error
+        return Failure.of(error)
 
     def _row(self, route: Route) -> Row:
         row = self._rows.get(route.route_id)
@@ -139,58 +172,6 @@ class Executor:
                 "A new version is being rolled out: try again.",
             )
         return row
-
-    async def _answer(self, row: Row, inputs: Mapping[str, np.ndarray]) -> CallResult:
-        """Run a variant in a thread; its slot is held until the thread is through."""
-        with contextlib.ExitStack() as stack:
-            loaded, tier = await self._hold(row, stack)
-            if loaded.digest != row.route.digest:
-                raise ArtifactError(f"slot of {row.route.digest} holds {loaded.digest}.")
-            run = self._loop.run_in_executor(self._runners, loaded.executable.run, inputs)
-            held = stack.pop_all()
-            run.add_done_callback(lambda done: _let_go(held, done))
-            return CallResult(await asyncio.shield(run), tier)
-
-    async def _hold(self, row: Row, stack: contextlib.ExitStack) -> tuple[Loaded, str]:
-        """A loaded slot, held until the stack is closed, and its tier for this request."""
-        key = SlotKey(row.route.model, row.route.digest)
-        step = self._slots.hold(key)
-        stack.callback(self._slots.release, key)
-        if step is Step.LOAD:
-            self._start_load(key, row.spec)
-        if step in (Step.LOAD, Step.WAIT):
-            await asyncio.shield(self._loads[key])
-        error = self._slots.error(key)
-        if error is not None:
-            raise error
-        loaded = self._slots.value(key)
-        return loaded, "memory" if step is Step.RUN else loaded.tier
-
-    async def _keep(self, row: Row) -> tuple[Loaded, str]:
-        """A loaded slot that is held for good: an engine runs it at any time."""
-        with contextlib.ExitStack() as stack:
-            loaded, tier = await self._hold(row, stack)
-            stack.pop_all()
-            return loaded, tier
-
-    def _start_load(self, key: SlotKey, spec: BuildSpec) -> None:
-        task = self._loop.create_task(self._load(key, spec))
-        self._loads[key] = task
-        task.add_done_callback(lambda _: self._loads.pop(key, None))
-
-    async def _load(self, key: SlotKey, spec: BuildSpec) -> None:
-        """Load a slot; never raises: a failure is kept in the slot for all who wait for it."""
-        try:
-            loaded = await self._in(self._loaders, lambda: self._host.load(spec))
-        except RlxError as error:
-            _log.warning("%s of %s did not load: %s", spec.component.variant, spec.model, error)
-            self._slots.failed(key, error)
-        except Exception as error:
-            _log.exception("%s of %s did not load", spec.component.variant, spec.model)
-            self._slots.failed(key, RlxError(f"{type(error).__name__}: {error}"))
-        else:
-            self._slots.loaded(key, loaded, loaded.nbytes)
-        self._changed.set()
 
     def _open(self, config: Config, target: Target) -> tuple[Host, Table]:
         return Host(config, target, self._on_miss), open_table(config)
@@ -226,7 +207,7 @@ class Executor:
         check_budget(self._config, rows)
         eager = [row for row in rows if row.mode is CompilationMode.EAGER]
         await asyncio.gather(*(self._preload(row) for row in eager))
-        if self._slots.evictions:
+        if self._holding.slots.evictions:
             raise ConfigError(
                 f"$.serve.max_slot_bytes is {self._config.serve.max_slot_bytes}, too few for the "
                 f"{len(eager)} eager variants for {self._target.name}.",
@@ -244,19 +225,19 @@ class Executor:
     async def _preload(self, row: Row) -> None:
         await self._advertise(row.route.route_id)
         with contextlib.ExitStack() as stack:
-            await self._hold(row, stack)
+            await self._holding.hold(row, stack)
 
     async def _report(self) -> None:
         """Tell the notice board what this replica holds, at each change and now and then."""
         name = serve.get_replica_context().replica_id.unique_id
         while True:
-            slots = self._slots.states()
+            slots = self._holding.slots.states()
             states = {f"{key.model}.{key.digest}": state.value for key, state in slots.items()}
             with contextlib.suppress(Exception):  # the board is for people; it may be away
                 await self._builds.report.remote(f"{self._target.name}/{name}", states)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _REPORT_S)
-            self._changed.clear()
+                await asyncio.wait_for(self._holding.changed.wait(), _REPORT_S)
+            self._holding.changed.clear()
 
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], _Result]) -> _Result:
         return await self._loop.run_in_executor(threads, work)
@@ -265,13 +246,6 @@ class Executor:
 async def _marker(route_id: str) -> str:
     """What Ray caches and advertises for a route; awaits nothing, so that its lock is free."""
     return route_id
-
-
-def _let_go(held: contextlib.ExitStack, run: asyncio.Future[dict[str, np.ndarray]]) -> None:
-    """Release a slot after its run, whose error is no one's business if the client has left."""
-    held.close()
-    if not run.cancelled():
-        run.exception()
 
 
 def is_warm(route: Route, warm: tuple[str, ...]) -> bool:

@@ -1,11 +1,10 @@
-"""What one replica process holds: store, weights, threads and arenas; and how a variant is loaded.
+"""What one replica process holds: the store, weights, and what loads a variant for its target.
 
 No Ray here: a miss is handed to whoever was given for it.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from rlx_ray.catalog import OpenModel, load_weights
 from rlx_ray.component import CompilationMode
 from rlx_ray.errors import ArtifactError, ConfigError
 from rlx_ray.resolve import OnMiss, Resolver, refuse
-from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.executable import Executable
+from rlx_ray.runtime.load import host_for, loader_for
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec, Config
 from rlx_ray.store import HostCache, TieredStore, open_store
-from rlx_ray.target import Target, this_host
+from rlx_ray.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +48,12 @@ class Host:
 
     Raises:
         ConfigError: this host cannot run the target.
+        DeviceError: its device does not start.
         StoreError: the cache folder cannot be used.
     """
 
     def __init__(self, config: Config, wanted: Target, on_miss: OnMiss) -> None:
-        refusal = this_host().refusal(wanted)
+        refusal = host_for((wanted,)).refusal(wanted)
         if refusal:
             raise ConfigError(
                 f"target {wanted.name!r} cannot run here: {refusal}.",
@@ -62,13 +62,10 @@ class Host:
         store = open_store(config.store.url, config.store.storage_options)
         self.store = TieredStore(store, HostCache(Path(config.store.cache_dir)))
         self.target = wanted
-        self._threads = config.serve.threads
+        self._loader = loader_for(wanted, config.serve.threads)
         self._build = Resolver(self.store, on_miss)
         self._refuse = Resolver(self.store, refuse)
-        self._arenas = ArenaPool()
-        self._pool: ThreadPool | None = None
         self._weights: dict[tuple[str, str], Weights] = {}
-        self._lock = threading.Lock()
 
     def add_weights(self, model: OpenModel, specs: Iterable[BuildSpec]) -> int:
         """Map a model's packed weights, packing them first if nobody has; their bytes.
@@ -95,29 +92,18 @@ class Host:
             VariantMissing: aot mode and the store has none.
             CompileError: it had to be compiled and that failed.
             StoreError, ArtifactError: what was found cannot be used.
+            DeviceError: the device does not take it; DeviceMemoryError: it has no room.
         """
         aot = spec.component.mode is CompilationMode.AOT
         resolved = (self._refuse if aot else self._build).resolve(spec)
         manifest, paths = resolved.fetched.manifest, resolved.fetched.paths
         if manifest.spec.digest != spec.digest:
             raise ArtifactError(f"artifact {manifest.spec.digest} was loaded for {spec.digest}.")
-        executable = CpuExecutable(
-            paths["code"],
-            manifest.binding,
-            self._weights[spec.model, spec.weights_family],
-            self._threads_from(paths["pool"]),
-            self._arenas,
-        )
+        weights = self._weights[spec.model, spec.weights_family]
+        executable = self._loader.load(manifest.binding, paths, weights)
         size = manifest.blob("code").size + executable.arena_bytes
         return Loaded(executable, manifest.spec.digest, resolved.tier, size)
 
     def close(self) -> None:
         """Stop the threads; nothing can run after it."""
-        if self._pool is not None:
-            self._pool.close()
-
-    def _threads_from(self, library: Path) -> ThreadPool:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPool(library, self._threads)
-            return self._pool
+        self._loader.close()

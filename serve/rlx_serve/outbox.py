@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlx_ray.engine.generator import Piece
+from rlx_ray.engine.generation import Piece
 from rlx_ray.engine.sampling import Chosen
 from rlx_ray.errors import RlxError
 from rlx_serve.dispatch import Route

@@ -36,6 +36,7 @@ def _line(row: Mapping[str, object]) -> str:
     holders = row["replicas"]
     assert isinstance(holders, list)
     text = ", ".join(f"{h['replica']} ({h['state']})" for h in holders)
+    text = text or str(row["passed_over"])
     return f"<tr>{cells}<td>{escape(text)}</td></tr>"
 
 

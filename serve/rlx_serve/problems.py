@@ -10,10 +10,14 @@ from rlx_ray.errors import (
     ArtifactError,
     CheckpointError,
     CompileError,
+    DeviceError,
+    DeviceMemoryError,
     EngineError,
     InputError,
     RlxError,
     StoreError,
+    ToolchainMismatch,
+    ToolchainMissing,
     UnknownModelError,
     VariantMissing,
 )
@@ -41,6 +45,14 @@ class Failure:
 
 class Busy(RlxError):
     """No executor takes more work now."""
+
+
+PASSED_ON = (
+    *(Busy, VariantMissing, ArtifactError, DeviceError),
+    *(ToolchainMissing, ToolchainMismatch),
+)
+"""Errors of one target: the next target's executor may have an answer. A variant that does not
+compile, or a store that is away, is no such error."""
 
 
 class RequestError(InputError):
@@ -104,6 +116,8 @@ class Problem:
 _RETRY_LATER: tuple[tuple[type[RlxError], str, int], ...] = (
     (Busy, "overloaded", 1),
     (VariantMissing, "variant_missing", 0),
+    (DeviceMemoryError, "out_of_device_memory", 1),
+    (DeviceError, "device_error", 5),
     (EngineError, "engine_error", 1),
     (CompileError, "compile_error", 5),
     (StoreError, "store_error", 5),

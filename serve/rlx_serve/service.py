@@ -11,23 +11,18 @@ from dataclasses import dataclass
 from rlx_ray.checkpoint.tokenizer import Encoded, Tokenizer
 from rlx_ray.errors import StoreError, UnknownModelError, nearest
 from rlx_ray.spec import Config
-from rlx_ray.store import Hit, Lookup, Store
+from rlx_ray.store import Lookup, Store
 from rlx_serve.dispatch import Answer, Lane, Route, embed
+from rlx_serve.presence import Presence
 from rlx_serve.problems import RequestError
 from rlx_serve.speech import Speaker
-from rlx_serve.table import Row, Table
+from rlx_serve.table import Table
+from rlx_serve.variants import variant_row
 
 _STATUS_KEPT_S = 5.0
 _ASK_S = 2.0
 _TOKENISE_HERE = 8192
 """Characters of a request that are tokenised in the event loop; more go to a thread."""
-
-_STATUS = {
-    "absent": "missing",
-    "damaged": "quarantined",
-    "foreign": "quarantined",
-    "unreachable": "unknown",
-}
 
 Board = Callable[[], Awaitable[Mapping[str, Mapping[str, str]]]]
 """What each replica holds: the state of each slot by its id, by replica."""
@@ -88,6 +83,7 @@ class Service:
         board: what the replicas hold.
         ready: whether an executor answers.
         speakers: the language models that are served, by name.
+        presence: which executors answer; all of them, where it is not said.
     """
 
     def __init__(
@@ -99,6 +95,7 @@ class Service:
         board: Board,
         ready: Ready,
         speakers: Mapping[str, Speaker] | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self.limits = config.serve
         self.speakers = speakers or {}
@@ -107,6 +104,7 @@ class Service:
         self._store = store
         self._board = board
         self._ready = ready
+        self._presence = presence or Presence("", (), {})
         self._found: tuple[float, Mapping[Route, Lookup]] = (float("-inf"), {})
         self._looking = asyncio.Lock()
 
@@ -189,7 +187,9 @@ class Service:
         seconds = self.limits.request_timeout_s
         try:
             async with asyncio.timeout(seconds):
-                return await embed(items, model.lanes, model.name, model.path, "embedding")
+                present = await self._presence.present([lane.target for lane in model.lanes])
+                lanes = [lane for lane in model.lanes if lane.target in present]
+                return await embed(items, lanes, model.name, model.path, "embedding")
         except TimeoutError:
             raise TimeoutError(
                 f"The answer took longer than {seconds:g} s. A first request may wait for a build: "
@@ -207,7 +207,9 @@ class Service:
             except Exception:  # whatever it is, it does not answer
                 return False
 
-        return any(await asyncio.gather(*(ask(target) for target in targets)))
+        absent = self._presence.absent()
+        asked = [target for target in targets if target not in absent]
+        return any(await asyncio.gather(*(ask(target) for target in asked)))
 
     async def all_ready(self) -> bool:
         """Whether every model is ready."""
@@ -229,7 +231,8 @@ class Service:
             board = await asyncio.wait_for(self._board(), _ASK_S)
         except Exception:  # the notice board is away; the rest of a row still holds
             board = {}
-        return [_row(row, found.get(row.route), board) for row in self._table.rows]
+        absent = self._presence.absent()
+        return [variant_row(row, found.get(row.route), board, absent) for row in self._table.rows]
 
     def _look(self) -> Mapping[Route, Lookup]:
         """What the store has, model by model: two models may share a digest, not a manifest."""
@@ -278,35 +281,3 @@ def _check_tokens(model: Served, number: int, item: Encoded) -> None:
             f"The types of {model.name!r} are 0 to {model.token_types - 1}.",
             param="input",
         )
-
-
-def _row(
-    row: Row, found: Lookup | None, board: Mapping[str, Mapping[str, str]]
-) -> dict[str, object]:
-    slot = row.route.slot_id
-    status, reason, seconds, size = "unknown", "the store did not answer", None, None
-    if row.unsupported:
-        status, reason = "unsupported", row.unsupported
-    elif isinstance(found, Hit):
-        status, reason = "present", ""
-        seconds, size = found.manifest.build.seconds, found.manifest.size
-    elif found is not None:
-        status, reason = _STATUS[found.kind], found.reason
-    return {
-        "model": row.route.model,
-        "target": row.spec.target.name,
-        "variant": row.route.variant,
-        "cache_key": row.route.cache_key,
-        "digest": row.route.digest,
-        "status": status,
-        "reason": reason,
-        "seconds": seconds,
-        "bytes": size,
-        "error": None,
-        "mode": row.mode.spelling,
-        "replicas": [
-            {"replica": name, "state": states[slot]}
-            for name, states in sorted(board.items())
-            if slot in states
-        ],
-    }

@@ -157,6 +157,14 @@ class Slots(Generic[_Value]):
         self._weights[model] = nbytes
         self._trim()
 
+    def evict_idle(self) -> int:
+        """Evict every loaded slot that nobody holds, to make room on a device; how many."""
+        idle = [k for k, s in self._slots.items() if s.state is State.LOADED and not s.holders]
+        for key in idle:
+            del self._slots[key]
+        self.evictions += len(idle)
+        return len(idle)
+
     @property
     def nbytes(self) -> int:
         """Bytes that count against the budget."""

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 
 from rlx_ray.catalog import OpenModel
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.engine.generator import Decoder, Engine, Request
-from rlx_ray.errors import ConfigError
+from rlx_ray.engine.generation import Request
+from rlx_ray.engine.generator import Decoder, Engine
+from rlx_ray.errors import ConfigError, EngineError
 from rlx_serve.dispatch import Route
 from rlx_serve.host import Loaded
 from rlx_serve.outbox import PACE_S, Outbox, Spoken, joined
@@ -80,11 +81,24 @@ class Speakers:
         finally:
             engine.cancel(generation)
 
+    def check(self) -> None:
+        """See that no engine has failed.
+
+        Raises:
+            EngineError: one has, and answers nobody any more.
+        """
+        for engine in self._open_engines():
+            if engine.closed:
+                raise EngineError(engine.closed)
+
     def close(self) -> None:
         """End all engines."""
-        for task in self._engines.values():
-            if task.done() and not task.cancelled() and task.exception() is None:
-                task.result().close()
+        for engine in self._open_engines():
+            engine.close()
+
+    def _open_engines(self) -> list[Engine]:
+        tasks = [task for task in self._engines.values() if task.done() and not task.cancelled()]
+        return [task.result() for task in tasks if task.exception() is None]
 
     async def _engine(self, model: str) -> Engine:
         """The model's engine; opened by whoever comes first, anew if that failed."""

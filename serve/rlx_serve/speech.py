@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,15 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rlx_ray.checkpoint.tokenizer import Tokenizer
-from rlx_ray.engine.generator import Request
+from rlx_ray.engine.generation import Request
 from rlx_ray.engine.scheduler import bound
 from rlx_ray.engine.template import ChatTemplate
 from rlx_ray.target import Target
 from rlx_serve.dispatch import Route
 from rlx_serve.lanes import Handle
 from rlx_serve.outbox import Spoken
-from rlx_serve.problems import Busy, Failure, RequestError
+from rlx_serve.presence import Presence
+from rlx_serve.problems import PASSED_ON, Busy, Failure, RequestError
 from rlx_serve.speaking import SPEAKING
 from rlx_serve.table import Table
 
@@ -42,6 +43,7 @@ class Speaker:
         template: messages to text; None if the model has none.
         targets: of its executors, in serving order.
         streams: one for each of them.
+        present: those of some targets whose executors answer; waits until there is one.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Speaker:
     template: ChatTemplate | None
     targets: tuple[str, ...]
     streams: tuple[Stream, ...]
+    present: Callable[[Sequence[str]], Awaitable[Sequence[str]]]
 
     def prompt(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
         """The tokens of some messages.
@@ -77,29 +80,34 @@ class Speaker:
             streamed: whether the rest is wanted while it comes.
 
         Raises:
-            Busy: no executor takes more work.
             TimeoutError: the first token did not come in time.
-            RlxError: as the engine does.
+            RlxError: as the engine does, or one of `problems.PASSED_ON` of the last executor.
         """
-        for last, stream in zip(
-            [*[False] * (len(self.streams) - 1), True], self.streams, strict=True
-        ):
-            spoken = stream(request, streamed)
-            try:
-                async with asyncio.timeout(seconds):
-                    return await anext(spoken), spoken
-            except Busy:
-                if last:
-                    raise
-            except TimeoutError:
-                raise TimeoutError(
-                    f"The first token took longer than {seconds:g} s. A first request may wait for "
-                    "a build: try again, or raise serve.request_timeout_s."
-                ) from None
-        raise AssertionError("unreachable")
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._start(request, streamed=streamed)
+        except TimeoutError:
+            raise TimeoutError(
+                f"The first token took longer than {seconds:g} s. A first request may wait for "
+                "a build: try again, or raise serve.request_timeout_s."
+            ) from None
+
+    async def _start(
+        self, request: Request, *, streamed: bool
+    ) -> tuple[Spoken, AsyncGenerator[Spoken]]:
+        """The first executor that takes the request, or the last one's error."""
+        present = await self.present(self.targets)
+        pairs = zip(self.targets, self.streams, strict=True)
+        *others, last = [stream for target, stream in pairs if target in present]
+        for stream in others:
+            with contextlib.suppress(*PASSED_ON):
+                spoken = stream(request, streamed)
+                return await anext(spoken), spoken
+        spoken = last(request, streamed)
+        return await anext(spoken), spoken
 
 
-def speakers(table: Table, handles: Mapping[str, Handle]) -> dict[str, Speaker]:
+def speakers(table: Table, handles: Mapping[str, Handle], presence: Presence) -> dict[str, Speaker]:
     """The language models of a table that some executor serves, by name."""
     found = {}
     for name, model in table.models.items():
@@ -122,6 +130,7 @@ def speakers(table: Table, handles: Mapping[str, Handle]) -> dict[str, Speaker]:
                 model.template(),
                 tuple(t.name for t in routes),
                 tuple(handle_stream(handles[t.name], route, t) for t, route in routes.items()),
+                presence.present,
             )
     return found
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from rlx_ray.blocks import Blocks, as_blocks, quantise, unpack
-from rlx_ray.codegen.cuda_kernels import instance
 from rlx_ray.component import QuantScheme
 from rlx_ray.dtype import DType
+from rlx_ray.ir.cuda_kernels import instance
 from rlx_ray.matrix import BLOCK, FORMATS, HALF, scheme_format
-from rlx_ray.models.packing_cuda import tiled, tiled_bytes
+from rlx_ray.models.packing_cuda import tiled
 from tests.support.cuda_emulator import NUMPY, ORDERS, Unit
 from tests.support.cuda_oracle import IDS, TYPES, check, empty, floats, values, wide
 
@@ -98,7 +98,7 @@ def test_quantised_weights(kernels: Unit, form: str, shape: str, t: DType) -> No
     rng = np.random.default_rng(k)
     blocks, x = random_blocks(rng, form, n, k), values(rng, (rows, k), t)
     packed = tiled(blocks)
-    assert packed.nbytes == tiled_bytes(blocks.form, n, k)
+    assert packed.nbytes == blocks.form.tiled_bytes(k, n)
     got = kernels.run(f"{form}_{shape}_{t}", x=x, w=packed, y=empty((rows, n), t))["y"]
     check(got, wide(x) @ exact(blocks).T, t)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.cuda_kernels import instance
 from rlx_ray.dtype import DType
+from rlx_ray.ir.cuda_kernels import instance
 from rlx_ray.models.rope import turns
 from rlx_ray.shape import PAGE
 from tests.support.cuda_emulator import NUMPY, Unit

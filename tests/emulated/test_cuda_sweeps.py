@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.cuda_kernels import instance
 from rlx_ray.codegen.zig import installed_version
+from rlx_ray.ir.cuda_kernels import instance
 from rlx_ray.matrix import FORMATS
 from rlx_ray.models.packing_cuda import tiled
 from rlx_ray.shape import PAGE

@@ -21,12 +21,14 @@ from rlx_ray.component import (
 from rlx_ray.component.profile import Precision
 from rlx_ray.config import _SERVE, load
 from rlx_ray.errors import ConfigError
-from rlx_ray.spec import Config, ModelSpec, ServeSpec
-from rlx_ray.target import this_host
+from rlx_ray.serve_spec import Placement, ServeSpec
+from rlx_ray.spec import Config, ModelSpec
+from rlx_ray.target import CPU_TARGETS, Host, target, this_host
 
 ROOT = Path(__file__).parents[2]
 
 BASE: dict[str, Any] = {
+    "serve": {},
     "store": {"url": "file://.rlx/store", "cache_dir": ".rlx/cache"},
     "targets": ["cpu-x86_64-v3", "cpu-x86_64-v4"],
     "models": [
@@ -41,6 +43,7 @@ BASE: dict[str, Any] = {
 
 MODEL = ("models", 0)
 ROW = ("models", 0, "matrix", 0)
+EXECUTORS = ("serve", "executors")
 DECODE = {"phase": "decode", "batch": 1, "seq": 1, "past_seq": [256, 1024]}
 
 
@@ -69,7 +72,7 @@ def write(folder: Path, value: Any) -> Path:
 
 
 def loaded(folder: Path, *changes: tuple[tuple[Any, ...], Any]) -> Config:
-    return load(write(folder, put(BASE, *changes)))
+    return load(write(folder, put(BASE, *changes)), host=this_host)
 
 
 def model(folder: Path, *changes: tuple[tuple[Any, ...], Any]) -> ModelSpec:
@@ -100,7 +103,7 @@ def test_a_small_config_reads_as_it_says(tmp_path: Path) -> None:
 
 
 def test_the_demo_config_has_thirty_variants_for_this_host() -> None:
-    config = load(ROOT / "configs" / "minilm.yaml")
+    config = load(ROOT / "configs" / "minilm.yaml", host=this_host)
     (one,) = config.models
     (row,) = one.matrix
     points = list(itertools.product(row.batch, row.seq))
@@ -266,6 +269,30 @@ def test_the_demo_config_has_thirty_variants_for_this_host() -> None:
         ),
         ([(("serve",), {"warm": "minilm"})], "$.serve.warm:", ["a list"]),
         ([(("serve",), [])], "$.serve:", ["a mapping"]),
+        # executors
+        ([(EXECUTORS, [])], "$.serve.executors:", ["a mapping"]),
+        ([(EXECUTORS, {"cuda-sm90": {}})], "$.serve.executors.cuda-sm90 ", ["'cuda-sm_90'"]),
+        ([(EXECUTORS, {"cuda": {"gpus": 1}})], "$.serve.executors.cuda.gpus ", ["'num_gpus'"]),
+        ([(EXECUTORS, {"cuda": {"num_gpus": 0}})], "$.serve.executors.cuda.num_gpus:", ["above 0"]),
+        ([(EXECUTORS, {"cuda": {"num_gpus": 1.5}})], "$.serve.executors.cuda.num_gpus:", ["whole"]),
+        ([(EXECUTORS, {"cpu": {"num_gpus": 1}})], "$.serve.executors.cpu.num_gpus ", ["'cuda'"]),
+        ([(EXECUTORS, {"cpu": {"num_cpus": -1}})], "$.serve.executors.cpu.num_cpus:", ["-1"]),
+        ([(EXECUTORS, {"cpu": {"num_cpus": False}})], "$.serve.executors.cpu.num_cpus:", ["False"]),
+        (
+            [(EXECUTORS, {"cuda": {"label_selector": {"zone": 1}}})],
+            "$.serve.executors.cuda.label_selector.zone:",
+            ["text"],
+        ),
+        (
+            [(EXECUTORS, {"cuda": {"replicas": 3, "max_replicas": 2}})],
+            "$.serve.executors: cuda-compute_80 has max_replicas 2",
+            ["3 replicas"],
+        ),
+        (
+            [(("serve",), {"replicas": 3, "executors": {"cpu-znver4": {"max_replicas": 2}}})],
+            "$.serve.executors: cpu-znver4 has max_replicas 2",
+            ["in $.serve"],
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_path(
@@ -462,13 +489,51 @@ def test_serve_reads_every_field(tmp_path: Path) -> None:
     assert set(_SERVE) == {f.name for f in dataclasses.fields(ServeSpec)}
     values = {
         f.name: getattr(ServeSpec(), f.name) for f in dataclasses.fields(ServeSpec)
-    } | {"port": 9000, "warm": ["minilm"], "request_timeout_s": 2}  # fmt: skip
+    } | {"port": 9000, "warm": ["minilm"], "request_timeout_s": 2, "executors": {}}  # fmt: skip
     serve = loaded(tmp_path, (("serve",), values)).serve
     assert serve == dataclasses.replace(
         ServeSpec(), port=9000, warm=("minilm",), request_timeout_s=2.0
     )
     assert loaded(tmp_path, (("serve",), None)).serve == ServeSpec()
     assert loaded(tmp_path, (("serve",), {"warm": []})).serve == ServeSpec()
+
+
+def test_a_targets_entry_counts_before_its_kinds_and_that_before_the_default(
+    tmp_path: Path,
+) -> None:
+    values = {
+        "cuda": {"label_selector": {"zone": "a", "ray.io/accelerator-type": "H100"}},
+        "cuda-sm_80": {"label_selector": {"zone": "b"}, "num_gpus": 0.5, "max_replicas": 4},
+        "cpu": {"num_cpus": 2.5, "replicas": 1},
+        "cpu-znver5": {"num_cpus": 0},
+    }
+    serve = loaded(tmp_path, (("serve",), {"replicas": 3, "executors": values})).serve
+    labels = (("ray.io/accelerator-type", "H100"), ("zone", "a"))
+    assert serve.placement(target("cuda-sm_90")) == Placement(0, 1, labels, 3)
+    assert serve.placement(target("cuda-sm_80")) == Placement(0, 0.5, (("zone", "b"),), 3, 4)
+    assert serve.placement(target("cpu-aarch64")) == Placement(2.5, 0, (), 1)
+    assert serve.placement(target("cpu-znver5")) == Placement(0, 0, (), 1)
+    assert ServeSpec().placement(target("cpu-aarch64")) == Placement(0, 0, (), 1)
+
+
+H100_BOX = Host("x86_64", frozenset(CPU_TARGETS[1].features), "Xeon", ("sm_90", "sm_90"))
+
+
+def test_host_is_also_the_exact_cuda_target_of_a_visible_device(tmp_path: Path) -> None:
+    asked = []
+
+    def found() -> Host:
+        asked.append(1)
+        return H100_BOX
+
+    path = write(tmp_path, put(BASE, (("targets",), ["cpu-x86_64-v3"])))
+    load(path, host=found)
+    assert not asked  # looking for devices costs time
+    config = load(write(tmp_path, put(BASE, (("targets",), ["host"]))), host=found)
+    assert [t.name for t in config.targets] == ["cuda-sm_90", "cpu-x86_64-v4"]
+    row = put(BASE, ((*ROW, "targets"), ["cpu-x86_64-v4", "host"]))
+    (found_row,) = load(write(tmp_path, row), host=found).models[0].matrix
+    assert found_row.targets == ("cpu-x86_64-v4", "cuda-sm_90")
 
 
 def test_the_toolchain_is_read(tmp_path: Path) -> None:

@@ -9,9 +9,15 @@ import pytest
 
 from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_ray.component import ModelVariant
-from rlx_ray.errors import CompileError, InputError, VariantMissing
+from rlx_ray.errors import (
+    BuildLimitError,
+    CompileError,
+    InputError,
+    StoreError,
+    VariantMissing,
+)
 from rlx_serve.dispatch import Answer, Call, CallResult, Lane, Route, embed
-from rlx_serve.problems import Busy
+from rlx_serve.problems import PASSED_ON, Busy
 
 VARIANTS = tuple(ModelVariant.encoder(b, s) for b in (1, 4) for s in (8, 16))
 
@@ -89,7 +95,7 @@ def test_calls_of_one_request_run_at_once_but_not_all() -> None:
     assert 1 < fake.most <= 8
 
 
-@pytest.mark.parametrize("error", [Busy("full"), VariantMissing("none")])
+@pytest.mark.parametrize("error", [kind("no") for kind in PASSED_ON])
 def test_a_busy_or_empty_executor_passes_its_part_on_to_the_next(error: Exception) -> None:
     first, second = Fake(error), Fake()
     answer = run(texts(3, 4), lane(first), lane(second, "cpu-b", VARIANTS[:1]))
@@ -104,10 +110,11 @@ def test_the_first_executors_error_is_told_when_none_is_left() -> None:
         run(texts(16), lane(Fake(Busy("first"))), lane(Fake(), "cpu-b", VARIANTS[:1]))
 
 
-def test_other_errors_are_not_passed_on() -> None:
+@pytest.mark.parametrize("error", [CompileError("no"), BuildLimitError("no"), StoreError("no")])
+def test_other_errors_are_not_passed_on(error: Exception) -> None:
     second = Fake()
-    with pytest.raises(CompileError):
-        run(texts(3), lane(Fake(CompileError("no"))), lane(second))
+    with pytest.raises(type(error)):
+        run(texts(3), lane(Fake(error)), lane(second))
     assert not second.calls
 
 

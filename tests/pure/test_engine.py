@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlx_ray.component import ModelVariant
-from rlx_ray.engine.generator import Engine, Request
+from rlx_ray.engine.generation import Request
+from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.pages import GONE, PagePool, chain
 from rlx_ray.engine.sampling import Sampler, Sampling, _nucleus
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream, bound
@@ -428,10 +430,14 @@ class Flaky:
     """A decoder of five tokens that always says 3, and fails when it is told to."""
 
     def __init__(self) -> None:
-        self.binding = SimpleNamespace(page=64)
+        self.binding = SimpleNamespace(outputs=[SimpleNamespace(name="logits")])
         self.fails: list[Exception] = []
 
-    def run(self, inputs, cache=None):
+    def make_cache(self, pages: int) -> range:
+        return range(pages)
+
+    def run(self, inputs, cache=None, wanted=None):
+        assert (len(cache), set(wanted)) == (64, {"logits"})
         if self.fails:
             raise self.fails.pop()
         logits = np.zeros((len(inputs["lengths"]), 5), np.float32)
@@ -470,6 +476,33 @@ def test_the_engine_knows_the_window() -> None:
         engine = Engine(VARIANTS, lambda _: Flaky(), lambda ids: "x" * len(ids), 4, 5, window)
         assert engine.context == context
         engine.close()
+
+
+def test_a_fault_of_the_scheduler_ends_every_stream_and_closes_the_engine(
+    flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, engine = flaky
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def broken(self: Scheduler) -> None:
+        at_work.set()
+        go_on.wait(10)
+        raise AssertionError("pages ran out")
+
+    monkeypatch.setattr(Scheduler, "next_step", broken)
+    answers: list[object] = []
+    first = engine.submit(Request((1, 2), 4), answers.append)
+    assert at_work.wait(10)
+    late = engine.submit(Request((1, 2), 4))
+    engine.cancel(first)
+    go_on.set()
+    with pytest.raises(EngineError, match="the engine has failed: AssertionError: pages ran out"):
+        list(late)
+    assert [type(answer) for answer in answers] == [EngineError]
+    with pytest.raises(EngineError, match="pages ran out"):
+        engine.submit(Request((1,), 1))
+    assert "pages ran out" in engine.closed
+    engine.close()
 
 
 def test_a_closed_engine_is_the_servers_error(flaky) -> None:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from rlx_ray.component import ModelVariant
-from rlx_ray.engine.generator import Piece
+from rlx_ray.engine.generation import Piece
 from rlx_ray.engine.sampling import Chosen
 from rlx_ray.errors import EngineError
 from rlx_serve.outbox import Outbox, Spoken, joined

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,11 +15,13 @@ from rlx_ray.component import KernelDispatchConfig, KernelDispatchPolicy, ModelV
 from rlx_ray.config import load
 from rlx_ray.errors import ConfigError
 from rlx_ray.job.matrix import Cell, expand, variants
-from rlx_ray.job.plan import DEFAULT_SECONDS, Row, make_plan, select
+from rlx_ray.job.plan import DEFAULT_SECONDS, Row, absent, make_plan, select
 from rlx_ray.job.prebuild import Report, look_up
 from rlx_ray.job.report import html
+from rlx_ray.job.toolchains import refusals
 from rlx_ray.spec import ModelSpec
 from rlx_ray.store import Hit, Miss, open_store
+from rlx_ray.target import target, toolchain_for
 from tests.support.specs import make_artifact
 from tests.support.tiny import write_tiny_bert
 
@@ -127,6 +130,53 @@ def test_what_this_version_cannot_build_is_unsupported_with_a_reason(tmp_path: P
     assert not plan.todo
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("profile: {precision: {compute: f16}}", ""),
+        ("profile: {precision: {compute: bf16}, backend: {tf32: true}}", ""),
+        ("dispatch: {policy: force_common}", ""),
+        ("quant: int8/32", ""),
+        ("batch: 4, rows: 16", "ragged variants (rows) have no kernels on CUDA targets"),
+        (
+            "profile: {precision: {compute: int8}}",
+            "precision.compute int8 has no kernels on CUDA targets",
+        ),
+        (
+            "profile: {precision: {compute: f16}}, dispatch: {force_common: [Softmax]}",
+            "precision.compute f16 needs native kernels: dispatch forces common ones, which keep "
+            "their sums in it",
+        ),
+        ("quant: fp8e4m3", "fp8e4m3 weights have no kernels on CUDA targets"),
+        (
+            "quant: int8/32, dispatch: {policy: force_common}",
+            "quantised weights need native kernels: dispatch forces common ones",
+        ),
+        (
+            "profile: {backend: {tf32: 1}}",
+            "profile.backend option 'tf32' is 1, not true or false",
+        ),
+        (
+            "profile: {backend: {unroll: 2}}",
+            "profile.backend option 'unroll' is not known to CUDA targets",
+        ),
+    ],
+)
+def test_what_cuda_targets_lack_is_unsupported_with_the_reason(
+    tmp_path: Path, row: str, reason: str
+) -> None:
+    base = "phase: encoder, seq: 8, targets: [cuda-sm_90]"
+    batch = "" if row.startswith("batch") else ", batch: 1"
+    (cell,) = cells_of(tmp_path, f"      - {{{base}{batch}, {row}}}")
+    assert cell.unsupported == reason
+
+
+def test_an_option_of_cuda_targets_is_not_one_of_the_cpus(tmp_path: Path) -> None:
+    rows = "      - {phase: encoder, batch: 1, seq: 8, profile: {backend: {tf32: true}}}"
+    reason = "profile.backend option 'tf32' is not known to CPU targets"
+    assert [cell.unsupported for cell in cells_of(tmp_path, rows)] == [reason] * 2
+
+
 def test_the_plan_is_the_matrix_minus_the_store(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "      - {phase: encoder, batch: [1, 2], seq: [8, 16]}")[:4]
     lookups = {(c.spec.model, c.spec.digest): Miss("not there", "absent") for c in cells}
@@ -139,6 +189,44 @@ def test_the_plan_is_the_matrix_minus_the_store(tmp_path: Path) -> None:
     assert [c.spec for c in plan.todo] == [c.spec for c in cells[1:]]
     assert plan.estimate == pytest.approx(3 * found.build.seconds)
     assert make_plan(cells[1:], lookups).estimate == pytest.approx(3 * DEFAULT_SECONDS)
+
+
+def test_what_the_builders_cannot_build_is_unsupported_unless_it_is_there(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "      - {phase: encoder, batch: [1, 2], seq: 8}")
+    store = open_store("memory://refused")
+    store.put(make_artifact(cells[0].spec))
+    lookups = look_up(cells, store)
+    v3, arm = target("cpu-x86_64-v3"), target("cpu-aarch64")
+    assert absent(cells, lookups) == {one: toolchain_for(one, {}) for one in (v3, arm)}
+    refusals = {v3.name: "no zig", "cuda-sm_90": "not asked for"}
+    plan = make_plan(cells, lookups, refusals)
+    assert [(r.target, r.status, r.reason) for r in plan.rows] == [
+        (v3.name, "present", ""),
+        (v3.name, "unsupported", "no zig"),
+        (arm.name, "missing", ""),
+        (arm.name, "missing", ""),
+    ]
+    assert plan.todo == cells[2:]
+    assert plan.refused == {v3.name: "no zig"}
+    assert absent(cells[:1], lookups) == {}
+    assert make_plan(cells[:1], lookups, refusals).refused == {}
+
+
+@pytest.mark.parametrize("name", ["cpu-aarch64", "cuda-sm_90"])
+def test_a_machine_without_the_compiler_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = target(name)
+    chain = toolchain_for(wanted, {})
+    assert refusals([(wanted, replace(chain, version=chain.version + "9"))])[name].startswith(
+        f"toolchain '{chain.name}' is"
+    )
+    real = importlib.util.find_spec
+    hidden = {"cpu": "ziglang", "cuda": "cupy"}[wanted.kind]
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == hidden else real(name, *a)
+    )
+    assert "Install it with: pip install 'rlx_ray[" in refusals([(wanted, chain)])[name]
 
 
 def test_two_modes_of_a_variant_are_two_rows_and_one_build(tmp_path: Path) -> None:

@@ -199,3 +199,14 @@ class SlotsMachine(RuleBasedStateMachine):
 
 SlotsMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestSlots = SlotsMachine.TestCase
+
+
+def test_room_is_made_of_loaded_slots_that_nobody_holds() -> None:
+    slots, _ = make(8)
+    fill(slots, 0, 1, 2)
+    slots.hold(key(1))
+    slots.hold(key(3))
+    assert slots.evict_idle() == 2
+    assert set(slots.states()) == {key(1), key(3)}
+    assert slots.evict_idle() == 0
+    assert slots.evictions == 2

@@ -110,3 +110,18 @@ def test_nvrtc_is_chosen_by_its_major_and_pinned() -> None:
     for wrong in (11, "13", None, True):
         with pytest.raises(ConfigError, match=r"\$\.toolchain\.cuda"):
             toolchain_for(one, {"cuda": wrong})
+
+
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [
+        ((), ["cpu-x86_64-v3"]),
+        (("sm_90", "sm_90"), ["cuda-sm_90", "cpu-x86_64-v3"]),
+        (("sm_87", "sm_121"), ["cuda-sm_86", "cuda-sm_120", "cpu-x86_64-v3"]),
+        (("sm_75",), ["cpu-x86_64-v3"]),
+        (("sm_110",), ["cuda-compute_80", "cpu-x86_64-v3"]),
+    ],
+)
+def test_host_means_the_best_of_each_device_before_the_processor(devices, names) -> None:
+    host = Host("x86_64", frozenset(target("cpu-x86_64-v3").features), "some", devices)
+    assert [t.name for t in host.targets()] == names

@@ -11,10 +11,21 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
+from rlx_ray.artifact import Manifest
+from rlx_ray.catalog import open_model
+from rlx_ray.codegen import nvrtc
 from rlx_ray.codegen.zig import installed_version
+from rlx_ray.config import load
+from rlx_ray.job.build import Limits
+from rlx_ray.job.matrix import expand
+from rlx_ray.job.plan import Plan
+from rlx_ray.job.prebuild import prebuild
+from rlx_ray.job.toolchains import refusals
 from rlx_ray.store import open_store
-from tests.support.needs import needs
+from rlx_ray.target import TARGETS
+from tests.support.needs import needs, needs_minilm, needs_smollm2
 from tests.support.tiny import write_tiny_bert
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,9 +71,9 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def run(*words: str) -> tuple[int, dict, str]:
+def run(*words: str, seconds: float = 180) -> tuple[int, dict, str]:
     child = start(*words)
-    out, said = child.communicate(timeout=180)
+    out, said = child.communicate(timeout=seconds)
     assert "Traceback" not in said, said
     return child.returncode, json.loads(out) if out.startswith("{") else {}, said
 
@@ -144,7 +155,7 @@ def test_two_modes_share_a_build_and_keep_their_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_toolchain_every_row_says_how_to_get_it(tmp_path: Path) -> None:
+def test_without_the_toolchain_rows_are_unsupported_and_say_how_to_get_it(tmp_path: Path) -> None:
     config = write_config(tmp_path, "[1]")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sitecustomize.py").write_text(
@@ -162,8 +173,33 @@ def test_without_the_toolchain_every_row_says_how_to_get_it(tmp_path: Path) -> N
     record = json.loads(done.stdout)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert [r["error"]["class"] for r in record["rows"]] == ["ToolchainMissing"] * 2
+    assert statuses(record) == ["unsupported"] * 2
+    assert all("rlx_ray[build]" in r["reason"] for r in record["rows"])
+    assert list(record["refused"]) == [record["rows"][0]["target"]]
     assert "rlx_ray[build]" in done.stderr
+
+
+def test_what_the_builders_can_build_counts_not_what_the_driver_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(write_config(tmp_path, "[1]"))
+    model = open_model(config.models[0])
+    cells = expand(model.spec, model.family, model.facts, {})
+    plans: list[Plan] = []
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray.init(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False)
+    try:
+        # Ray's workers are processes of their own: they have the compiler that is hidden here.
+        monkeypatch.setattr("rlx_ray.codegen.zig.installed_version", lambda: None)
+        report = prebuild(
+            cells, [model], config.store, Limits(), "auto", plans.append, lambda _: None
+        )
+    finally:
+        ray.shutdown()
+    assert refusals([(cells[0].spec.target, cells[0].spec.toolchain)])
+    assert [len(p.todo) for p in plans] == [2]
+    assert [r.status for r in report.rows] == ["compiled"] * 2
+    assert report.refused == {}
 
 
 def test_the_compiler_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
@@ -261,3 +297,21 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     code, _, said = run("prebuild", str(config))
     assert code == 1
     assert "file/store" in said
+
+
+@pytest.mark.slow
+def test_a_night_without_a_gpu_fills_the_store_for_every_target(tmp_path: Path) -> None:
+    needs_minilm()
+    needs_smollm2()
+    needs(nvrtc.installed_version(), "NVRTC is missing: pip install 'rlx_ray[cuda13]'")
+    fleet, store = str(ROOT / "configs" / "fleet.yaml"), f"file://{tmp_path}/store"
+    code, record, said = run("prebuild", fleet, "--store", store, "--json", seconds=1500)
+    assert code == 0, said
+    assert set(statuses(record)) == {"compiled"}
+    assert {r["target"] for r in record["rows"]} == {t.name for t in TARGETS}
+    code, plan, _ = run("plan", fleet, "--store", store, "--json", "--check")
+    assert (code, plan["present"]) == (0, plan["total"])
+    assert {r.status for r in open_store(store).verify(deep=True)} == {"ok"}
+    manifests = [Manifest.loads(p.read_bytes()) for p in tmp_path.glob("store/manifests/*/*.json")]
+    roles = {(m.spec.target.kind, tuple(sorted(b.role for b in m.blobs))) for m in manifests}
+    assert roles == {("cpu", ("code", "pool", "text")), ("cuda", ("code", "plan", "text"))}

@@ -21,7 +21,8 @@ from rlx_ray.job.build import build
 from rlx_ray.job.matrix import expand
 from rlx_ray.spec import BuildSpec, Config
 from rlx_ray.store import AotStore
-from rlx_serve.app import bind, free_port
+from rlx_serve.app import bind
+from rlx_serve.ports import free_port
 from tests.support.needs import MINILM
 from tests.support.serving import tiny_model, write_config
 
@@ -66,6 +67,7 @@ def port() -> Iterator[int]:
     with tempfile.TemporaryDirectory(prefix="rlx", dir="/tmp") as folder:  # short: sockets
         ray.init(
             num_cpus=2,
+            num_gpus=1,  # as Ray counts; a CUDA executor finds no driver, as on a broken node
             object_store_memory=100 << 20,
             include_dashboard=False,
             log_to_driver=False,

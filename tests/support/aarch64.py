@@ -19,7 +19,8 @@ from rlx_ray.codegen import zig
 from rlx_ray.codegen.backend import backend_for
 from rlx_ray.compiler import binding
 from rlx_ray.ir.lir import Lir
-from rlx_ray.runtime.cpu import check_inputs, view
+from rlx_ray.runtime.cpu import view
+from rlx_ray.runtime.executable import check_inputs
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import Target
 from tests.support.needs import needs

@@ -15,8 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from rlx_ray.codegen import zig
-from rlx_ray.codegen.cuda_kernels import KERNELS, Instance, unit
+from rlx_ray.codegen.cuda_kernels import KERNELS, unit
 from rlx_ray.dtype import DType
+from rlx_ray.ir.cuda_kernels import Instance
 
 SHIM = Path(__file__).parent / "cuda_shim"
 NUMPY = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rlx_ray.codegen.cuda_kernels import TEMPLATES, Instance, instance
-from rlx_ray.codegen.cuda_launch import Operand, Value
 from rlx_ray.dtype import DType
+from rlx_ray.ir.cuda_kernels import TEMPLATES, Instance, instance
+from rlx_ray.ir.cuda_launch import Operand, Value
 
 ROWS: dict[str, Value] = {"rows": 256, "n": 384, "seq": 128}
 DECODER: dict[str, Value] = {"heads": 9, "kv_heads": 3, "dim": 64, "table": 8}
@@ -14,6 +14,7 @@ LLAMA: dict[str, Value] = {
 }
 MATRIX: dict[str, Value] = {"rows": 2, "n": 1536, "k": 576}
 CACHE: dict[str, Value] = {"page_stride": 30 * 3 * 2 * 32 * 64}
+HELD: dict[str, Value] = {"kv_heads": 3, "dim": 64, "table": 8, **CACHE}
 
 
 def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
@@ -59,8 +60,12 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
         "sample": [{"rows": 8, "n": 49152}],
         "strided": [{f"{k}{i}": 8 for k in "ns" for i in range(4)}],
         "reduce": [{"outer": 64, "extent": 48, "inner": 1, "reduce": 1}],
-        "iota": [{"rows": 256, "period": 128}],
+        "iota": [{"rows": 256, "period": 128, "base": 1}],
         "length_mask": [{"batch": 8, "tokens": 128}],
+        "causal_mask": [{"batch": 2, "tokens": 16, "keys": 256, "window": 64}],
+        "concat": [{"rows": 96, "m": 32, "n": 32}],
+        "cache_write": [{"rows": 64, "seq": 16, **HELD}],
+        "cache_read": [{"batch": 4, **HELD, "values": 1}],
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rlx_ray.artifact import BlobRef, WeightsManifest
+from rlx_ray.codegen import zig
 from rlx_ray.codegen.backend import backend_for
 from rlx_ray.compiler import binding
 from rlx_ray.component import (
@@ -21,6 +22,7 @@ from rlx_ray.component import (
 from rlx_ray.graphs import llama as llama_graph
 from rlx_ray.graphs.bert import build
 from rlx_ray.ir.hir import Hir
+from rlx_ray.ir.launches import Launches
 from rlx_ray.ir.lir import Lir
 from rlx_ray.matrix import FORMATS
 from rlx_ray.models.family import ParamSpec
@@ -107,15 +109,15 @@ def stages(
     return (
         made
         if tiling is None
-        else replace(made, lir=schedule(made.mir, wanted, tiling, hir.outputs))
+        else replace(made, program=schedule(made.mir, wanted, tiling, hir.outputs))
     )
 
 
-def random_params(lir: Lir, seed: int = 0) -> dict[str, np.ndarray]:
+def random_params(program: Lir | Launches, seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 parameters by name, logical shapes (K, N) for matrices."""
     rng = np.random.default_rng(seed)
     made = {}
-    for tensor in lir.params:
+    for tensor in program.params:
         values = rng.normal(0, 0.25, tensor.shape)
         if "norm.weight" in tensor.name or "norm1.weight" in tensor.name:
             values += 1
@@ -161,9 +163,7 @@ class Bench:
     def pool(self, threads: int) -> ThreadPool:
         """The pool of so many threads."""
         if threads not in self._pools:
-            backend = backend_for(self.target)
-            assert backend.build_pool is not None
-            path = self.file(backend.build_pool(self.target, self.toolchain), f"pool{threads}.so")
+            path = self.file(zig.build_pool(self.target, self.toolchain), f"pool{threads}.so")
             self._pools[threads] = ThreadPool(path, threads)
         return self._pools[threads]
 

@@ -10,6 +10,7 @@ import yaml
 
 from rlx_ray.config import load
 from rlx_ray.spec import Config
+from rlx_ray.target import this_host
 from tests.support.tiny import write_tiny_bert
 
 TINY_MATRIX = ({"phase": "encoder", "batch": [1, 4], "seq": [8, 16]},)
@@ -28,7 +29,7 @@ def tiny_model(folder: Path, name: str, seed: int, **fields: Any) -> dict[str, A
 def write_config(
     folder: Path, models: Sequence[dict[str, Any]], *, name: str = "rlx", **serve: Any
 ) -> Config:
-    """Write a config with a store and a cache of its own, and read it."""
+    """Write a config with a store and a cache of its own, and read it; `host` is the processor."""
     path = folder / f"{name}.yaml"
     value = {
         "store": {"url": f"file://{folder}/{name}-store", "cache_dir": f"{folder}/{name}-cache"},
@@ -37,4 +38,4 @@ def write_config(
         "serve": {"threads": 1, **serve},
     }
     path.write_text(yaml.safe_dump(value), encoding="utf-8")
-    return load(path)
+    return load(path, host=this_host)

@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 from rlx_ray import cli
+from rlx_ray.codegen import nvrtc
+from rlx_ray.commands import doctor
+from rlx_ray.errors import DeviceError
+from rlx_ray.runtime.cuda import Installation, this_host
+from rlx_ray.target import CUDA_TARGETS, NVRTC_VERSIONS
 from tests.support.programs import Bench
 from tests.support.tiny import write_tiny_bert
 
@@ -103,6 +108,7 @@ def test_version_names_build_and_toolchain(run) -> None:
         "build_id",
         "abi",
         "toolchain",
+        "toolchain",
     ]
 
 
@@ -150,6 +156,22 @@ def test_explain_shows_every_stage(run, config: str) -> None:
     assert "== hir ==" not in out
 
 
+def test_explain_shows_the_launches_of_a_cuda_target(run, config: str) -> None:
+    path = Path(config)
+    path.write_text(path.read_text().replace("[host]", "[cuda-sm_90]"))
+    code, out, _ = run("explain", config, "tiny", "--variant", "encoder:b2:s16", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert "lir" not in found
+    assert "matvec" in found["launches"]
+    (plan,) = found["key"]["memory"].values()
+    assert plan["bytes"] <= 1.1 * plan["liveness_bound"]
+    code, out, _ = run("explain", config, "tiny", "--show", "launches")
+    assert out.splitlines()[0] == "== launches =="
+    code, out, _ = run("explain", config, "tiny", "--show", "source")
+    assert '#include "matvec.cu"' in out
+
+
 def test_explain_profiles_a_variant_with_counters(bench: Bench, run, config: str) -> None:
     words = ("explain", config, "tiny", "--variant", "encoder:b2:s16", "--profile")
     code, out, _ = run(*words, "--rounds", "3", "--threads", "2", "--json")
@@ -179,3 +201,80 @@ def test_doctor_says_what_is_wrong_and_the_remedy(bench: Bench, run, config: str
     line = next(line for line in out.splitlines() if "model tiny" in line)
     assert line.startswith("fail")
     assert "->" in line
+
+
+def test_doctor_builds_for_every_gpu_and_says_what_it_sees_of_one(run) -> None:
+    code, out, _ = run("doctor", "--json")
+    assert code == 0, out
+    checks = {c["subject"]: c for c in json.loads(out)["checks"]}
+    for target in CUDA_TARGETS:
+        assert checks[f"build {target.name}"]["status"] == "ok"
+    assert NVRTC_VERSIONS[13][0] in checks["nvrtc"]["found"]
+    assert checks["cuda runtime"]["found"].startswith("13.")
+    if not this_host().devices:
+        assert checks["run cuda-sm_90"]["found"].startswith("not here: ")
+
+
+@pytest.mark.parametrize(
+    ("found", "subject", "status", "said"),
+    [
+        (Installation("13.2", "13.0", (("sm_90", "H100", 80 << 30),)), "device 0", "ok", "H100"),
+        (Installation("13.2", "", ()), "cuda driver", "ok", "not here"),
+        (Installation("13.2", "12.4", ()), "cuda driver", "fail", "rlx_ray[gpu12]"),
+        (Installation("13.2", "13.0", ()), "device", "warn", "CUDA_VISIBLE_DEVICES"),
+        (DeviceError("CuPy does not load.", "Install it."), "cuda", "ok", "not here: CuPy"),
+    ],
+)
+def test_doctor_tells_what_cuda_has_and_how_to_mend_it(
+    found: Installation | DeviceError,
+    subject: str,
+    status: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def installation() -> Installation:
+        if isinstance(found, DeviceError):
+            raise found
+        return found
+
+    monkeypatch.setattr(doctor, "installation", installation)
+    check = next(c for c in doctor.cuda_checks() if c.subject == subject)
+    assert check.status == status
+    assert said in f"{check.found} {check.remedy}"
+
+
+def test_doctor_fails_where_nvrtc_is_not_the_pinned_one(
+    run, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvrtc, "installed_version", lambda: "13.0.1")
+    code, out, _ = run("doctor", config)
+    assert code == 1
+    line = next(line for line in out.splitlines() if "build cuda-sm_80 " in line)
+    assert line.startswith("fail")
+    assert "nvidia-cuda-nvrtc==13.5.37" in line
+
+
+def test_plan_shows_what_nobody_here_can_build(
+    run, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Path(config).read_text().replace("[host]", "[cuda-sm_90, cuda-compute_80, host]")
+    Path(config).write_text(text)
+    code, out, _ = run("plan", config, "--json")
+    assert code == 0
+    assert json.loads(out)["missing"] == 12
+    monkeypatch.setattr(nvrtc, "supported", lambda: ("sm_80", "compute_80"))
+    code, out, _ = run("plan", config, "--json", "--check")
+    assert code == 1
+    plan = json.loads(out)
+    assert (plan["missing"], plan["unsupported"]) == (8, 4)
+    assert "does not compile for sm_90" in plan["refused"]["cuda-sm_90"]
+    rows = [r for r in plan["rows"] if r["status"] == "unsupported"]
+    assert {(r["target"], r["reason"]) for r in rows} == set(plan["refused"].items())
+    words = ("--target", "cuda-sm_90", "--check")
+    code, out, said = run("plan", config, *words)
+    assert code == 1
+    assert "cannot build for cuda-sm_90: NVRTC" in said
+    code, out, said = run("prebuild", config, "--target", "cuda-sm_90", "--json")
+    assert code == 1
+    assert json.loads(out)["refused"] == plan["refused"]
+    assert "cannot build for cuda-sm_90: NVRTC" in said

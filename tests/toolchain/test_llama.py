@@ -15,33 +15,15 @@ from rlx_ray.component import ModelVariant
 from rlx_ray.config import load
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.local import LocalModel
-from rlx_ray.models.rope import turns
 from rlx_ray.passes.precision import lower_precision
 from rlx_ray.passes.regions import Tiling
 from rlx_ray.passes.schedule import schedule
 from rlx_ray.text import TextModel
-from tests.support import llama_reference
 from tests.support.needs import needs_smollm2
-from tests.support.programs import (
-    COMMON,
-    NATIVE,
-    TINY_LLAMA,
-    Bench,
-    llama,
-    one_common,
-    random_params,
-    stages,
-)
+from tests.support.programs import COMMON, NATIVE, TINY_LLAMA, Bench, llama, one_common, stages
+from tests.support.tiny_llama import KINDS, oracle_logits, tiny_params
 
 ROOT = Path(__file__).parent.parent.parent
-KINDS = {
-    "plain": {},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": True},
-    "window": {"window": 20},
-    "one head of keys": {"heads": 8, "kv_heads": 1, "dim": 16},
-    "as many heads": {"heads": 2, "kv_heads": 2},
-}
 
 
 class Model:
@@ -52,12 +34,7 @@ class Model:
         self.dispatch, self.half = config, half
         self.hir = llama(**changes)
         lir = self.stages(1, 1, 0).lir
-        self.params = random_params(lir)
-        for name in self.params:
-            if "norm" in name:
-                self.params[name] += 1
-        table = turns(self.config["positions"], self.config["dim"], self.config["rope"])
-        self.params["rope.turns"] = table
+        self.params = tiny_params(lir, self.config)
         self.cache = np.zeros((40, lir.page), np.uint8)
 
     def stages(self, batch: int, seq: int, past: int, tiling: Tiling | None = None):
@@ -66,7 +43,7 @@ class Model:
         if not self.half:
             return made
         mir = lower_precision(made.mir, {}, "f32", target)  # a float16 cache, and nothing else
-        return replace(made, mir=mir, lir=schedule(mir, target, tiling, self.hir.outputs))
+        return replace(made, mir=mir, program=schedule(mir, target, tiling, self.hir.outputs))
 
     def step(
         self,
@@ -93,31 +70,7 @@ class Model:
 
     def want(self, ids: list[int]) -> np.ndarray:
         """Logits of every position by the oracle."""
-        names = {"embed.word": "token_embd.weight", "norm.weight": "output_norm.weight"}
-        t = {names[k]: v for k, v in self.params.items() if k in names}
-        t["output.weight"] = self.params["head.weight"].T
-        width = [self.config[k] * self.config["dim"] for k in ("heads", "kv_heads", "kv_heads")]
-        for i in range(self.config["layers"]):
-            own = {
-                k.removeprefix(f"layer.{i}."): v for k, v in self.params.items() if f".{i}." in k
-            }
-            base = f"blk.{i}."
-            for part, kind in (("weight", 1), ("bias", 0)):
-                if f"qkv.{part}" in own:
-                    cut = np.split(own[f"qkv.{part}"], np.cumsum(width)[:2], axis=kind)
-                    t |= {f"{base}attn_{n}.{part}": c.T for n, c in zip("qkv", cut, strict=True)}
-            for n in ("q", "k"):
-                if f"{n}_norm.weight" in own:
-                    t[f"{base}attn_{n}_norm.weight"] = own[f"{n}_norm.weight"]
-            t |= {
-                f"{base}attn_norm.weight": own["norm1.weight"],
-                f"{base}attn_output.weight": own["out.weight"].T,
-                f"{base}ffn_norm.weight": own["norm2.weight"],
-                f"{base}ffn_gate.weight": own["gate.weight"].T,
-                f"{base}ffn_up.weight": own["up.weight"].T,
-                f"{base}ffn_down.weight": own["down.weight"].T,
-            }
-        return llama_reference.logits(t, {**self.config, "theta": 1000.0}, ids)
+        return oracle_logits(self.params, self.config, ids)
 
 
 def text(length: int, seed: int = 0) -> list[int]:
@@ -264,7 +217,7 @@ def test_smollm2_in_a_batch_and_after_prefix_reuse(smollm2: TextModel) -> None:
 
 
 def generated(model: TextModel, cases: list[dict]) -> list[list[int]]:
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
 
     greedy = Sampling(temperature=0)
     streams = [model.engine.submit(Request(tuple(c["input_ids"]), 32, greedy)) for c in cases]
@@ -272,7 +225,7 @@ def generated(model: TextModel, cases: list[dict]) -> list[list[int]]:
 
 
 def test_a_cancelled_stream_ends_and_the_others_go_on(smollm2: TextModel) -> None:
-    from rlx_ray.engine.generator import Request
+    from rlx_ray.engine.generation import Request
 
     ids = tuple(GOLDEN[0]["input_ids"])
     one = smollm2.engine.submit(Request(ids, 200, Sampling(temperature=0)))

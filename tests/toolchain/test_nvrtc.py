@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from rlx_ray.codegen import nvrtc
-from rlx_ray.codegen.cuda_kernels import KERNELS, TEMPLATES, Instance, instance, sources, unit
+from rlx_ray.codegen.cuda_kernels import KERNELS, sources, unit
 from rlx_ray.dtype import DType
-from rlx_ray.errors import CompileError, ToolchainMissing
+from rlx_ray.errors import CompileError, ToolchainMismatch, ToolchainMissing
+from rlx_ray.ir.cuda_kernels import TEMPLATES, Instance, instance
+from rlx_ray.target import CUDA_TARGETS, target, toolchain_for
 from tests.support.cuda_instances import every, sets
 from tests.support.needs import needs
 
@@ -134,4 +137,26 @@ def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch) -> None:
         ToolchainMissing, match=r"'nvrtc' is not on this machine.*rlx_ray\[cuda13\]"
     ):
         nvrtc.compile("", "sm_80", {})
+    nvrtc._library.cache_clear()
+
+
+def test_the_pinned_toolchain_is_here_and_another_one_is_told_apart() -> None:
+    wanted = target("cuda-sm_90")
+    toolchain = toolchain_for(wanted, {})
+    nvrtc.check(toolchain)
+    old = toolchain_for(wanted, {"cuda": 12})
+    with pytest.raises(ToolchainMismatch, match=r"'nvrtc' is 13.*pins 12.*nvrtc-cu12=="):
+        nvrtc.check(old)
+    other = replace(toolchain, flags=(*toolchain.flags[:-1], "headers=13.0.1"))
+    with pytest.raises(ToolchainMismatch, match=r"headers is 13.*nvidia-cuda-runtime==13\.0\.1"):
+        nvrtc.check(other)
+
+
+def test_targets_that_nvrtc_does_not_know_are_refused_with_the_reason(monkeypatch) -> None:
+    assert [nvrtc.refusal(one) for one in CUDA_TARGETS] == [""] * len(CUDA_TARGETS)
+    old = replace(CUDA_TARGETS[0], cpu="sm_50")
+    assert re.fullmatch(r"NVRTC 13\.\S+ does not compile for sm_50", nvrtc.refusal(old))
+    nvrtc._library.cache_clear()
+    monkeypatch.setattr(nvrtc, "installed_version", lambda: None)
+    assert "rlx_ray[cuda13]" in nvrtc.refusal(CUDA_TARGETS[0])
     nvrtc._library.cache_clear()

@@ -1,17 +1,19 @@
-/* Positions:  y[i] = i % PERIOD + FIRST
+/* Positions:  y[i] = i % PERIOD + FIRST (+ base[i / PERIOD])
  *
- * Constants: RLX_ROWS, RLX_PERIOD, RLX_FIRST; RLX_BLOCK threads.
- * Arguments: y int32 [rows].
+ * Constants: RLX_ROWS, RLX_PERIOD, RLX_FIRST; RLX_BASE (0 or 1); RLX_BLOCK threads.
+ * Arguments: base int32 [rows / period], y int32 [rows].
  * Launch: grid ceil(ROWS / BLOCK). */
 #include "rlx.cuh"
 
-RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(int *y) {
+RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const int *base, int *y) {
     const int at = blockIdx.x * RLX_BLOCK + threadIdx.x;
-    if (at < RLX_ROWS) y[at] = at % RLX_PERIOD + RLX_FIRST;
+    if (at >= RLX_ROWS) return;
+    y[at] = at % RLX_PERIOD + RLX_FIRST + (RLX_BASE ? base[at / RLX_PERIOD] : 0);
 }
 
 #undef RLX_NAME
 #undef RLX_ROWS
 #undef RLX_PERIOD
 #undef RLX_FIRST
+#undef RLX_BASE
 #undef RLX_BLOCK

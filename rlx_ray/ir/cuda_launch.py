@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from rlx_ray.dtype import DType
+from rlx_ray.ir.expr import Expr
 from rlx_ray.shape import PAGE
 
 
@@ -29,7 +30,7 @@ class Operand:
     step: int
 
 
-Value = int | float | str | DType | tuple[Operand, ...]
+Value = int | float | str | DType | tuple[Operand, ...] | Expr
 Constants = dict[str, Value]
 
 
@@ -259,3 +260,24 @@ def iota(c: Constants) -> Launch:
 def length_mask(c: Constants) -> Launch:
     """A thread for each token."""
     return _flat(c, _number(c, "batch") * _number(c, "tokens"))
+
+
+def causal_mask(c: Constants) -> Launch:
+    """A thread for each token and key."""
+    return _flat(c, math.prod(_number(c, name) for name in ("batch", "tokens", "keys")))
+
+
+def concat(c: Constants) -> Launch:
+    """A thread for each number."""
+    return _flat(c, _number(c, "rows") * (_number(c, "m") + _number(c, "n")))
+
+
+def cache_write(c: Constants) -> Launch:
+    """A thread for each number of a key."""
+    return _flat(c, math.prod(_number(c, name) for name in ("rows", "kv_heads", "dim")))
+
+
+def cache_read(c: Constants) -> Launch:
+    """A thread for each number."""
+    sizes = math.prod(_number(c, name) for name in ("batch", "kv_heads", "table", "dim"))
+    return _flat(c, sizes * PAGE)

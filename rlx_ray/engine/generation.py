@@ -1,0 +1,84 @@
+"""A generation as its caller sees it: the request, the pieces, and the stream of them."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rlx_ray.component import ModelVariant
+from rlx_ray.engine.sampling import Chosen, Sampler, Sampling
+from rlx_ray.engine.scheduler import Stream
+from rlx_ray.engine.text import TextStream
+from rlx_ray.errors import RlxError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to generate.
+
+    Attributes:
+        prompt: token ids.
+        max_tokens: most new tokens, at least 1.
+        sampling: how they are chosen.
+        stop: strings that end the text.
+        stop_ids: tokens that end it; they are counted, but no part of the text.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token added to a stream.
+
+    Attributes:
+        chosen: the token; None in the last piece of a cancelled stream.
+        text: text that is certain now, possibly empty.
+        finish: why it ended: `stop`, `length` or `cancelled`; empty while it goes on.
+        variants: that ran since the piece before, in order.
+    """
+
+    chosen: Chosen | None
+    text: str
+    finish: str
+    variants: tuple[ModelVariant, ...]
+
+
+class Generation:
+    """A stream of pieces; iterate over it, or cancel it. Ends with a piece that has `finish`."""
+
+    def __init__(self, request: Request, sampler: Sampler, text: TextStream) -> None:
+        self._over = False
+        self.request = request
+        self.sampler = sampler
+        self.text = text
+        self.stream = Stream(list(request.prompt), len(request.prompt) + request.max_tokens)
+        self.ran: list[ModelVariant] = []
+        self.cancelled = False
+        self._pieces: queue.SimpleQueue[Piece | RlxError] = queue.SimpleQueue()
+        self._listener: Callable[[Piece | RlxError], None] | None = None
+
+    def put(self, piece: Piece | RlxError) -> None:
+        """Hand a piece, or the error that ended the stream, to whoever waits."""
+        (self._listener or self._pieces.put)(piece)
+
+    def listen(self, listener: Callable[[Piece | RlxError], None]) -> None:
+        """Have pieces handed to a function, called from the engine's thread; call before submit."""
+        self._listener = listener
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> Piece:
+        if self._over:
+            raise StopIteration
+        piece = self._pieces.get()
+        self._over = isinstance(piece, RlxError) or bool(piece.finish)
+        if isinstance(piece, RlxError):
+            raise piece
+        return piece

@@ -1,0 +1,184 @@
+"""MIR to launches: every node by its rule, then the sampling of tokens, then the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from rlx_ray.component.profile import CompileProfile
+from rlx_ray.dtype import DType
+from rlx_ray.errors import VerifyError
+from rlx_ray.ir.cuda_launch import Value
+from rlx_ray.ir.launches import ALIGNMENT, Launches
+from rlx_ray.ir.lir import Tensor
+from rlx_ray.ir.mir import Mir, Node, Op, node_flops
+from rlx_ray.launch_plan import Slot
+from rlx_ray.matrix import BLOCK, QUANT_ROWS, ROWS_LAYOUT, tiles_layout
+from rlx_ray.passes.arena import align
+from rlx_ray.passes.cuda import attention, matmuls, primitives, rows
+from rlx_ray.passes.cuda.facts import Facts, find
+from rlx_ray.passes.cuda.state import Array, State
+from rlx_ray.passes.cuda.writer import Local, Place, behind
+from rlx_ray.passes.simplify import drop_dead
+from rlx_ray.shape import elements
+
+Rule = Callable[[State, int], None]
+
+RULES: dict[Op, Rule] = {
+    Op.MATMUL: matmuls.matmul,
+    Op.DOT: matmuls.dot,
+    Op.LAYER_NORM: rows.norm,
+    Op.RMS_NORM: rows.norm,
+    Op.GATHER: rows.gather,
+    Op.TAKE: rows.take,
+    Op.POOL: rows.pool,
+    Op.SOFTMAX: rows.softmax,
+    Op.ATTENTION: attention.attention,
+    Op.ROPE_CACHE: attention.rope_cache,
+    Op.CACHED_ATTENTION: attention.cached_attention,
+    Op.ELEMENTWISE: primitives.elementwise,
+    Op.RESHAPE: primitives.reshape,
+    Op.REDUCE: primitives.reduce,
+    Op.STRIDED: primitives.strided,
+    Op.LENGTH_MASK: primitives.length_mask,
+    Op.IOTA: primitives.iota,
+    Op.CAUSAL_MASK: primitives.causal_mask,
+    Op.CONCAT: primitives.concat,
+    Op.CACHE_WRITE: primitives.cache_write,
+    Op.CACHE_READ: primitives.cache_read,
+}
+"""How each operation becomes launches."""
+
+SAMPLING = {
+    "temperature": DType.F32,
+    "top_k": DType.I32,
+    "top_p": DType.F32,
+    "min_p": DType.F32,
+    "seed": DType.I32,
+    "step": DType.I32,
+}
+"""Inputs of a decoder by which the device draws tokens, [batch] each. A seed is 64 bits, the low
+word first: [batch, 2]."""
+
+
+def lower(
+    mir: Mir, profile: CompileProfile, formats: Mapping[str, str], names: tuple[str, ...]
+) -> Launches:
+    """A program as launches.
+
+    Args:
+        mir: the program, after the passes that all targets share.
+        profile: its precision is the type of activations, weights and cache; `backend.tf32` says
+            whether float32 products may round their factors.
+        formats: of parameters whose weights stay quantised (rlx_ray.matrix).
+        names: of the outputs.
+    """
+    mir = _without_single_rows(mir)
+    t, tf32 = DType.parse(profile.precision.compute), bool(dict(profile.backend).get("tf32"))
+    s = State(find(mir, t, tf32, formats))
+    inputs = _inputs(s)
+    for index, node in enumerate(mir.nodes):
+        match node.op:
+            case Op.INPUT:
+                s.values[index] = Array(inputs[str(node.attr("name"))][0], node.dtype)
+            case Op.PARAM:
+                slot = Slot("param", 0, s.facts.table[index])
+                s.values[index] = Array(slot, s.facts.param_dtype(index))
+            case op if op in RULES:
+                RULES[op](s, index)
+            case op:
+                raise VerifyError(f"MIR op {op.value!r} has no launch.")
+    outputs = {
+        name: (s.cast(index, DType.F32).place, DType.F32, mir.nodes[index].shape)
+        for name, index in zip(names, mir.outputs, strict=True)
+    }
+    if attention.page_bytes(s.facts):
+        _sample(s, inputs, outputs)
+    return _finish(s, inputs, outputs)
+
+
+_Tensors = dict[str, tuple[Place, DType, tuple[int, ...]]]
+
+
+def _inputs(s: State) -> _Tensors:
+    """The program's inputs, one behind the other in a buffer, so that one copy fills them."""
+    nodes = [n for n in s.facts.mir.nodes if n.op is Op.INPUT]
+    found = {str(n.attr("name")): (n.dtype, n.shape) for n in nodes}
+    if attention.page_bytes(s.facts):
+        batch = s.facts.batch
+        found |= {
+            name: (dtype, (batch, 2) if name == "seed" else (batch,))
+            for name, dtype in SAMPLING.items()
+        }
+    sizes = [align(elements(shape) * dtype.size, ALIGNMENT) for dtype, shape in found.values()]
+    whole = s.writer.buffer("inputs", sum(sizes))
+    s.writer.keep(whole, from_start=True)
+    return {
+        name: (behind(whole, sum(sizes[:i])), dtype, shape)
+        for i, (name, (dtype, shape)) in enumerate(found.items())
+    }
+
+
+def _without_single_rows(mir: Mir) -> Mir:
+    """The last of one token is that token: no launch gathers what is in its place already."""
+    place: dict[int, int] = {}
+    nodes = []
+    for index, node in enumerate(mir.nodes):
+        moved = replace(node, inputs=tuple(place[i] for i in node.inputs))
+        single = node.op is Op.POOL and node.attr("kind") == "last" and node.number("tokens") == 1
+        place[index] = moved.inputs[0] if single else index
+        nodes.append(moved)
+    outputs = tuple(place[i] for i in mir.outputs)
+    return drop_dead(replace(mir, nodes=tuple(nodes), outputs=outputs))
+
+
+def _sample(s: State, inputs: _Tensors, outputs: _Tensors) -> None:
+    """Draw a token of each sequence from its logits."""
+    logits, _, (batch, vocab) = outputs["logits"]
+    places = {name: inputs[name][0] for name in SAMPLING}
+    tokens = s.writer.buffer("tokens", batch * DType.I32.size)
+    outputs["tokens"] = (tokens, DType.I32, (batch,))
+    constants: dict[str, Value] = {"t": DType.F32, "rows": batch, "n": vocab}
+    places |= {"x": logits, "lengths": s.lengths, "y": tokens}
+    s.writer.call("sample", "tokens", constants, **places)
+
+
+def _finish(s: State, inputs: _Tensors, outputs: _Tensors) -> Launches:
+    """The program with its arena planned."""
+    for place, _, _ in outputs.values():
+        s.writer.keep(place)
+    steps, arena, offsets = s.writer.finish()
+
+    def offset(place: Place) -> int:
+        assert isinstance(place, Local)
+        return offsets[place.buffer] + place.offset
+
+    def tensors(found: _Tensors) -> tuple[Tensor, ...]:
+        return tuple(Tensor(name, t, shape, offset(p)) for name, (p, t, shape) in found.items())
+
+    nodes = s.facts.mir.nodes
+    return Launches(
+        tensors(inputs),
+        tuple(_param(s.facts, index, nodes[index]) for index in s.facts.table),
+        tensors(outputs),
+        steps,
+        arena,
+        sum(node_flops(s.facts.mir, i) for i in range(len(nodes))),
+        tuple((offset(place), nbytes) for place, nbytes in s.zeroed.values()),
+        tuple(s.adjacent),
+        (*s.facts.mir.notes, *s.notes),
+        attention.page_bytes(s.facts),
+    )
+
+
+def _param(facts: Facts, index: int, node: Node) -> Tensor:
+    """A parameter as it is packed (models/packing_cuda.py)."""
+    name, dtype = str(node.attr("name")), facts.param_dtype(index)
+    if facts.is_matrix(index):
+        form = facts.form(index)
+        layout = ROWS_LAYOUT if form is None else tiles_layout(form.name)
+        return Tensor(name, dtype, node.shape, -1, layout)
+    if facts.is_table(index) and facts.is_coded(index):
+        extent, n = node.shape
+        return Tensor(name, dtype, (extent, n + n // BLOCK * 2), -1, QUANT_ROWS)
+    return Tensor(name, dtype, node.shape, -1)

@@ -1,0 +1,276 @@
+"""Running launch plans: resolved addresses, a graph, and the copies in and out."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlx_ray.artifact import Binding, BindingManifest
+from rlx_ray.errors import (
+    ArtifactError,
+    DeviceError,
+    DeviceLost,
+    DeviceMemoryError,
+    InputError,
+)
+from rlx_ray.launch_plan import GemmStep, KernelStep, LaunchPlan, Slot
+from rlx_ray.runtime.device import Device, Graph, Module
+from rlx_ray.runtime.executable import NUMPY, Cache, check_inputs, check_tables, select
+from rlx_ray.runtime.resident import DeviceWeights, Resident
+
+_LOG = logging.getLogger(__name__)
+
+
+class DeviceCache:
+    """A key-value cache in a device's memory; zeroed, and given back when nobody holds it.
+
+    Args:
+        device: where it lies.
+        pages: how many pages.
+        page: bytes of each.
+
+    Raises:
+        DeviceMemoryError: the device has no room.
+    """
+
+    def __init__(self, device: Device, pages: int, page: int) -> None:
+        self.device = device
+        self.page = page
+        self._pages = pages
+        self._memory = device.allocate(pages * page)
+        self.address = self._memory.address
+        device.zero(self.address, pages * page)
+
+    def __len__(self) -> int:
+        return self._pages
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Inputs that lie side by side in the arena and go there in one copy.
+
+    Attributes:
+        offset: in the arena, in bytes.
+        staged: uint8, what is copied.
+        views: of it, by the input's name.
+    """
+
+    offset: int
+    staged: np.ndarray
+    views: Mapping[str, np.ndarray]
+
+
+class LaunchExecutable:
+    """A loaded variant whose artifact is a launch plan.
+
+    Its first run launches step by step, so that whatever a driver or a library loads at first use
+    is there; the second captures the steps as a graph, which the others replay. A graph holds
+    addresses: it is captured again when the arena has moved, or the cache is another one. Where the
+    device refuses to capture, a warning is logged and every run launches step by step.
+
+    Args:
+        code: the `code` blob: a cubin, or PTX.
+        plan: the `plan` blob.
+        binding: how to call it.
+        weights: the model's packed weights, on the same device.
+        resident: the device.
+
+    Raises:
+        ArtifactError: the code does not load, the plan is malformed, or they do not fit together
+            or the weights.
+        DeviceMemoryError: the device has no room.
+    """
+
+    def __init__(
+        self,
+        code: bytes,
+        plan: bytes,
+        binding: BindingManifest,
+        weights: DeviceWeights,
+        resident: Resident,
+    ) -> None:
+        self.binding = binding
+        self.arena_bytes = binding.arena
+        self._plan = LaunchPlan.loads(plan)
+        self._resident = resident
+        self._device = resident.device
+        self._weights = weights
+        self._params = weights.addresses(binding.params)
+        check_plan(self._plan, binding, self._params)
+        self._stretches = stretches(binding.inputs, binding.alignment)
+        self._module: Module = self._device.module(code, self._plan.kernels)
+        self._first, self._stepwise = True, False
+        self._graph: Graph | None = None
+        self._captured = (0, 0)
+        resident.join(self, self.arena_bytes)
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        cache: Cache | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """One forward pass; see `Executable.run`. Runs on one device take turns.
+
+        Raises:
+            InputError: an input, the cache or an output is not as the binding says.
+            DeviceError: the device refused or failed; unless it is a DeviceLost, the next run
+                begins anew.
+        """
+        check_inputs(self.binding.inputs, inputs)
+        outputs = select(self.binding.outputs, wanted)
+        pages = self._pages(inputs, cache)
+        resident = self._resident
+        with resident.turn:
+            arena = resident.arena()
+            mine = resident.last is not None and resident.last() is self
+            resident.last = None
+            if not mine:
+                for offset, nbytes in self._plan.zeroed:
+                    self._device.zero(arena + offset, nbytes)
+            for stretch in self._stretches:
+                for name, view in stretch.views.items():
+                    view[...] = inputs[name]
+                self._device.write(arena + stretch.offset, stretch.staged)
+            self._go(arena, pages)
+            found = {o.name: self._read(arena, o) for o in outputs}
+            resident.last = weakref.ref(self)
+        return found
+
+    def make_cache(self, pages: int) -> DeviceCache:
+        """Zeroed pages of `binding.page` bytes on the device; see `Executable.make_cache`."""
+        with self._resident.turn:
+            self._resident.fit()
+            return DeviceCache(self._device, pages, self.binding.page)
+
+    def _pages(self, inputs: Mapping[str, np.ndarray], cache: Cache | None) -> int:
+        """The address of the key-value cache; 0 if the variant has none."""
+        page = self.binding.page
+        if not page:
+            return 0
+        if (
+            not isinstance(cache, DeviceCache)
+            or cache.device is not self._device
+            or cache.page != page
+        ):
+            found = "none" if cache is None else type(cache).__name__
+            if isinstance(cache, DeviceCache):
+                found = f"one of pages of {cache.page} bytes on {cache.device.name}"
+            raise InputError(
+                f"the key-value cache is {found}, the variant takes one of pages of {page} bytes "
+                f"on {self._device.name}.",
+                "Make it with this executable's make_cache.",
+            )
+        check_tables(inputs["pages"], len(cache))
+        return cache.address
+
+    def _go(self, arena: int, pages: int) -> None:
+        """Enqueue all steps: as a graph, or one by one at first and where there can be none."""
+        if self._first or self._stepwise:
+            self._enqueue(arena, pages)
+            self._first = False
+            return
+        if self._graph is None or self._captured != (arena, pages):
+            self._graph = None  # its memory is free for the next one's
+            self._graph = self._capture(arena, pages)
+            self._captured = (arena, pages)
+        if self._graph is None:
+            self._enqueue(arena, pages)
+        else:
+            self._graph.replay()
+
+    def _capture(self, arena: int, pages: int) -> Graph | None:
+        """The steps as a graph; None if the device refuses that, now and for good."""
+        try:
+            return self._device.capture(lambda: self._enqueue(arena, pages))
+        except (DeviceMemoryError, DeviceLost):
+            raise
+        except DeviceError as error:
+            _LOG.warning("%s runs a plan step by step: %s", self._device.name, error)
+            self._stepwise = True
+            return None
+
+    def _enqueue(self, arena: int, pages: int) -> None:
+        """Launch every step in order."""
+        bases = {"null": 0, "arena": arena, "cache": pages}
+
+        def at(slot: Slot) -> int:
+            base = self._params[slot.index] if slot.space == "param" else bases[slot.space]
+            return base + slot.offset
+
+        for step in self._plan.steps:
+            match step:
+                case KernelStep():
+                    self._module.launch(step, [at(slot) for slot in step.arguments])
+                case GemmStep():
+                    self._device.gemm(step, at(step.a), at(step.b), at(step.c))
+
+    def _read(self, arena: int, output: Binding) -> np.ndarray:
+        out = np.empty(output.shape, NUMPY[output.dtype.text])
+        self._device.read(arena + output.offset, out)
+        return out
+
+
+def stretches(inputs: Sequence[Binding], alignment: int) -> tuple[Stretch, ...]:
+    """Inputs by copies: those with less than an aligned offset between them go together.
+
+    Nothing can begin between two such inputs, so the gap's bytes are nobody's.
+    """
+    groups: list[list[Binding]] = []
+    end = 0
+    for tensor in sorted(inputs, key=lambda one: one.offset):
+        if not groups or tensor.offset - end >= alignment:
+            groups.append([])
+        groups[-1].append(tensor)
+        end = tensor.offset + tensor.nbytes
+    return tuple(_stretch(group) for group in groups)
+
+
+def _stretch(group: Sequence[Binding]) -> Stretch:
+    first = group[0].offset
+    staged = np.zeros(group[-1].offset + group[-1].nbytes - first, np.uint8)
+    views = {}
+    for tensor in group:
+        part = staged[tensor.offset - first :][: tensor.nbytes]
+        views[tensor.name] = part.view(NUMPY[tensor.dtype.text]).reshape(tensor.shape)
+    return Stretch(first, staged, views)
+
+
+def check_plan(plan: LaunchPlan, binding: BindingManifest, params: Sequence[int]) -> None:
+    """See that every address of a plan lies in what its binding has.
+
+    Args:
+        plan: the plan.
+        binding: of the same artifact.
+        params: the address of each of the binding's parameters.
+
+    Raises:
+        ArtifactError: one does not, or two parameters that it reads as one are apart.
+    """
+    for step in plan.steps:
+        slots = step.arguments if isinstance(step, KernelStep) else (step.a, step.b, step.c)
+        for slot in slots:
+            fits = {
+                "null": True,
+                "arena": slot.offset < binding.arena,
+                "param": slot.index < len(params),
+                "cache": bool(binding.page),
+            }[slot.space]
+            if not fits:
+                raise ArtifactError(
+                    f"the launch plan's step {step.origin or type(step).__name__!r} names "
+                    f"{slot.to_json()}, which the binding does not have."
+                )
+    for offset, nbytes in plan.zeroed:
+        if offset + nbytes > binding.arena:
+            raise ArtifactError(f"the launch plan zeroes bytes {offset} on, behind the arena.")
+    for first, second, nbytes in plan.adjacent:
+        if max(first, second) >= len(params) or params[second] - params[first] != nbytes:
+            raise ArtifactError(
+                f"the launch plan reads parameters {first} and {second} as one, {nbytes} bytes "
+                "apart; the packed weights have them elsewhere."
+            )

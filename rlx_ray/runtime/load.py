@@ -1,0 +1,114 @@
+"""From an artifact on local disk to something that runs: the one choice by kind of target."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from rlx_ray import target as targets
+from rlx_ray.artifact import BindingManifest
+from rlx_ray.runtime import cuda
+from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
+from rlx_ray.runtime.cuda_device import CudaDevice
+from rlx_ray.runtime.device import Device
+from rlx_ray.runtime.executable import Executable
+from rlx_ray.runtime.launches import LaunchExecutable
+from rlx_ray.runtime.resident import Resident
+from rlx_ray.runtime.weights import Weights
+from rlx_ray.target import Host, Target
+
+
+class Loader(Protocol):
+    """What a process loads the artifacts of one target with; thread-safe."""
+
+    def load(
+        self, binding: BindingManifest, blobs: Mapping[str, Path], weights: Weights
+    ) -> Executable:
+        """A variant, ready to run.
+
+        Args:
+            binding: how to call it.
+            blobs: a verified local copy of each blob, by role.
+            weights: the model's packed weights.
+
+        Raises:
+            ArtifactError: a blob is not what its role says, or does not fit the weights.
+            DeviceError: the device does not take it, such as a cubin that is newer than the
+                driver; DeviceMemoryError: it has no room.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop the threads, if there are any; nothing can run after it."""
+        ...
+
+
+def loader_for(target: Target, threads: int = 0) -> Loader:
+    """The loader of a target's artifacts.
+
+    Args:
+        target: one that this host can run.
+        threads: of the CPU's pool; 0 means the processors of this process.
+
+    Raises:
+        DeviceError: the target is a CUDA one and the device does not start.
+    """
+    return CpuLoader(threads) if target.kind == "cpu" else DeviceLoader(CudaDevice())
+
+
+def host_for(wanted: Iterable[Target]) -> Host:
+    """This host; its CUDA devices are looked for only if some target needs one."""
+    looked_for = any(target.kind == "cuda" for target in wanted)
+    return cuda.this_host() if looked_for else targets.this_host()
+
+
+class CpuLoader:
+    """Loads shared objects: one thread pool and one set of arenas for all.
+
+    Args:
+        threads: of the pool; 0 means the processors of this process.
+    """
+
+    def __init__(self, threads: int = 0) -> None:
+        self._threads = threads
+        self._arenas = ArenaPool()
+        self._pool: ThreadPool | None = None
+        self._lock = threading.Lock()
+
+    def load(
+        self, binding: BindingManifest, blobs: Mapping[str, Path], weights: Weights
+    ) -> CpuExecutable:
+        """A variant on the process's pool; see `Loader.load`."""
+        pool = self._threads_from(blobs["pool"])
+        return CpuExecutable(blobs["code"], binding, weights, pool, self._arenas)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _threads_from(self, library: Path) -> ThreadPool:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPool(library, self._threads)
+            return self._pool
+
+
+class DeviceLoader:
+    """Loads cubins with their launch plans onto one device."""
+
+    def __init__(self, device: Device) -> None:
+        self._resident = Resident(device)
+
+    def load(
+        self, binding: BindingManifest, blobs: Mapping[str, Path], weights: Weights
+    ) -> LaunchExecutable:
+        """A variant on the device, its model's weights uploaded if they are not there yet."""
+        code, plan = (blobs[role].read_bytes() for role in ("code", "plan"))
+        uploaded = self._resident.upload(weights)
+        return LaunchExecutable(code, plan, binding, uploaded, self._resident)
+
+    def close(self) -> None:
+        """Nothing to stop: what lies on the device goes with the executables."""

@@ -1,0 +1,178 @@
+"""A replica's slots while they load and run: room on a full device, and typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
+from rlx_serve.holding import Holding
+from rlx_serve.problems import problem
+from rlx_serve.slots import Slots
+
+
+class Memory:
+    """Something whose end can be seen."""
+
+
+@dataclass
+class Variant:
+    digest: str
+    memory: Memory
+    tier: str = "store"
+    nbytes: int = 1
+
+
+class Device:
+    """Room for two variants, and a fault for the next run."""
+
+    def __init__(self) -> None:
+        self.held: weakref.WeakSet[Memory] = weakref.WeakSet()
+        self.loads: list[str] = []
+        self.fault: Exception | None = None
+
+    def load(self, spec: Any) -> Variant:
+        self.loads.append(spec.digest)
+        mine = Memory()
+        self.held.add(mine)
+        if len(self.held) > 2:
+            raise DeviceMemoryError("no room.", "Load fewer.")
+        return Variant(spec.digest, mine)
+
+    def run(self, loaded: Variant) -> dict[str, np.ndarray]:
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
+        return {"y": np.array([int(loaded.digest)])}
+
+
+def row(digest: str) -> Any:
+    spec = SimpleNamespace(digest=digest, model="m", component=SimpleNamespace(variant=digest))
+    return SimpleNamespace(route=SimpleNamespace(model="m", digest=digest), spec=spec)
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as found:
+        yield found
+
+
+def holding(device: Device, threads: ThreadPoolExecutor) -> Holding:
+    slots: Slots = Slots(8, 1 << 30, lambda: 0.0)
+    return Holding(slots, device.load, threads, threads)
+
+
+async def ask(held: Holding, device: Device, digest: str) -> int:
+    outputs, _ = await held.run(row(digest), device.run)
+    return int(outputs["y"][0])
+
+
+def test_a_load_on_a_full_device_evicts_idle_slots_and_tries_once_more(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        for digest in ("1", "2", "3", "3"):
+            assert await ask(held, device, digest) == int(digest)
+        assert device.loads == ["1", "2", "3", "3"]
+        assert [key.digest for key in held.slots.states()] == ["3"]
+        assert held.slots.evictions == 2
+        gc.collect()
+        assert len(device.held) == 1
+
+    asyncio.run(story())
+
+
+def test_a_device_that_stays_full_sheds_the_load_and_serves_what_it_holds(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        for digest in ("1", "2"):
+            await held.keep(row(digest))
+        with pytest.raises(DeviceMemoryError) as caught:
+            await ask(held, device, "3")
+        answer = problem(caught.value)
+        assert (answer.status, answer.code) == (503, "out_of_device_memory")
+        assert answer.headers == {"retry-after": "1"}
+        assert await ask(held, device, "1") == 1
+        gc.collect()
+        assert len(device.held) == 2, "the failed load's memory is kept by nothing"
+
+    asyncio.run(story())
+
+
+def test_a_run_without_room_is_tried_once_more_without_the_idle_slots(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        for digest in ("1", "2"):
+            await ask(held, device, digest)
+        device.fault = DeviceMemoryError("no room for a graph.")
+        assert await ask(held, device, "2") == 2
+        assert device.loads == ["1", "2", "2"]
+
+    asyncio.run(story())
+
+
+def test_waiters_of_one_failed_load_each_get_the_error(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        for digest in ("1", "2"):
+            await held.keep(row(digest))
+        answers = await asyncio.gather(
+            *(ask(held, device, "3") for _ in range(5)), return_exceptions=True
+        )
+        assert [type(a) for a in answers] == [DeviceMemoryError] * 5
+        assert len(device.loads) == 3
+
+    asyncio.run(story())
+
+
+def test_other_faults_of_a_device_are_not_tried_again(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        for fault in (DeviceError("refused."), DeviceLost("gone.")):
+            device.fault = fault
+            with pytest.raises(type(fault)) as caught:
+                await ask(held, device, "1")
+            answer = problem(caught.value)
+            assert (answer.status, answer.code, answer.retry_after) == (503, "device_error", 5)
+        assert await ask(held, device, "1") == 1
+        assert device.loads == ["1"]
+
+    asyncio.run(story())
+
+
+def test_a_slot_of_another_artifact_is_never_run(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        wrong = row("1")
+        wrong.spec.digest = "2"
+        with pytest.raises(ArtifactError, match="slot of 1 holds 2"):
+            await held.run(wrong, device.run)
+
+    asyncio.run(story())
+
+
+def test_a_client_that_leaves_ends_no_load(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        first = asyncio.create_task(ask(held, device, "1"))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(ask(held, device, "1"))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == 1
+        assert device.loads == ["1"]
+
+    asyncio.run(story())

@@ -1,0 +1,113 @@
+"""CUDA targets beside CPU ones on a machine and a cluster without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from ray import serve
+
+from rlx_ray.runtime.cuda import visible_devices
+from rlx_ray.store import AotStore, Hit
+from rlx_serve import presence
+from rlx_serve.app import bind
+from rlx_serve.presence import wait_until_served
+from tests.serve.conftest import ROOT, Site, specs
+from tests.support.serving import tiny_model, write_config
+
+TARGETS = ["cuda-sm_90", "host"]
+
+pytestmark = pytest.mark.skipif(bool(visible_devices().archs), reason="this machine has a GPU")
+
+
+def test_cuda_executors_without_a_node_or_a_driver_keep_nobody_waiting(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "_PATIENCE_S", 1.0)
+    targets = ["cuda-sm_90", "cuda-sm_80", "host"]
+    labels = {"ray.io/accelerator-type": "H100"}  # of no node here
+    config = write_config(
+        tmp_path,
+        [tiny_model(tmp_path, "ann", 1, targets=targets)],
+        executors={"cuda-sm_90": {"label_selector": labels}},
+    )
+    names = tuple(target.name for target in config.models[0].targets)
+    site = Site("fleet", config, f"http://127.0.0.1:{port}/fleet")
+    try:
+        app = serve.RunTarget(bind(config), name="fleet", route_prefix="/fleet")
+        serve.run_many([app], wait_for_applications_running=False)
+        absent = wait_until_served("fleet", {"ann": names})
+        assert set(absent) == {"cuda-sm_90", "cuda-sm_80"}
+        assert site.embed("ann", ["a", "b"]).status_code == 200
+        with site.client as client:
+            begun = time.monotonic()
+            assert client.get("/v2/health/ready").status_code == 200
+            assert time.monotonic() - begun < 1
+        why = passed_over(site)
+        deadline = time.monotonic() + 60
+        while "did not start" not in why["cuda-sm_80"]:
+            assert time.monotonic() < deadline, why
+            time.sleep(0.5)
+            why = passed_over(site)
+        assert "target 'cuda-sm_80' cannot run here" in why["cuda-sm_80"]
+        assert why["cuda-sm_90"]
+        assert why[names[-1]] == ""
+        assert site.embed("ann", "a").status_code == 200
+        # What the executor would ask for if its node came: CPU nodes build it.
+        spec = specs(config, "ann")[0]
+        assert spec.target.kind == "cuda"
+        builds = serve.get_deployment_handle("Builds", "fleet")
+        record = builds.ensure.remote(spec.dumps()).result(timeout_s=60)
+        assert (record.status, record.failure) == ("built", None)
+        assert isinstance(AotStore(config.store.url).lookup(spec), Hit)
+    finally:
+        serve.delete("fleet")
+
+
+def passed_over(site: Site) -> dict[str, str]:
+    """Why a target's executor does not answer, by target; empty for one that does."""
+    return {str(r["target"]): str(r["passed_over"]) for r in site.rows("ann")}
+
+
+@pytest.mark.slow
+def test_the_command_serves_from_the_cpu_where_there_is_no_gpu_and_says_so_once(
+    tmp_path: Path,
+) -> None:
+    config = write_config(
+        tmp_path,
+        [tiny_model(tmp_path, "ann", 1, targets=TARGETS)],
+        executors={"cuda": {"num_gpus": 1}},
+    )
+    command = [sys.executable, "-m", "rlx_ray.cli", "serve", config.path, "--port", "0", "--json"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "serve")])
+    log = tmp_path / "log"
+    with (
+        log.open("w") as said,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**os.environ, "PYTHONPATH": paths},
+            text=True,
+            cwd=tmp_path,
+        ) as server,
+    ):
+        assert server.stdout is not None
+        try:
+            url = json.loads(server.stdout.readline())["url"]
+            body = {"model": "ann", "input": "a"}
+            assert httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).status_code == 200
+            rows = httpx.get(f"{url}/variants", timeout=60).json()["rows"]
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    (why,) = {r["passed_over"] for r in rows if r["target"] == "cuda-sm_90"}
+    assert why
+    assert log.read_text().count(f"cuda-sm_90 is passed over: {why}") == 1
