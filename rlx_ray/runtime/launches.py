@@ -80,7 +80,7 @@ class LaunchExecutable:
         resident: the device.
 
     Raises:
-        ArtifactError: the plan is malformed, or code, plan, binding and weights do not fit together.
+        ArtifactError: the plan is malformed, or code, plan, binding and weights do not fit.
         DeviceError: the device does not take the code; DeviceMemoryError: it has no room.
     """
 
