@@ -32,21 +32,21 @@ class Bert(nn.Module):
 
     def __init__(self, c: dict[str, Any]) -> None:
         super().__init__()
-        hidden = c["hidden_size"]
+        hidden, eps = c["hidden_size"], c["layer_norm_eps"]
         self.heads = c["num_attention_heads"]
         self.word = nn.Embedding(c["vocab_size"], hidden)
         self.position = nn.Embedding(c["max_position_embeddings"], hidden)
         self.kind = nn.Embedding(2, hidden)
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = nn.LayerNorm(hidden, eps)
         self.layers = nn.ModuleList(
             nn.ModuleDict(
                 {
                     "qkv": nn.Linear(hidden, 3 * hidden),
                     "out": nn.Linear(hidden, hidden),
-                    "norm1": nn.LayerNorm(hidden),
+                    "norm1": nn.LayerNorm(hidden, eps),
                     "up": nn.Linear(hidden, c["intermediate_size"]),
                     "down": nn.Linear(c["intermediate_size"], hidden),
-                    "norm2": nn.LayerNorm(hidden),
+                    "norm2": nn.LayerNorm(hidden, eps),
                 }
             )
             for _ in range(c["num_hidden_layers"])
@@ -150,7 +150,7 @@ def measure(case: str, seconds: float) -> dict[str, Any]:
         run(*given).cpu()
         return run, (time.perf_counter() - begun) * 1e3
 
-    with torch.inference_mode():
+    with torch.no_grad():
         found: dict[str, Any] = {"case": case, "torch_eager": timed(model)}
         run, _ = compiled()
         found["torch_compile"] = timed(run)

@@ -31,8 +31,8 @@ def _executor(name: str, node: Node) -> ExecutorSpec:
             "Drop it, or name 'cuda' or a CUDA target.",
         )
     return ExecutorSpec(
-        num_cpus=_share(nodes["num_cpus"], zero=True) if "num_cpus" in nodes else None,
-        num_gpus=_share(nodes["num_gpus"]) if "num_gpus" in nodes else None,
+        num_cpus=_cpus(nodes["num_cpus"]) if "num_cpus" in nodes else None,
+        num_gpus=_gpus(nodes["num_gpus"]) if "num_gpus" in nodes else None,
         label_selector=_labels(nodes["label_selector"]) if "label_selector" in nodes else None,
         replicas=_replicas(nodes["replicas"]) if "replicas" in nodes else None,
         max_replicas=_replicas(nodes["max_replicas"]) if "max_replicas" in nodes else None,
@@ -59,10 +59,13 @@ def _replicas(node: Node) -> int:
     return node.whole(1, _MOST_REPLICAS)
 
 
-def _share(node: Node, *, zero: bool = False) -> float:
-    """An amount of a resource: Ray shares single units, and gives larger amounts whole."""
-    if zero and node.value in (0, 0.0) and not isinstance(node.value, bool):
-        return 0.0
+def _cpus(node: Node) -> float:
+    zero = node.value == 0 and not isinstance(node.value, bool)
+    return 0.0 if zero else node.number(0, _MOST_RESOURCES)
+
+
+def _gpus(node: Node) -> float:
+    """Ray shares one device, and gives several of them whole."""
     amount = node.number(0, _MOST_RESOURCES)
     if amount > 1 and not amount.is_integer():
         raise node.wrong("a share below 1, or a whole number")

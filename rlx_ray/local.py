@@ -29,9 +29,8 @@ from rlx_ray.job.build import Limits, build
 from rlx_ray.job.matrix import Cell, expand
 from rlx_ray.resolve import Resolver, refuse
 from rlx_ray.routing.ladder import Rung, bucket, pad_waste
-from rlx_ray.runtime import load as runtime_load
 from rlx_ray.runtime.executable import Executable, pad_tokens
-from rlx_ray.runtime.load import Loader, host_for
+from rlx_ray.runtime.load import Loader, host_for, loader_for
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec, Config, ModelSpec
 from rlx_ray.store import HostCache, TieredStore, open_store
@@ -147,7 +146,7 @@ class LocalModel:
         resolver = Resolver(self.store, refuse if aot else self._compile)
         resolved = resolver.resolve(spec)
         if self._loader is None:
-            self._loader = runtime_load.loader_for(spec.target, self._threads)
+            self._loader = loader_for(spec.target, self._threads)
         kind = spec.weights_family
         if kind not in self._weights:
             self._weights[kind] = load_weights(self.store, self.model, spec)

@@ -95,7 +95,7 @@ class CudaDevice:
             self._cuda.memory.OutOfMemoryError,
         )
         self._current = self._cuda.Device(index)
-        with self.calling("the device"):
+        with self.calling("its start"):
             self.arch = found.archs[index]
             self.name = cuda.text(self._cuda.runtime.getDeviceProperties(index)["name"])
             self.stream = self._cuda.Stream(non_blocking=True)
@@ -145,8 +145,8 @@ class CudaDevice:
 
     def read(self, address: int, out: np.ndarray) -> None:
         """Copy from the device by way of pinned memory, after all that was enqueued before."""
+        assert out.flags.c_contiguous, "the array must be contiguous"
         flat = out.reshape(-1).view(np.uint8)
-        assert np.shares_memory(flat, out) or not out.size, "the array must be contiguous"
         kind = self._cuda.runtime.memcpyDeviceToHost
         with self.calling("a copy from the device"):
             for done in range(0, flat.nbytes, _STAGING):

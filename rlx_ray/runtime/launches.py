@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlx_ray.artifact import Binding, BindingManifest
-from rlx_ray.errors import ArtifactError, InputError
+from rlx_ray.errors import (
+    ArtifactError,
+    DeviceError,
+    DeviceLost,
+    DeviceMemoryError,
+    InputError,
+)
 from rlx_ray.launch_plan import GemmStep, KernelStep, LaunchPlan, Slot
 from rlx_ray.runtime.device import Device, Graph, Module
 from rlx_ray.runtime.executable import NUMPY, Cache, check_inputs, check_tables, select
 from rlx_ray.runtime.resident import DeviceWeights, Resident
+
+_LOG = logging.getLogger(__name__)
 
 
 class DeviceCache:
@@ -60,7 +69,8 @@ class LaunchExecutable:
 
     Its first run launches step by step, so that whatever a driver or a library loads at first use
     is there; the second captures the steps as a graph, which the others replay. A graph holds
-    addresses: it is captured again when the arena has moved, or the cache is another one.
+    addresses: it is captured again when the arena has moved, or the cache is another one. Where the
+    device refuses to capture, a warning is logged and every run launches step by step.
 
     Args:
         code: the `code` blob: a cubin, or PTX.
@@ -93,7 +103,7 @@ class LaunchExecutable:
         check_plan(self._plan, binding, self._params)
         self._stretches = stretches(binding.inputs, binding.alignment)
         self._module: Module = self._device.module(code, self._plan.kernels)
-        self._has_run = False
+        self._first, self._stepwise = True, False
         self._graph: Graph | None = None
         self._captured = (0, 0)
         resident.join(self, self.arena_bytes)
@@ -159,16 +169,30 @@ class LaunchExecutable:
         return cache.address
 
     def _go(self, arena: int, pages: int) -> None:
-        """Enqueue all steps: one by one at first, then as a graph."""
-        if not self._has_run:
+        """Enqueue all steps: as a graph, or one by one at first and where there can be none."""
+        if self._first or self._stepwise:
             self._enqueue(arena, pages)
-            self._has_run = True
+            self._first = False
             return
         if self._graph is None or self._captured != (arena, pages):
             self._graph = None  # its memory is free for the next one's
-            self._graph = self._device.capture(lambda: self._enqueue(arena, pages))
+            self._graph = self._capture(arena, pages)
             self._captured = (arena, pages)
-        self._graph.replay()
+        if self._graph is None:
+            self._enqueue(arena, pages)
+        else:
+            self._graph.replay()
+
+    def _capture(self, arena: int, pages: int) -> Graph | None:
+        """The steps as a graph; None if the device refuses that, now and for good."""
+        try:
+            return self._device.capture(lambda: self._enqueue(arena, pages))
+        except (DeviceMemoryError, DeviceLost):
+            raise
+        except DeviceError as error:
+            _LOG.warning("%s runs a plan step by step: %s", self._device.name, error)
+            self._stepwise = True
+            return None
 
     def _enqueue(self, arena: int, pages: int) -> None:
         """Launch every step in order."""

@@ -228,19 +228,24 @@ def run(
         host=spec.host, port=spec.port, request_timeout_s=spec.request_timeout_s + 5
     )
     serve.start(proxy_location="HeadOnly", http_options=options)
-    target = serve.RunTarget(_bind(found, table, fleet), name=APP, route_prefix="/")
+    _start(found, table, fleet)
+    url = f"http://{spec.host}:{spec.port}"
+    _await_route(url)
+    return url
+
+
+def _start(config: Config, table: Table, fleet: Fleet) -> None:
+    """Deploy, wait until every model has an executor, and say which targets have none."""
+    target = serve.RunTarget(_bind(config, table, fleet), name=APP, route_prefix="/")
     try:
         serve.run_many([target], wait_for_applications_running=False)
         absent = wait_until_served(APP, _models(table, fleet))
     except RuntimeError as error:
         raise RlxError(
-            f"serving {found.path} did not start: {error}", "See the replicas' logs."
+            f"serving {config.path} did not start: {error}", "See the replicas' logs."
         ) from error
     for name, why in {**fleet.passed_over, **absent}.items():
         _log.warning("%s is passed over: %s", name, why)
-    url = f"http://{spec.host}:{spec.port}"
-    _await_route(url)
-    return url
 
 
 def _models(table: Table, fleet: Fleet) -> dict[str, tuple[str, ...]]:

@@ -69,7 +69,7 @@ def choose(targets: Iterable[Target], spec: ServeSpec, host: Host, cluster: Clus
         why = _refusal(target, spec, host, cluster)
         claim = spec.placement(target).num_gpus * spec.placement(target).replicas
         if not why and cluster.own and claim > room:
-            why = f"its {claim:g} GPUs are more than the {room:g} that are left here"
+            why = f"GPUs left here: {room:g}, it claims {claim:g}"
         if why:
             passed_over[target.name] = why
             continue

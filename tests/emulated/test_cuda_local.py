@@ -11,16 +11,22 @@ import pytest
 from rlx_ray.codegen import nvrtc, zig
 from rlx_ray.config import load
 from rlx_ray.engine.sampling import Sampling
-from rlx_ray.errors import DeviceError, VariantMissing
+from rlx_ray.errors import ConfigError, DeviceError, VariantMissing
+from rlx_ray.job.build import build
 from rlx_ray.local import LocalModel
+from rlx_ray.runtime.executable import pad_tokens
+from rlx_ray.target import target, this_host
 from rlx_ray.text import TextModel
+from rlx_serve.host import Host
+from rlx_serve.table import open_table
 from tests.support.emulated_loader import put_in_card
 from tests.support.llama_checkpoint import write_tiny_llama
 from tests.support.needs import needs
 from tests.support.tiny import write_tiny_bert
 
 TEXTS = ["the quick brown fox", "ray"]
-LADDER = ("cuda-compute_80", "cuda-sm_90", "host")
+CPU = this_host().best().name
+LADDER = ("cuda-compute_80", "cuda-sm_90", CPU)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +57,7 @@ def bert(folder: Path, targets: Sequence[str], mode: str = "lazy") -> LocalModel
 def test_the_best_targets_artifact_is_loaded_and_equals_the_cpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = bert(tmp_path, ["host"]).embed(TEXTS)
+    want = bert(tmp_path, [CPU]).embed(TEXTS)
     device = put_in_card(monkeypatch, tmp_path / "units")
     model = bert(tmp_path, LADDER)
     assert model.cells[0].spec.target.name == "cuda-sm_90"
@@ -91,7 +97,7 @@ def test_what_the_store_lacks_in_aot_mode_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_in_card(monkeypatch, tmp_path / "units")
-    bert(tmp_path, ["host"]).embed(TEXTS)
+    bert(tmp_path, [CPU]).embed(TEXTS)
     model = bert(tmp_path, LADDER, "aot")
     assert model.embed(TEXTS).tiers == ("disk",)
     assert model.cells[0].spec.target.kind == "cpu"
@@ -103,6 +109,30 @@ def test_what_the_store_lacks_in_aot_mode_is_passed_over(
 def test_a_host_without_a_card_takes_its_cpu(tmp_path: Path) -> None:
     model = bert(tmp_path, LADDER)
     assert model.cells[0].spec.target.kind == "cpu"
+
+
+def test_a_replica_runs_on_the_card_and_says_why_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = bert(tmp_path, LADDER)
+    wanted = target("cuda-sm_90")
+    with pytest.raises(ConfigError, match="'cuda-sm_90' cannot run here: "):
+        Host(opened.config, wanted, lambda spec, reason: None)
+    device = put_in_card(monkeypatch, tmp_path / "units")
+    row = next(row for row in open_table(opened.config).rows if row.spec.target == wanted)
+    replica = Host(opened.config, wanted, lambda spec, reason: replica.store.store.put(build(spec)))
+    assert replica.add_weights(opened.model, [row.spec]) > 0
+    assert device.held == 0
+    loaded = replica.load(row.spec)
+    assert loaded.tier == "compiled"
+    assert loaded.nbytes > loaded.executable.arena_bytes > 0
+    encoded = opened.tokenizer.encode_batch(TEXTS)
+    inputs = pad_tokens(row.variant, [(e.ids, e.type_ids) for e in encoded])
+    got = loaded.executable.run(inputs)["embedding"]
+    np.testing.assert_allclose(got, opened.embed(TEXTS).vectors, atol=1e-5)
+    del loaded
+    assert device.held == 0
+    replica.close()
 
 
 ROWS = "{phase: prefill, batch: 1, seq: 16}, {phase: decode, batch: [1, 2], seq: 1, past_seq: 63}"
@@ -118,7 +148,7 @@ def speaker(folder: Path, targets: Sequence[str]) -> TextModel:
 def test_text_of_a_card_is_the_cpus_and_only_token_ids_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_cpu = speaker(tmp_path, ["host"])
+    on_cpu = speaker(tmp_path, [CPU])
     greedy, reported = Sampling(temperature=0), Sampling(temperature=0, logprobs=2)
     want = on_cpu.generate(PROMPT, 12, greedy).token_ids
     device = put_in_card(monkeypatch, tmp_path / "units")

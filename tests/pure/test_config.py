@@ -504,13 +504,15 @@ def test_a_targets_entry_counts_before_its_kinds_and_that_before_the_default(
     values = {
         "cuda": {"label_selector": {"zone": "a", "ray.io/accelerator-type": "H100"}},
         "cuda-sm_80": {"label_selector": {"zone": "b"}, "num_gpus": 0.5, "max_replicas": 4},
-        "cpu": {"num_cpus": 2, "replicas": 1},
+        "cpu": {"num_cpus": 2.5, "replicas": 1},
+        "cpu-znver5": {"num_cpus": 0},
     }
     serve = loaded(tmp_path, (("serve",), {"replicas": 3, "executors": values})).serve
     labels = (("ray.io/accelerator-type", "H100"), ("zone", "a"))
     assert serve.placement(target("cuda-sm_90")) == Placement(0, 1, labels, 3)
     assert serve.placement(target("cuda-sm_80")) == Placement(0, 0.5, (("zone", "b"),), 3, 4)
-    assert serve.placement(target("cpu-aarch64")) == Placement(2, 0, (), 1)
+    assert serve.placement(target("cpu-aarch64")) == Placement(2.5, 0, (), 1)
+    assert serve.placement(target("cpu-znver5")) == Placement(0, 0, (), 1)
     assert ServeSpec().placement(target("cpu-aarch64")) == Placement(0, 0, (), 1)
 
 

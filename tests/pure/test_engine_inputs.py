@@ -14,6 +14,7 @@ from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.inputs import feed, sampling_inputs
 from rlx_ray.engine.sampling import Sampler, Sampling
 from rlx_ray.engine.scheduler import Step, Stream
+from rlx_ray.errors import DeviceMemoryError
 
 VARIANTS = [
     ModelVariant.prefill(1, 16),
@@ -32,8 +33,11 @@ class Drawing:
     def __init__(self, *outputs: str) -> None:
         self.binding = SimpleNamespace(outputs=[SimpleNamespace(name=o) for o in outputs])
         self.read: list[set[str]] = []
+        self.full = False
 
     def make_cache(self, pages: int) -> range:
+        if self.full:
+            raise DeviceMemoryError("no room for a cache.")
         return range(pages)
 
     def run(self, inputs, cache=None, wanted=None):
@@ -116,6 +120,16 @@ def test_a_prompt_that_goes_on_is_still_waited_for(device) -> None:
     tokens(on_device.submit(Request((1,) * 40, 1, Sampling(logprobs=1))))
     assert len(decoder.read) > 2
     assert decoder.read == [{"tokens"}] * (len(decoder.read) - 1) + [{"logits"}]
+
+
+def test_a_cache_that_has_no_room_is_asked_for_again(device) -> None:
+    decoder, on_device = device
+    request = Request((1, 2, 3), 2, Sampling(temperature=0))
+    decoder.full = True
+    with pytest.raises(DeviceMemoryError, match="no room for a cache"):
+        tokens(on_device.submit(request))
+    decoder.full = False
+    assert tokens(on_device.submit(request)) == [3, 4]
 
 
 def test_how_to_draw_goes_over_row_by_row() -> None:

@@ -41,7 +41,7 @@ def test_this_machine_alone_gets_what_it_runs_and_says_why_not_the_rest() -> Non
 def test_executors_here_claim_no_more_devices_than_there_are() -> None:
     fleet = choose(ALL, ServeSpec(), box("sm_90"), OWN)
     assert fleet.targets == (H100, V3)
-    assert fleet.passed_over[PTX.name] == "its 1 GPUs are more than the 0 that are left here"
+    assert fleet.passed_over[PTX.name] == "GPUs left here: 0, it claims 1"
     halves = ServeSpec(executors=(("cuda", ExecutorSpec(num_gpus=0.5)),))
     assert choose(ALL, halves, box("sm_90"), OWN).targets == (H100, PTX, V3)
     two = ServeSpec(executors=(("cuda", ExecutorSpec(replicas=2)),))
@@ -52,9 +52,7 @@ def test_a_cluster_of_several_nodes_gets_all_from_a_head_without_a_gpu() -> None
     assert choose(ALL, ServeSpec(), box(), Cluster(2, 0, own=False)).targets == ALL
 
 
-def test_a_lone_node_that_others_may_join_gets_cuda_executors_where_there_is_a_sign_of_gpus() -> (
-    None
-):
+def test_a_lone_node_gets_cuda_executors_if_it_has_a_gpu_or_the_config_says_where() -> None:
     lone = Cluster(1, 0, own=False)
     fleet = choose(ALL, ServeSpec(), box(), lone)
     assert fleet.targets == (V3,)

@@ -1,4 +1,4 @@
-"""A host with an emulated card: what `runtime.load` makes there, and who refuses what."""
+"""A host with an emulated card: what `runtime.load` makes there, and what its driver refuses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from rlx_ray.artifact import BindingManifest
 from rlx_ray.errors import DeviceError
+from rlx_ray.launch_plan import LaunchPlan
 from rlx_ray.runtime import cuda, load
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.weights import Weights
-from rlx_ray.target import Target
 from tests.support.cuda_device import EmulatedDevice
 
 
@@ -22,18 +22,18 @@ class EmulatedLoader(load.DeviceLoader):
     Args:
         device: the device.
         refused: targets whose code the device's driver does not take.
-        wanted: the target.
     """
 
-    def __init__(self, device: EmulatedDevice, wanted: Target, refused: tuple[str, ...]) -> None:
+    def __init__(self, device: EmulatedDevice, refused: tuple[str, ...]) -> None:
         super().__init__(device)
-        self._emulated, self._wanted, self._refused = device, wanted, refused
+        self._emulated, self._refused = device, refused
 
     def load(
         self, binding: BindingManifest, blobs: Mapping[str, Path], weights: Weights
     ) -> LaunchExecutable:
-        if self._wanted.name in self._refused:
-            raise DeviceError(f"the device refused the code for {self._wanted.cpu}: status 222")
+        arch = LaunchPlan.loads(blobs["plan"].read_bytes()).arch
+        if f"cuda-{arch}" in self._refused:
+            raise DeviceError(f"the device refused the code for {arch}: status 222")
         text = blobs["text"].read_text(encoding="utf-8")
         self._emulated.made_of(blobs["code"].read_bytes(), text)
         return super().load(binding, blobs, weights)
@@ -44,13 +44,7 @@ def put_in_card(
 ) -> EmulatedDevice:
     """Have this process see one emulated sm_90 device."""
     device = EmulatedDevice(folder, level="-O1")
-    on_cpu = load.loader_for
-
-    def loader_for(wanted: Target, threads: int = 0) -> load.Loader:
-        if wanted.kind == "cpu":
-            return on_cpu(wanted, threads)
-        return EmulatedLoader(device, wanted, refused)
-
     monkeypatch.setattr(cuda, "visible_devices", lambda: cuda.Visible(("sm_90",)))
-    monkeypatch.setattr(load, "loader_for", loader_for)
+    monkeypatch.setattr(load, "CudaDevice", lambda: device)
+    monkeypatch.setattr(load, "DeviceLoader", lambda found: EmulatedLoader(found, refused))
     return device

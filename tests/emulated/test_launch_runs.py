@@ -15,7 +15,13 @@ from rlx_ray.artifact import Binding, BindingManifest, BlobRef, WeightsManifest
 from rlx_ray.codegen.cuda_kernels import unit
 from rlx_ray.codegen.zig import installed_version
 from rlx_ray.dtype import DType
-from rlx_ray.errors import ArtifactError, DeviceError, DeviceMemoryError, InputError
+from rlx_ray.errors import (
+    ArtifactError,
+    DeviceError,
+    DeviceLost,
+    DeviceMemoryError,
+    InputError,
+)
 from rlx_ray.ir.cuda_kernels import instance
 from rlx_ray.ir.cuda_launch import Operand
 from rlx_ray.launch_plan import NULL, GemmStep, KernelStep, LaunchPlan, Slot
@@ -78,6 +84,7 @@ class Card(EmulatedDevice):
         super().__init__(folder, unit([ADD]), level="-O0")
         self.room = 1 << 30
         self.fault: Exception | None = None
+        self.refusal: Exception | None = None
         self.captures = self.replays = self.writes = 0
         self.copied: list[int] = []
 
@@ -99,6 +106,8 @@ class Card(EmulatedDevice):
 
     def capture(self, enqueue: Callable[[], None]) -> HostGraph:
         self.captures += 1
+        if self.refusal is not None:
+            raise self.refusal
         graph = super().capture(enqueue)
         own = graph.replay
 
@@ -174,6 +183,30 @@ def test_another_cache_is_captured_anew(card: Card, weights: Weights) -> None:
     check(run.run(inputs(2), caches[1]), 2, BIAS)
     check(run.run(inputs(2), caches[0]), 2)
     assert card.captures == 3
+
+
+def test_a_plan_that_cannot_be_captured_runs_step_by_step(
+    card: Card, weights: Weights, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = load(Resident(card), weights)
+    cache = run.make_cache(1)
+    card.refusal = DeviceError("no capture here.")
+    for seed in range(4):
+        check(run.run(inputs(seed), cache), seed)
+    assert card.captures == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "emulated sm_90 runs a plan step by step: no capture here."
+    ]
+    other = load(Resident(card), weights)
+    cache = other.make_cache(1)
+    other.run(inputs(1), cache)
+    for fault in (DeviceMemoryError("no room for a graph."), DeviceLost("gone.")):
+        card.refusal = fault
+        with pytest.raises(type(fault)):
+            other.run(inputs(1), cache)
+    card.refusal = None
+    check(other.run(inputs(2), cache), 2)
+    assert card.replays == 1
 
 
 def test_only_wanted_outputs_are_copied_back(card: Card, weights: Weights) -> None:
