@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlx_ray.codegen import cuda
 from rlx_ray.component import CompileProfile, KernelDispatchConfig, Preset
 from rlx_ray.dtype import DType
-from rlx_ray.errors import VerifyError
+from rlx_ray.errors import CompileError, VerifyError
 from rlx_ray.ir.launches import Call, Launches
 from rlx_ray.ir.text import launches_text
 from rlx_ray.ir.verify import verify_launches
@@ -92,6 +92,14 @@ def test_a_norm_whose_rows_have_no_room_beside_a_product_is_a_launch_of_its_own(
     big = {"layers": 1, "hidden": 4096, "intermediate": 64, "heads": 2, "kv_heads": 2, "dim": 16}
     assert names(decoder(32, 1, **big)).count("rms_norm") == 3
     assert "rms_norm" not in names(decoder(1, 1, **big))
+
+
+def test_a_norm_that_too_many_blocks_would_repeat_is_a_launch_of_its_own() -> None:
+    large = {**WIDE, "layers": 1, "vocab": 131072}
+    assert "rms_norm" not in names(decoder(4, 1, **large))  # 8192 blocks, 1 KiB of rows
+    found = names(decoder(5, 1, **large))
+    assert found[-3:] == ["rms_norm", "matvec", "sample"]
+    assert found.count("rms_norm") == 1
 
 
 def test_gates_that_end_within_a_tile_are_not_read_with_their_ups() -> None:
@@ -220,6 +228,19 @@ def test_the_text_has_a_line_for_each_launch() -> None:
     assert any("layer.0.qkv: gemm [64, 24] x [24, 100] bf16" in line for line in launches)
     (drawn,) = (line for line in launches if "sample" in line)
     assert drawn.endswith("tokens: sample n=50 rows=2 t=f32 | grid 2,1,1 block 32 shared 8448")
+
+
+def test_a_graph_without_the_inputs_that_launches_need_is_refused() -> None:
+    hir = bert()
+    odd = tuple(replace(t, name="tokens") if t.name == "input_ids" else t for t in hir.inputs)
+    nodes = tuple(
+        replace(n, inputs=tuple("tokens" if i == "input_ids" else i for i in n.inputs))
+        for n in hir.nodes
+    )
+    with pytest.raises(CompileError, match=r"no input 'input_ids' of 2 axes.*CPU targets"):
+        stages(replace(hir, inputs=odd, nodes=nodes), 1, 4, target=SM_90)
+    with pytest.raises(CompileError, match="no input 'input_ids'"):
+        stages(hir, 4, 8, target=SM_90, rows=16)
 
 
 def test_presets_of_both_policies_give_the_same_launches() -> None:

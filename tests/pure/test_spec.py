@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import rlx_ray
 from rlx_ray.artifact import Manifest, WeightsManifest
 from rlx_ray.component import OP_KINDS, SCHEMES, OpKind, QuantScheme
-from rlx_ray.digest import canonical_json, json_digest
+from rlx_ray.digest import COMPILE_SIDE, build_id, canonical_json, files_digest, json_digest
 from rlx_ray.errors import ArtifactError, RlxError
 from rlx_ray.spec import PLACEMENT_ONLY, BuildSpec
 from tests.support.specs import make_artifact, make_spec, make_weights, rich_spec
 
 WHOLE = (Enum, OpKind, QuantScheme)
 """Values that are one of a fixed table: what else they hold follows from which one they are."""
+
+PACKAGE = Path(rlx_ray.__file__).parent
 
 SPECS = [make_spec(), rich_spec()]
 
@@ -254,3 +259,19 @@ def _other_leaf(value: Any) -> Any:
             return value + "x"
         case _:
             return "not null"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("kernels/cuda/matvec.cu", "kernels/cuda/rlx.cuh", "kernels/c/gemm.h", "launch_plan.py"),
+        *("matrix.py", "ir/cuda_launch.py", "passes/cuda/lower.py", "models/packing_cuda.py"),
+    ],
+)
+def test_the_build_id_covers_what_decides_an_artifacts_bytes(tmp_path: Path, path: str) -> None:
+    root = tmp_path / "rlx_ray"
+    shutil.copytree(PACKAGE, root, ignore=shutil.ignore_patterns("__pycache__"))
+    before = files_digest(root, COMPILE_SIDE)
+    assert before.startswith(build_id())
+    (root / path).write_text((root / path).read_text() + "\n")
+    assert files_digest(root, COMPILE_SIDE) != before

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlx_ray.dtype import DType
+from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Expr, Fn, In, Lit
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
 from rlx_ray.matrix import FORMATS, QUANT_ROWS, MatrixFormat
@@ -101,8 +102,18 @@ class Facts:
 
 
 def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
-    """The facts of a program."""
+    """The facts of a program.
+
+    Raises:
+        CompileError: it has no rectangle of token ids, or no lengths of its rows.
+    """
     inputs = {str(n.attr("name")): i for i, n in enumerate(mir.nodes) if n.op is Op.INPUT}
+    for name, rank in (("input_ids", 2), ("lengths", 1)):
+        if name not in inputs or len(mir.nodes[inputs[name]].shape) != rank:
+            raise CompileError(
+                f"the graph has no input {name!r} of {rank} axes, which CUDA targets need.",
+                "Name it so in the family's graph builder, or use CPU targets.",
+            )
     batch, seq = mir.nodes[inputs["input_ids"]].shape
     params = [i for i, n in enumerate(mir.nodes) if n.op is Op.PARAM]
     users = tuple(tuple(sorted(set(u))) for u in mir.users())

@@ -11,9 +11,14 @@ from rlx_ray.ir.launches import ALIGNMENT
 from rlx_ray.ir.mir import Node, Op
 from rlx_ray.matrix import TILE
 from rlx_ray.passes.cuda.facts import FEW_ROWS, Facts
+from rlx_ray.shape import elements
 
 SHARED = 99 << 10
 """Bytes of shared memory that a block has on the smallest of the architectures."""
+
+REREAD = 8 << 20
+"""Bytes of normed rows that the blocks of a product may read, all together: each block norms for
+itself, and beyond this that takes longer than a launch of the norm."""
 
 ACTIVATIONS = {"gelu": "vgelu", "gelu_tanh": "vgelu_tanh", "silu": "vsilu", "relu": "vrelu"}
 """Scalar functions that kernels take as a constant, as kernels/cuda/math.cuh names them."""
@@ -157,7 +162,7 @@ def norm_constants(node: Node) -> dict[str, Value]:
 
 
 def norm_for(facts: Facts, norm: int) -> int | None:
-    """The matvec that computes a norm: its first reader, if it is one and has the room."""
+    """The matvec that computes a norm: its first reader, if it is one, and has room and time."""
     node = facts.node(norm)
     if node.op not in NORMS or len(node.shape) != 2 or node.shape[0] > FEW_ROWS:
         return None
@@ -171,7 +176,9 @@ def norm_for(facts: Facts, norm: int) -> int | None:
     if reader.inputs[0] != norm:
         return None
     constants = matvec_constants(facts, index, Epilogue()) | norm_constants(node)
-    return index if named("matvec", **constants).launch.shared <= SHARED else None
+    how = named("matvec", **constants).launch
+    reread = how.grid[0] * elements(node.shape) * facts.t.size
+    return index if how.shared <= SHARED and reread <= REREAD else None
 
 
 def takes(facts: Facts, index: int, ends: Epilogue) -> bool:
