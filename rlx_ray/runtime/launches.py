@@ -80,9 +80,8 @@ class LaunchExecutable:
         resident: the device.
 
     Raises:
-        ArtifactError: the code does not load, the plan is malformed, or they do not fit together
-            or the weights.
-        DeviceMemoryError: the device has no room.
+        ArtifactError: the plan is malformed, or code, plan, binding and weights do not fit.
+        DeviceError: the device does not take the code; DeviceMemoryError: it has no room.
     """
 
     def __init__(

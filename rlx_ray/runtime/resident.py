@@ -88,12 +88,6 @@ class Resident:
                 found = self._weights[digest] = DeviceWeights(self.device, weights)
             return found
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arena and of all weights."""
-        arena = self._arena.nbytes if self._arena is not None else 0
-        return arena + sum(w.nbytes for w in self._weights.values())
-
     def _leave(self, nbytes: int) -> None:
         self._wanted.remove(nbytes)
         if not self._wanted:  # nobody is there to run
@@ -106,7 +100,6 @@ class DeviceWeights:
     def __init__(self, device: Device, weights: Weights) -> None:
         self._manifest = weights.manifest
         self._memory = device.allocate(weights.nbytes)
-        self.nbytes = weights.nbytes
         device.write(self._memory.address, weights.array())
 
     def addresses(self, params: Sequence[Binding]) -> tuple[int, ...]:
