@@ -14,6 +14,9 @@ from rlx_ray.target import Host
 _INSTALL = "Install CuPy and cuBLAS: pip install 'rlx_ray[gpu13]' (or gpu12, as the driver allows)."
 
 
+_NO_DRIVER = "no NVIDIA driver is loaded"
+
+
 @dataclass(frozen=True, slots=True)
 class Visible:
     """The devices that this process may use.
@@ -29,10 +32,12 @@ class Visible:
 
 def visible_devices() -> Visible:
     """Look for devices; never raises. CUDA itself heeds CUDA_VISIBLE_DEVICES."""
+    if not has_driver():
+        return Visible((), _NO_DRIVER)
     try:
         cuda = cupy().cuda
         if not cuda.runtime.driverGetVersion():  # CUDA itself would call it too old
-            return Visible((), "no NVIDIA driver is loaded")
+            return Visible((), _NO_DRIVER)
         count = int(cuda.runtime.getDeviceCount())
         found = tuple(f"sm_{cuda.Device(i).compute_capability}" for i in range(count))
         if found:
@@ -42,6 +47,15 @@ def visible_devices() -> Visible:
     except Exception as error:  # whatever a driver, or the lack of one, leads to
         return Visible((), f"CUDA does not start: {error}")
     return Visible(found, "" if found else "no CUDA device is visible")
+
+
+def has_driver() -> bool:
+    """Whether there is a driver at all: to ask CuPy takes a quarter of a second for its import."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def this_host() -> Host:

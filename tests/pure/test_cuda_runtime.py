@@ -24,6 +24,7 @@ STEP = KernelStep("norm", (3, 2, 1), 128, 60000, (NULL, NULL), "layer.0")
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
     made = FakeCupy("90", "86")
+    monkeypatch.setattr(cuda, "has_driver", lambda: True)
     monkeypatch.setattr(cuda, "cupy", lambda: made)
     monkeypatch.setattr(cuda, "blas_library", lambda _: made.blas)
     return made
@@ -67,6 +68,7 @@ def test_what_is_missing_is_a_reason_and_never_an_exception(
     def absent(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
+    monkeypatch.setattr(cuda, "has_driver", lambda: True)
     monkeypatch.setattr(importlib, "import_module", absent)
     reason = cuda.visible_devices().reason
     assert "No module named 'cupy'" in reason
@@ -77,8 +79,15 @@ def test_a_missing_cublas_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     made = FakeCupy("90")  # it has no attribute cublas, as CuPy when the library is missing
     made.cuda.runtime.runtimeGetVersion = lambda: 99000
     made.cuda.cublas = None
+    monkeypatch.setattr(cuda, "has_driver", lambda: True)
     monkeypatch.setattr(cuda, "cupy", lambda: made)
     assert "cuBLAS 99 does not load: libcublas.so.99" in cuda.visible_devices().reason
+
+
+def test_without_a_driver_cupy_is_not_even_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "has_driver", lambda: False)
+    monkeypatch.setattr(cuda, "cupy", lambda: pytest.fail("it was loaded"))
+    assert cuda.visible_devices() == cuda.Visible((), "no NVIDIA driver is loaded")
 
 
 def test_the_machine_of_these_tests_says_what_it_has() -> None:
