@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from rlx_ray.codegen.c import print_expr
 from rlx_ray.dtype import DType
 from rlx_ray.ir.cuda_kernels import Instance
 from rlx_ray.ir.cuda_launch import Value
-from rlx_ray.ir.expr import Acc, Expr, Fn, In, Lit
-from rlx_ray.ir.mir import SCALAR_FUNCTIONS
+from rlx_ray.ir.expr import Fn, In, Lit
 
 KERNELS = Path(__file__).parent.parent / "kernels" / "cuda"
 
@@ -43,7 +43,7 @@ def _define(key: str, value: Value) -> str:
             text = TYPES[value]
         case float():
             text = f"{value!r}f"
-        case In() | Acc() | Lit() | Fn():
+        case In() | Lit() | Fn():  # an accumulator is an epilogue's alone
             text = print_expr(value)
         case tuple():
             each = (f"X({k}, {TYPES[o.t]}, {o.at}, {o.step})" for k, o in enumerate(value))
@@ -51,20 +51,3 @@ def _define(key: str, value: Value) -> str:
         case _:
             text = str(value)
     return f"{key.upper()} {text}"
-
-
-def print_expr(expr: Expr) -> str:
-    """CUDA for an expression over the operands `v0`, `v1` ... of an elementwise kernel.
-
-    Raises:
-        ValueError: it has an accumulator, which only epilogues have.
-    """
-    match expr:
-        case In(index):
-            return f"v{index}"
-        case Lit(value):
-            return f"splat({float(value)!r}f)"
-        case Fn(name, args):
-            return SCALAR_FUNCTIONS[name].c.format(*(print_expr(a) for a in args))
-        case Acc():
-            raise ValueError("an elementwise kernel has no accumulator")

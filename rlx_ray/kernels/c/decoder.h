@@ -174,8 +174,8 @@ RLX_INLINE const char *cached_next(const rlx_cached *c, long at, long first, lon
  * the result's width. Results go to out + r * ld. Pages before the window of the first row are not
  * touched: they may be gone. */
 RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long position,
-                            const long dim, const int size, long ld_, long stride, float scale, const float *q,
-                            float *scores, float *out) {
+                            const long dim, const int size, long ld_, long stride,
+                            float scale, const float *q, float *scores, float *out) {
     const long width = ATT_PANELS(dim) * RLX_PANEL, last = position + (rows - 1) * step;
     const long length = least(last + 1, c->table * CACHE_PAGE);
     long first = c->window ? position + 1 - c->window : 0;
@@ -185,7 +185,7 @@ RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long posi
     const long part_lines =
         (CACHE_HEAD(dim) * size / 64 * GEMM_UNROLL * RLX_PANEL / CACHE_PAGE + dim - 1) / dim;
     rlx_micro t = {.k = dim, .a = q, .lda = ld_, .ldc = stride};
-    if (!step && !c->head) {
+    if (!step && !c->head) { /* no tile before this one has fetched its first page */
         const char *page = cache_head(c->cache, c->pages, c->table, first, c->layers, c->kv_heads, dim,
                                       size, c->layer, 0);
         for (long at = 0; page && at < CACHE_HEAD(dim) * size; at += 64)
@@ -197,9 +197,9 @@ RLX_INLINE void cached_tile(const rlx_cached *c, long rows, long step, long posi
         if (!page) return;
         t.panel = page + at % CACHE_PAGE * dim * size, t.c = scores + at;
         if (!step) { /* one token reads all of this once, from memory, and pages lie apart */
-            t.ahead = cached_next(c, at, first, length, dim, size);
-            t.lines = t.ahead ? part_lines : 0;
-            t.ahead += at % CACHE_PAGE / RLX_PANEL * (dim / GEMM_UNROLL) * part_lines * 64;
+            const char *next = cached_next(c, at, first, length, dim, size);
+            const long done = at % CACHE_PAGE / RLX_PANEL * (dim / GEMM_UNROLL) * part_lines;
+            t.ahead = next ? next + done * 64 : 0, t.lines = next ? part_lines : 0;
         }
         cached_micro(&t, rows, size);
     }
