@@ -7,24 +7,15 @@ import os
 from collections.abc import Mapping
 
 from rlx_ray.catalog import OpenModel, open_model
+from rlx_ray.commands.listing import print_listing
 from rlx_ray.commands.output import config_options, err, select_options, write_json
 from rlx_ray.config import load
 from rlx_ray.job.matrix import Cell, expand
-from rlx_ray.job.plan import Plan, absent, make_plan, select
+from rlx_ray.job.plan import absent, make_plan, select
 from rlx_ray.job.prebuild import look_up
 from rlx_ray.job.toolchains import refusals
 from rlx_ray.spec import Config
 from rlx_ray.store import open_store
-
-STYLES = {
-    "present": "green",
-    "compiled": "green",
-    "missing": "yellow",
-    "quarantined": "magenta",
-    "unsupported": "dim",
-    "skipped": "dim",
-    "failed": "red",
-}
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     else:
-        _print(plan, store.url)
+        print_listing(plan.rows, store.url)
         err.print(
             f"targets: {', '.join(t.name for t in config.targets)}; to build: {len(plan.todo)}, "
             f"about {plan.estimate:.0f} s of one processor, {wall:.0f} s on this machine"
@@ -85,18 +76,3 @@ def tell_refused(refused: Mapping[str, str]) -> None:
     """Say which targets lack something that nobody here can build."""
     for target, why in refused.items():
         err.print(f"cannot build for {target}: {why}")
-
-
-def _print(plan: Plan, url: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("model", "target", "variant", "cache key", "status", "s", "KiB", title=url)
-    for r in plan.rows:
-        why = f" ({r.reason})" if r.reason else ""
-        status = Text.assemble((r.status, STYLES[r.status]), why)
-        seconds = "" if r.seconds is None else f"{r.seconds:.1f}"
-        size = "" if r.bytes is None else f"{r.bytes / 1024:.0f}"
-        table.add_row(r.model, r.target, r.variant, r.cache_key, status, seconds, size)
-    Console(markup=False).print(table)

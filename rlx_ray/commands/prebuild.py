@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from rlx_ray.commands.listing import STYLES
 from rlx_ray.commands.output import config_options, err, select_options, write_json
-from rlx_ray.commands.plan import STYLES, selected, tell_refused
+from rlx_ray.commands.plan import selected, tell_refused
 from rlx_ray.errors import ConfigError
 from rlx_ray.job.build import Limits
 from rlx_ray.job.plan import Plan, Row

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlx_ray.commands.listing import print_listing
 from rlx_ray.commands.output import config_options, err, json_option, select_options, write_json
 from rlx_ray.errors import ConfigError
 from rlx_ray.spec import Config
@@ -54,18 +55,12 @@ def _store(args: argparse.Namespace) -> Store:
 
 def run_ls(args: argparse.Namespace) -> int:
     """List the artifacts."""
-    from rich.console import Console
-    from rich.table import Table
-
-    rows = list(_store(args).entries(args.model))
+    store = _store(args)
+    rows = list(store.entries(args.model))
     if args.json:
         write_json({"rows": [r.to_json() for r in rows]})
         return 0
-    table = Table("model", "variant", "target", "cache key", "KiB", "seconds", "status")
-    for r in rows:
-        size, seconds = f"{r.bytes / 1024:.0f}", f"{r.seconds:.1f}"
-        table.add_row(r.model, r.variant, r.target, r.cache_key, size, seconds, r.status)
-    Console(markup=False).print(table)
+    print_listing(sorted(rows, key=lambda r: (r.model, r.target)), store.url)
     err.print(f"{len(rows)} artifacts")
     return 0
 

@@ -94,6 +94,22 @@ def test_bad_usage_exits_2_and_says_why(
     assert "Traceback" not in said
 
 
+def test_a_listing_holds_whole_names_and_each_reason_once(run, config: str) -> None:
+    row = "{phase: encoder, batch: 64, seq: 16, rows: [128, 512], profile: F16}"
+    text = Path(config).read_text().replace("seq: [8, 16]}", f"seq: [8, 16]}}, {row}")
+    Path(config).write_text(text.replace("F16", "{precision: {compute: f16}}"))
+    _, out, said = run("plan", config, "--json")
+    assert out, said
+    plan = json.loads(out)
+    code, out, _ = run("plan", config)
+    assert code == 0
+    assert all(row["cache_key"] in out and f"{row['variant']} " in out for row in plan["rows"])
+    (why,) = {row["reason"] for row in plan["rows"] if row["status"] == "unsupported"}
+    assert out.count(why) == 1
+    assert f"[1] {why}" in out
+    assert "unsupported [1]" in out
+
+
 def test_no_command_prints_the_help_and_exits_2(run) -> None:
     code, out, _ = run()
     assert code == 2
