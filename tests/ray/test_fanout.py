@@ -25,11 +25,9 @@ from rlx_ray.job.prebuild import prebuild
 from rlx_ray.job.toolchains import refusals
 from rlx_ray.store import open_store
 from rlx_ray.target import TARGETS
+from tests.support.command import ENV, ROOT, start
 from tests.support.needs import needs, needs_minilm, needs_smollm2
 from tests.support.tiny import write_tiny_bert
-
-ROOT = Path(__file__).parent.parent.parent
-ENV = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'serve'}", "COLUMNS": "200"}
 
 
 @pytest.fixture(autouse=True)
@@ -53,22 +51,6 @@ models:
 """
     )
     return path
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rlx_ray.cli", *words],
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_hear_ctrl_c,
-    )
-
-
-def _hear_ctrl_c() -> None:
-    """Undo what a shell does to the jobs that it starts in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(*words: str, seconds: float = 180) -> tuple[int, dict, str]:

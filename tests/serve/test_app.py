@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 from rlx_ray.errors import ConfigError
 from rlx_serve import app
 from tests.serve.conftest import ROOT, deploy
+from tests.support.command import serving
 from tests.support.serving import tiny_model, write_config
 
 
@@ -76,19 +76,13 @@ def test_the_command_serves_until_a_signal_comes(
     tmp_path: Path, how: signal.Signals, status: int
 ) -> None:
     config = write_config(tmp_path, [tiny_model(tmp_path, "ann", 1)])
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "serve")])
-    command = [sys.executable, "-m", "rlx_ray.cli", "serve", config.path, "--port", "0", "--json"]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, env=environment, text=True, cwd=tmp_path
-    ) as server:
+    words = (config.path, "--port", "0", "--json")
+    with serving(*words, log=tmp_path / "log") as server:
         assert server.stdout is not None
         said = json.loads(server.stdout.readline())
-        try:
-            body = {"model": "ann", "input": "a"}
-            reply = httpx.post(f"{said['url']}/v1/embeddings", json=body, timeout=60)
-            assert reply.status_code == 200
-            assert said["models"] == ["ann"]
-        finally:
-            server.send_signal(how)
+        body = {"model": "ann", "input": "a"}
+        reply = httpx.post(f"{said['url']}/v1/embeddings", json=body, timeout=60)
+        assert reply.status_code == 200
+        assert said["models"] == ["ann"]
+        server.send_signal(how)
         assert server.wait(60) == status

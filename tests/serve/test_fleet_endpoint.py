@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +16,8 @@ from rlx_ray.store import AotStore, Hit
 from rlx_serve import presence
 from rlx_serve.app import bind
 from rlx_serve.presence import wait_until_served
-from tests.serve.conftest import ROOT, Site, specs
+from tests.serve.conftest import Site, specs
+from tests.support.command import serving
 from tests.support.serving import tiny_model, write_config
 
 TARGETS = ["cuda-sm_90", "host"]
@@ -85,28 +83,14 @@ def test_the_command_serves_from_the_cpu_where_there_is_no_gpu_and_says_so_once(
         [tiny_model(tmp_path, "ann", 1, targets=TARGETS)],
         executors={"cuda": {"num_gpus": 1}},
     )
-    command = [sys.executable, "-m", "rlx_ray.cli", "serve", config.path, "--port", "0", "--json"]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "serve")])
     log = tmp_path / "log"
-    with (
-        log.open("w") as said,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            env={**os.environ, "PYTHONPATH": paths},
-            text=True,
-            cwd=tmp_path,
-        ) as server,
-    ):
+    with serving(config.path, "--port", "0", "--json", log=log) as server:
         assert server.stdout is not None
-        try:
-            url = json.loads(server.stdout.readline())["url"]
-            body = {"model": "ann", "input": "a"}
-            assert httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).status_code == 200
-            rows = httpx.get(f"{url}/variants", timeout=60).json()["rows"]
-        finally:
-            server.send_signal(signal.SIGTERM)
+        url = json.loads(server.stdout.readline())["url"]
+        body = {"model": "ann", "input": "a"}
+        assert httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).status_code == 200
+        rows = httpx.get(f"{url}/variants", timeout=60).json()["rows"]
+        server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
     (why,) = {r["passed_over"] for r in rows if r["target"] == "cuda-sm_90"}
     assert why
