@@ -243,8 +243,6 @@ def _unsupported(
     matrices: Mapping[str, str],
 ) -> str:
     """Why this version has no kernels for a variant; empty if it has."""
-    if variant.ragged_rows is not None and wanted.kind == "cuda":
-        return "ragged variants (rows) have no kernels on CUDA targets"
     if variant.ragged_rows is not None and not dispatch.all_native:
         return "ragged variants (rows) need native kernels: dispatch forces common ones"
     precision = profile.precision.compute

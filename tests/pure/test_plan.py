@@ -137,7 +137,11 @@ def test_what_this_version_cannot_build_is_unsupported_with_a_reason(tmp_path: P
         ("profile: {precision: {compute: bf16}, backend: {tf32: true}}", ""),
         ("dispatch: {policy: force_common}", ""),
         ("quant: int8/32", ""),
-        ("batch: 4, rows: 16", "ragged variants (rows) have no kernels on CUDA targets"),
+        ("batch: 4, rows: 16", ""),
+        (
+            "batch: 4, rows: 16, dispatch: {force_common: [LayerNorm]}",
+            "ragged variants (rows) need native kernels: dispatch forces common ones",
+        ),
         (
             "profile: {precision: {compute: int8}}",
             "precision.compute int8 has no kernels on CUDA targets",

@@ -126,7 +126,7 @@ def _gated(s: State, index: int, two: Pair) -> None:
         if not two.bytes:
             dequantize(s, up, behind(w.place, n * k * s.t.size), n)
     multiply(s, node.origin, s.array(x), Right(w, True), both, (rows, 2 * n, k))
-    skip, lengths = s.skipping(node.shape)
+    skip, lengths = s.skipping(index)
     constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n, "pitch": 2 * n, "act": two.act}
     places = {"gate": both.place, "up": behind(both.place, n * s.t.size), **lengths}
     s.writer.call("gated", node.origin, {**constants, **skip}, **places, y=s.make(index))
@@ -205,7 +205,7 @@ def finish(s: State, index: int, made: Array) -> None:
     assert node.expr is not None
     inputs = node.inputs[2:]
     operands = [(made, node.shape), *((s.array(i), s.facts.shape(i)) for i in inputs)]
-    s.elementwise(node.origin, _over_operands(node.expr), operands, node.shape, made)
+    s.elementwise(index, _over_operands(node.expr), operands, made)
 
 
 def _over_operands(expr: Expr) -> Expr:

@@ -23,7 +23,7 @@ def elementwise(s: State, index: int) -> None:
     assert node.expr is not None
     operands = [(s.array(i), facts.shape(i)) for i in node.inputs]
     s.make(index, s.result_type(index))
-    s.elementwise(node.origin, node.expr, operands, node.shape, s.values[index])
+    s.elementwise(index, node.expr, operands, s.values[index])
 
 
 def reshape(s: State, index: int) -> None:

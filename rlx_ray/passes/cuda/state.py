@@ -43,12 +43,28 @@ class Raw:
     residual: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Where the rows of sequences are that stand one after the other.
+
+    Attributes:
+        starts: [batch + 1], where each begins and the last one ends.
+        rows: how many rows count.
+        places: of each row in its sequence.
+    """
+
+    starts: Place
+    rows: Place
+    places: Place
+
+
 @dataclass(slots=True)
 class State:
     """A program while it is lowered.
 
     Attributes:
         facts: what is known of it.
+        ragged: the tables of a ragged program's rows.
         writer: where launches go.
         values: nodes in memory.
         raws: products that wait for their reader.
@@ -59,6 +75,7 @@ class State:
     """
 
     facts: Facts
+    ragged: Ragged | None = None
     writer: Writer = field(default_factory=Writer)
     values: dict[int, Array] = field(default_factory=dict)
     raws: dict[int, Raw] = field(default_factory=dict)
@@ -95,8 +112,15 @@ class State:
 
     @property
     def lengths(self) -> Place:
-        """The input that says how many rows of each sequence count."""
-        return self.place(self.facts.lengths)
+        """How many rows count, for kernels over rows: of each sequence, or of a run of them."""
+        return self.place(self.facts.lengths) if self.ragged is None else self.ragged.rows
+
+    @property
+    def spans(self) -> tuple[dict[str, Value], dict[str, Place]]:
+        """The constant and the argument by which a kernel over sequences finds their rows."""
+        if self.ragged is None:
+            return {"ragged": 0}, {"lengths": self.lengths}
+        return {"ragged": self.facts.rows}, {"lengths": self.ragged.starts}
 
     def make(self, index: int, dtype: DType | None = None) -> Place:
         """A buffer for a node's value, of the program's type or another one."""
@@ -111,21 +135,22 @@ class State:
         alone = self.facts.is_output(index) and not self.facts.users[index]
         return DType.F32 if alone else self.t
 
-    def skipping(self, shape: Shape) -> tuple[dict[str, Value], dict[str, Place]]:
-        """The constant and the argument by which a kernel over rows skips padding."""
-        seq = self.facts.rows_of(shape)
+    def skipping(self, index: int) -> tuple[dict[str, Value], dict[str, Place]]:
+        """The constant and the argument by which a kernel over a node's rows skips padding."""
+        seq = self.facts.rows_of(index)
         return {"seq": seq}, ({"lengths": self.lengths} if seq else {})
 
     def elementwise(
         self,
-        origin: str,
+        index: int,
         expr: Expr,
         operands: list[tuple[Array, Shape]],
-        shape: Shape,
         out: Array,
+        part: str = "",
     ) -> None:
-        """Launch y = expr of operands, which are broadcast to `shape`; y may be one of them."""
-        skip, lengths = self.skipping(shape)
+        """Launch y = expr of operands, broadcast to a node's shape; y may be one of them."""
+        shape = self.facts.shape(index)
+        skip, lengths = self.skipping(index)
         plain = all(own == shape or elements(own) == 1 for _, own in operands)
         if plain and not skip["seq"]:
             flat = (1, elements(shape))
@@ -135,6 +160,7 @@ class State:
         views = tuple(_view(array.dtype, shape, own) for array, own in operands)
         given: dict[str, Value] = {"t": out.dtype, "rows": rows, "n": n, "expr": expr, **skip}
         places = {f"x{k}": array.place for k, (array, _) in enumerate(operands)}
+        origin = f"{self.facts.node(index).origin}{part}"
         self.writer.call(
             "elementwise", origin, {**given, "operands": views}, **places, **lengths, y=out.place
         )
@@ -146,14 +172,13 @@ class State:
             return have
         place = self.writer.buffer(f"{node.origin} as {dtype}", elements(node.shape) * dtype.size)
         made = Array(place, dtype)
-        self.elementwise(node.origin, In(0), [(have, node.shape)], node.shape, made)
+        self.elementwise(index, In(0), [(have, node.shape)], made)
         return made
 
     def zero_padding(self, index: int) -> None:
         """Zero a value that a kernel is to write but for its padding, where that is read."""
         if self.facts.whole:
-            made, node = self.values[index], self.facts.node(index)
-            self.elementwise(f"{node.origin}: padding", Lit(0.0), [], node.shape, made)
+            self.elementwise(index, Lit(0.0), [], self.values[index], ": padding")
 
 
 def _view(dtype: DType, shape: Shape, own: Shape) -> Operand:
