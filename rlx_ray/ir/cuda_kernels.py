@@ -110,8 +110,8 @@ TEMPLATES: dict[str, Template] = {
     "layer_norm": _template(
         "x residual bias gain shift lengths sum y", "t rows n eps", _NORM, launch.rows
     ),
-    "l2": _template("x y", "t rows n", {}, launch.l2),
-    "softmax": _template("x y", "t rows n", {}, launch.rows),
+    "l2": _template("x y", "t rows n", {}, launch.into),
+    "softmax": _template("x y", "t rows n", {}, launch.into),
     "elementwise": _template(
         "x* lengths y", "t rows n operands expr", {"seq": 0}, launch.elementwise
     ),

@@ -148,8 +148,8 @@ def pool(c: Constants) -> Launch:
     return Launch((_up(n, columns), batch, 1), block, 4 * (groups + 1) * columns)
 
 
-def l2(c: Constants) -> Launch:
-    """As other work on whole rows."""
+def into(c: Constants) -> Launch:
+    """As other work on whole rows; the result may have a type of its own."""
     c.setdefault("out", c["t"])
     return rows(c)
 
@@ -261,6 +261,7 @@ def strided(c: Constants) -> Launch:
 
 def reduce(c: Constants) -> Launch:
     """A thread for each result, or a warp where its numbers are neighbours."""
+    c.setdefault("out", c["t"])
     inner = _number(c, "inner")
     return _flat(c, _number(c, "outer") * inner * (32 if inner == 1 else 1))
 

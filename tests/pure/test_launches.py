@@ -261,3 +261,22 @@ def test_a_ragged_encoder_finds_its_rows_once_and_layers_are_as_in_a_rectangle()
     assert {c["seq"] for c in constants(ragged, "layer_norm")} == {64}
     (kernel,) = {k for k in ragged.kernels if k.template == "attention"}
     assert kernel.launch.grid == (64 // 16 + 8, 3, 1)
+
+
+@pytest.mark.parametrize("precision", ["f16", "bf16"])
+def test_masks_scores_and_sums_of_common_lowerings_are_float32(precision: str) -> None:
+    """In f16 a masked score would be infinite, and a count beyond 2048 inexact."""
+    profile = PROFILE.override({"precision": {"compute": precision}})
+    t = DType.parse(precision)
+    program = decoder(2, 8, 64, profile, COMMON, **WIDE)
+    assert {c["t"] for c in constants(program, "causal_mask")} == {DType.F32}
+    assert {(c["t"], c["out"]) for c in constants(program, "reduce")} == {(DType.F32, DType.F32)}
+    assert {c["t"] for c in constants(program, "cache_read")} == {t}
+    products = [s for s in program.steps if isinstance(s, GemmStep)]
+    assert {step.dtype for step in products} == {t}
+    assert {step.out for step in products} == {DType.F32, t}
+    tables = {c["vocab"]: c["t"] for c in constants(program, "embed")}
+    assert tables == {50: t, 128: DType.F32}, "embeddings, and angles"
+    program = decoder(2, 8, 64, profile, one_common("Attention"), **WIDE)
+    (softmax,) = {(c["t"], c["out"]) for c in constants(program, "softmax")}
+    assert softmax == (DType.F32, t), "a product reads it"

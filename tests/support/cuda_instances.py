@@ -24,7 +24,7 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
     return {
         "rms_norm": [{**ROWS, "eps": 1e-5, "residual": 1, "sum": 1}],
         "layer_norm": [{**ROWS, "eps": 1e-12, "residual": 1, "bias": 1, "sum": 1}],
-        "softmax": [{"rows": 4096, "n": 128}],
+        "softmax": [{"rows": 4096, "n": 128}, {"rows": 64, "n": 128, "out": DType.F16}],
         "l2": [{"rows": 8, "n": 384, "out": DType.F32}],
         "elementwise": [{**ROWS, "operands": operands, "expr": "vgelu(v0 + v1)"}],
         "gated": [{**ROWS, "pitch": 768}],
@@ -66,7 +66,10 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
         "attention_combine": [{"batch": 4, "seq": 1, "heads": 9, "dim": 64, "splits": 8}],
         "sample": [{"rows": 8, "n": 49152}],
         "strided": [{f"{k}{i}": 8 for k in "ns" for i in range(4)}],
-        "reduce": [{"outer": 64, "extent": 48, "inner": 1, "reduce": 1}],
+        "reduce": [
+            {"outer": 64, "extent": 48, "inner": 1, "reduce": 1},
+            {"outer": 64, "extent": 48, "inner": 8, "reduce": 0, "out": DType.F32},
+        ],
         "iota": [{"rows": 256, "period": 128, "base": 1}],
         "length_mask": [{"batch": 8, "tokens": 128}],
         "causal_mask": [{"batch": 2, "tokens": 16, "keys": 256, "window": 64}],

@@ -10,6 +10,7 @@ from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Expr, Fn, In, Lit
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
 from rlx_ray.matrix import FORMATS, QUANT_ROWS, MatrixFormat
+from rlx_ray.passes.cuda.storage import float32_values
 from rlx_ray.shape import elements
 
 FEW_ROWS = 32
@@ -41,6 +42,7 @@ class Facts:
         gathers: by the last of some gathers that are summed, all of them, the last first.
         inner: nodes inside such patterns, which have no launch of their own.
         whole: whether operations mix rows without regard to lengths, so that padding is computed.
+        wide: nodes that are float32 whatever t is.
         formats: by parameter, the format of weights that stay quantised.
     """
 
@@ -59,6 +61,7 @@ class Facts:
     gathers: Mapping[int, tuple[int, ...]]
     inner: frozenset[int]
     whole: bool
+    wide: frozenset[int]
     formats: Mapping[str, str]
 
     def node(self, index: int) -> Node:
@@ -84,12 +87,15 @@ class Facts:
 
     def is_table(self, index: int) -> bool:
         """Whether a parameter is a table that embeddings are read from."""
-        node = self.node(index)
-        reads = any(
-            self.node(u).op is Op.GATHER and self.node(u).inputs[0] == index
-            for u in self.users[index]
-        )
-        return node.op is Op.PARAM and reads
+        reads = any(self._embeds(self.node(u), index) for u in self.users[index])
+        return self.node(index).op is Op.PARAM and reads
+
+    def _embeds(self, reader: Node, table: int) -> bool:
+        """Whether a node reads embeddings of a table. Positions behind a cache are angles' rows."""
+        if reader.op not in (Op.GATHER, Op.TAKE) or reader.inputs[0] != table:
+            return False
+        counted = self.node(reader.inputs[-1])
+        return not (reader.op is Op.TAKE and counted.op is Op.IOTA and counted.inputs)
 
     def is_coded(self, index: int) -> bool:
         """Whether an embedding table has rows of 8 bits."""
@@ -154,6 +160,7 @@ def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
         gathers,
         frozenset(inner),
         whole,
+        float32_values(mir) if whole else frozenset(),
         formats,
     )
 

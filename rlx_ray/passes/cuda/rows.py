@@ -108,10 +108,12 @@ def take(s: State, index: int) -> None:
     """Rows of a table, of the common lowering."""
     table, ids = s.facts.node(index).inputs
     rows, n = grid(s.facts.shape(index))
-    constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n}
-    constants["vocab"] = s.facts.shape(table)[0]
+    coded = s.facts.is_coded(table)
+    t = s.t if coded else s.array(table).dtype
+    constants: dict[str, Value] = {"t": t, "rows": rows, "n": n, "vocab": s.facts.shape(table)[0]}
+    constants["q8"] = int(coded)
     places: dict[str, Place] = {"word": s.place(table), "ids": s.place(ids)}
-    s.writer.call("embed", s.facts.node(index).origin, constants, **places, y=s.make(index))
+    s.writer.call("embed", s.facts.node(index).origin, constants, **places, y=s.make(index, t))
 
 
 def pool(s: State, index: int) -> None:
@@ -127,9 +129,9 @@ def unit_length(s: State, index: int) -> None:
         _pool(s, x, index)
         return
     rows, n = grid(facts.shape(index))
-    out = s.result_type(index)
-    constants: dict[str, Value] = {"t": s.array(x).dtype, "rows": rows, "n": n, "out": out}
-    s.writer.call("l2", facts.node(index).origin, constants, x=s.place(x), y=s.make(index, out))
+    own, out = s.array(x), s.result_type(index)
+    constants: dict[str, Value] = {"t": own.dtype, "rows": rows, "n": n, "out": out}
+    s.writer.call("l2", facts.node(index).origin, constants, x=own.place, y=s.make(index, out))
 
 
 def _ends_in_unit(facts: Facts, index: int) -> bool:
@@ -156,6 +158,6 @@ def _pool(s: State, index: int, last: int) -> None:
 def softmax(s: State, index: int) -> None:
     """Softmax of rows."""
     node = s.facts.node(index)
-    rows, n = grid(node.shape)
-    constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n}
-    s.writer.call("softmax", node.origin, constants, x=s.place(node.inputs[0]), y=s.make(index))
+    (rows, n), x = grid(node.shape), s.array(node.inputs[0])
+    constants: dict[str, Value] = {"t": x.dtype, "rows": rows, "n": n, "out": s.type_of(index)}
+    s.writer.call("softmax", node.origin, constants, x=x.place, y=s.make(index))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from rlx_ray.dtype import DType
 from rlx_ray.ir.cuda_launch import Operand, Value
 from rlx_ray.ir.expr import Expr, In, Lit
-from rlx_ray.ir.mir import Note, Shape
+from rlx_ray.ir.mir import Note, Op, Shape
 from rlx_ray.launch_plan import NULL
 from rlx_ray.passes.cuda.facts import Facts
 from rlx_ray.passes.cuda.writer import Place, Writer
@@ -70,6 +70,7 @@ class State:
         raws: products that wait for their reader.
         late: for each node that waits, what writes it on demand.
         adjacent: parameters that are read as one: (first, second, bytes).
+        casts: values in another type than they were made in.
         zeroed: buffers that are zero before the first run and after each, with their bytes.
         notes: why operations share a launch, or do not.
     """
@@ -81,6 +82,7 @@ class State:
     raws: dict[int, Raw] = field(default_factory=dict)
     late: dict[int, Callable[[], None]] = field(default_factory=dict)
     adjacent: dict[tuple[int, int, int], None] = field(default_factory=dict)
+    casts: dict[tuple[Array, DType], Array] = field(default_factory=dict)
     zeroed: dict[str, tuple[Place, int]] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
@@ -95,9 +97,14 @@ class State:
             self.late.pop(index)()
         return self.values[index]
 
+    def read(self, index: int) -> Array:
+        """A node as products, native kernels and the cache take it: in the program's type."""
+        array, made = self.array(index), self.facts.node(index).op is not Op.PARAM
+        return self.cast(index, self.t) if made and array.dtype is DType.F32 else array
+
     def place(self, index: int | None) -> Place:
-        """Where a node lies; null for None."""
-        return NULL if index is None else self.array(index).place
+        """Where a node lies as `read` has it; null for None."""
+        return NULL if index is None else self.read(index).place
 
     def note(self, index: int, text: str, reason: str) -> None:
         """Say something of a node, and why it is so."""
@@ -123,17 +130,21 @@ class State:
         return {"ragged": self.facts.rows}, {"lengths": self.ragged.starts}
 
     def make(self, index: int, dtype: DType | None = None) -> Place:
-        """A buffer for a node's value, of the program's type or another one."""
-        kind = dtype or self.t
+        """A buffer for a node's value, of its own type or another one."""
+        kind = dtype or self.type_of(index)
         node = self.facts.node(index)
         place = self.writer.buffer(node.origin, elements(node.shape) * kind.size)
         self.values[index] = Array(place, kind)
         return place
 
+    def type_of(self, index: int) -> DType:
+        """The type that a node's value is made in: the program's, but for what stays float32."""
+        return DType.F32 if index in self.facts.wide else self.t
+
     def result_type(self, index: int) -> DType:
-        """Float32 for an output that nothing else reads, else the program's type."""
+        """Float32 for an output that nothing else reads, else the node's type."""
         alone = self.facts.is_output(index) and not self.facts.users[index]
-        return DType.F32 if alone else self.t
+        return DType.F32 if alone else self.type_of(index)
 
     def skipping(self, index: int) -> tuple[dict[str, Value], dict[str, Place]]:
         """The constant and the argument by which a kernel over a node's rows skips padding."""
@@ -170,8 +181,10 @@ class State:
         have, node = self.array(index), self.facts.node(index)
         if have.dtype is dtype:
             return have
+        if (have, dtype) in self.casts:
+            return self.casts[have, dtype]
         place = self.writer.buffer(f"{node.origin} as {dtype}", elements(node.shape) * dtype.size)
-        made = Array(place, dtype)
+        made = self.casts[have, dtype] = Array(place, dtype)
         self.elementwise(index, In(0), [(have, node.shape)], made)
         return made
 
