@@ -19,6 +19,7 @@ from rlx_ray.runtime.executable import NUMPY, pad_tokens
 from rlx_ray.target import CUDA_TARGETS, toolchain_for
 from tests.support.cuda_plans import Card, blob
 from tests.support.needs import needs, needs_minilm, needs_smollm2
+from tests.support.programs import COMMON
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MINILM = json.loads((GOLDEN / "minilm.json").read_text())["cases"]
@@ -107,6 +108,20 @@ def test_minilm_embeddings_of_one_run_of_rows_are_the_references(
         assert sum(len(c["input_ids"]) for c in some) <= 64
         rows = ragged.run(pad_tokens(variant, tokens(some)))["embedding"]
         check_embeddings(rows[: len(some)], some, bound)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "bound"), [("f16", 5e-4), ("bf16", 4e-3)])
+def test_minilm_of_common_kernels_gives_the_references_in_sixteen_bits(
+    tmp_path: Path, precision: str, bound: float
+) -> None:
+    needs_minilm()
+    sizes = {"batch": (2,), "seq": (16,), "profile": profile(Preset.ENCODER, precision)}
+    card = Card(tmp_path, "minilm.yaml", [{**sizes, "dispatch": COMMON}])
+    cases = [c for c in MINILM if len(c["input_ids"]) <= 16][:2]
+    inputs = pad_tokens(ModelVariant.encoder(2, 16), tokens(cases))
+    rows = card.load(card.cells[0]).run(inputs)["embedding"]
+    check_embeddings(rows, cases, bound)
 
 
 def generated(card: Card, ids: list[int], count: int) -> list[int]:

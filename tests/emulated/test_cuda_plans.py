@@ -202,8 +202,7 @@ def test_one_kind_of_a_decoder_common_and_the_rest_native(tmp_path: Path, config
 
 
 NEAR = {"f16": 2e-3, "bf16": 1.6e-2}
-"""How far native and common kernels are apart in 16 bits: eight times the rounding, as
-`cuda_oracle` has it for f16."""
+"""How far native and common kernels may be apart in 16 bits: some four roundings."""
 
 
 @pytest.mark.parametrize("precision", NEAR)
