@@ -91,7 +91,7 @@ class Facts:
         return self.node(index).op is Op.PARAM and reads
 
     def _embeds(self, reader: Node, table: int) -> bool:
-        """Whether a node reads embeddings of a table. Positions behind a cache are angles' rows."""
+        """Whether a node reads embeddings of a table; places behind a cache are rows of angles."""
         if reader.op not in (Op.GATHER, Op.TAKE) or reader.inputs[0] != table:
             return False
         counted = self.node(reader.inputs[-1])
@@ -123,15 +123,8 @@ def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
         CompileError: it has no token ids or no lengths of its rows, or operations that need a
             rectangle where its rows are ragged.
     """
-    inputs = {str(n.attr("name")): i for i, n in enumerate(mir.nodes) if n.op is Op.INPUT}
-    for name, ranks in (("input_ids", (1, 2)), ("lengths", (1,))):
-        if name not in inputs or len(mir.nodes[inputs[name]].shape) not in ranks:
-            axes = " or ".join(map(str, ranks))
-            raise CompileError(
-                f"the graph has no input {name!r} of {axes} axes, which CUDA targets need.",
-                "Name it so in the family's graph builder, or use CPU targets.",
-            )
-    ids = mir.nodes[inputs["input_ids"]].shape
+    ids, lengths = _input(mir, "input_ids", 1, 2), _input(mir, "lengths", 1)
+    tokens = mir.nodes[ids].shape
     params = [i for i, n in enumerate(mir.nodes) if n.op is Op.PARAM]
     users = tuple(tuple(sorted(set(u))) for u in mir.users())
     found = {i: _unit_length(mir, users, i) for i in range(len(mir.nodes))}
@@ -139,7 +132,7 @@ def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
     gathers = _gathers(mir, users, formats)
     inner = {i for parts in (*units.values(), *gathers.values()) for i in parts[1:]}
     whole = any(n.op not in _ROW_BY_ROW for i, n in enumerate(mir.nodes) if i not in inner)
-    if len(ids) == 1 and whole:
+    if len(tokens) == 1 and whole:
         raise CompileError(
             "operations of a ragged variant mix rows without regard to lengths.",
             "Take native kernels, or a variant without rows.",
@@ -148,11 +141,11 @@ def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
         mir,
         t,
         tf32,
-        mir.nodes[inputs["lengths"]].shape[0],
-        elements(ids),
-        ids[-1],
-        len(ids) == 1,
-        inputs["lengths"],
+        mir.nodes[lengths].shape[0],
+        elements(tokens),
+        tokens[-1],
+        len(tokens) == 1,
+        lengths,
         _pooled(mir),
         {index: at for at, index in enumerate(params)},
         users,
@@ -162,6 +155,19 @@ def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
         whole,
         float32_values(mir) if whole else frozenset(),
         formats,
+    )
+
+
+def _input(mir: Mir, name: str, *ranks: int) -> int:
+    """The input of a name, of so many axes."""
+    for index, node in enumerate(mir.nodes):
+        named = node.op is Op.INPUT and node.attr("name") == name
+        if named and len(node.shape) in ranks:
+            return index
+    axes = " or ".join(map(str, ranks))
+    raise CompileError(
+        f"the graph has no input {name!r} of {axes} axes, which CUDA targets need.",
+        "Name it so in the family's graph builder, or use CPU targets.",
     )
 
 
