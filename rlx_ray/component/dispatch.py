@@ -84,8 +84,8 @@ class KernelDispatchConfig:
     def all_native(self) -> bool:
         """Whether every kernel that the backend has by hand is taken.
 
-        Rows of their programs may be packed; the common lowering of attention and others needs
-        rectangles.
+        Only then can token rows stand one after the other: the common lowering of attention and
+        others needs rectangles.
         """
         return self.policy is not KernelDispatchPolicy.FORCE_COMMON and not self.force_common
 

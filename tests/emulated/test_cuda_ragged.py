@@ -158,7 +158,7 @@ def test_positions_of_embeddings(kernels: Unit, lengths: list[int], t: DType) ->
 
 # Whole plans ------------------------------------------------------------------------------------
 
-BOUND = {"f32": 2e-5, "f16": 4e-3, "bf16": 3e-2}
+BOUND = {"f32": 2e-6, "f16": 1.5e-3, "bf16": 1.2e-2}
 """Of each number of an embedding of unit length."""
 
 

@@ -39,7 +39,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     const int head = blockIdx.y;
     /* The tiles with most keys to see begin first. */
     int batch = blockIdx.z, tile = RLX_CAUSAL ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    if constexpr (RLX_RAGGED) {
+    if constexpr (RLX_RAGGED != 0) {
         batch = sequence_of<ROWS, GROUP, RLX_BATCH>(lengths, tile);
         tile -= first_tile<ROWS, GROUP>(lengths[batch], batch);
     }
