@@ -117,10 +117,7 @@ class LocalModel:
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """The same, with what routing has to know of them."""
-        return tuple(
-            Rung(v, self.spec(v).component.dispatch.all_native)
-            for v in dict.fromkeys(self.variants)
-        )
+        return tuple(Rung(v, self.spec(v).packed_rows) for v in dict.fromkeys(self.variants))
 
     def executable(self, variant: ModelVariant) -> tuple[Executable, str]:
         """A loaded variant and its tier; loads or compiles it at first use.

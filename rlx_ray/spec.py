@@ -108,6 +108,14 @@ class BuildSpec:
         return weights_family(self.target, kind)
 
     @property
+    def packed_rows(self) -> bool:
+        """Whether a run computes its real token rows alone.
+
+        On CPUs native kernels do. A device's products compute all rows that a variant has room for.
+        """
+        return self.target.kind == "cpu" and self.component.dispatch.all_native
+
+    @property
     def config_json(self) -> dict[str, object]:
         """The model config as a JSON object."""
         value: dict[str, object] = json.loads(self.config)

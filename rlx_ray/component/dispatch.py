@@ -84,8 +84,8 @@ class KernelDispatchConfig:
     def all_native(self) -> bool:
         """Whether every kernel that the backend has by hand is taken.
 
-        A program of native kernels runs on the real token rows; the common lowering of attention
-        and others needs rectangles, and computes the padding.
+        Only then can token rows stand one after the other: the common lowering of attention and
+        others needs rectangles.
         """
         return self.policy is not KernelDispatchPolicy.FORCE_COMMON and not self.force_common
 

@@ -110,19 +110,23 @@ TEMPLATES: dict[str, Template] = {
     "layer_norm": _template(
         "x residual bias gain shift lengths sum y", "t rows n eps", _NORM, launch.rows
     ),
-    "l2": _template("x y", "t rows n", {}, launch.l2),
-    "softmax": _template("x y", "t rows n", {}, launch.rows),
+    "l2": _template("x y", "t rows n", {}, launch.into),
+    "softmax": _template("x y", "t rows n", {}, launch.into),
     "elementwise": _template(
         "x* lengths y", "t rows n operands expr", {"seq": 0}, launch.elementwise
     ),
     "gated": _template("gate up lengths y", "t rows n", {"seq": 0, "act": "vsilu"}, launch.gated),
     "embed": _template(
-        "ids types word position kind base lengths y",
+        "ids types places word position kind base lengths y",
         "t rows n",
-        {"seq": 0, "vocab": 0, "positions": 0, "types": 0, "first": 0, "base": 0, "q8": 0},
+        {
+            **{"seq": 0, "ragged": 0, "vocab": 0, "positions": 0, "types": 0},
+            **{"first": 0, "base": 0, "q8": 0},
+        },
         launch.embed,
     ),
-    "pool": _template("x lengths y", "t batch seq n pool", {"l2": 0}, launch.pool),
+    "starts": _template("lengths starts rows places", "batch seq rows", {}, launch.starts),
+    "pool": _template("x lengths y", "t batch seq n pool", {"ragged": 0, "l2": 0}, launch.pool),
     "rope": _template(
         "qkv bias turns q_gain k_gain lengths past pages cache q",
         "t rows seq heads kv_heads dim table page_stride positions",
@@ -132,7 +136,7 @@ TEMPLATES: dict[str, Template] = {
     "attention": _template(
         "qkv bias lengths out",
         "t batch seq heads kv_heads dim",
-        {"bias": 0, "causal": 0, "window": 0},
+        {"ragged": 0, "bias": 0, "causal": 0, "window": 0},
         launch.attention,
     ),
     "attention_cached": _template(

@@ -129,6 +129,12 @@ def rope(c: Constants) -> Launch:
     return _flat(c, _number(c, "rows") * units * lanes)
 
 
+def starts(c: Constants) -> Launch:
+    """A warp for each sequence, and one for the end."""
+    block = _given(c, "block", 128)
+    return Launch((_up(_number(c, "batch") + 1, block // 32), 1, 1), block)
+
+
 def pool(c: Constants) -> Launch:
     """With `l2` a block has all columns, else one warp's."""
     n, batch = _number(c, "n"), _number(c, "batch")
@@ -142,8 +148,8 @@ def pool(c: Constants) -> Launch:
     return Launch((_up(n, columns), batch, 1), block, 4 * (groups + 1) * columns)
 
 
-def l2(c: Constants) -> Launch:
-    """As other work on whole rows."""
+def into(c: Constants) -> Launch:
+    """As other work on whole rows; the result may have a type of its own."""
     c.setdefault("out", c["t"])
     return rows(c)
 
@@ -207,22 +213,29 @@ def attention_combine(c: Constants) -> Launch:
 
 
 def attention(c: Constants) -> Launch:
-    """Tiles of rows and of keys of one sequence."""
-    return _prefill(c, _number(c, "seq"))
+    """Tiles of rows and of keys of one sequence; ragged ones for sequences up to twice the mean."""
+    seq, ragged, batch = (_number(c, name) for name in ("seq", "ragged", "batch"))
+    if not ragged:
+        return _prefill(c, seq, seq)
+    typical = min(seq, _up(2 * ragged, batch))
+    like = _prefill(c, typical, typical)
+    group = _number(c, "heads") // _number(c, "kv_heads")
+    tiles = ragged * group // (16 * _number(c, "m") * _number(c, "warps")) + batch
+    return Launch((tiles, like.grid[1], 1), like.block, like.shared)
 
 
 def attention_cached(c: Constants) -> Launch:
     """Tiles of new rows, and of keys that the page table has room for."""
-    return _prefill(c, _number(c, "table") * PAGE)
+    return _prefill(c, _number(c, "seq"), _number(c, "table") * PAGE)
 
 
-def _prefill(c: Constants, keys: int) -> Launch:
+def _prefill(c: Constants, tokens: int, keys: int) -> Launch:
     """Tall tiles where rows are many; no more warps than rows, nor keys at once than there are.
 
     Shared memory stays within the 99 KiB that the smallest of the architectures has.
     """
     batch, kv_heads, dim = (_number(c, name) for name in ("batch", "kv_heads", "dim"))
-    size, rows = _size(c), _number(c, "seq") * _number(c, "heads") // kv_heads
+    size, rows = _size(c), tokens * _number(c, "heads") // kv_heads
     tall = size == 2 and dim <= 64 and _up(rows, 128) * kv_heads * batch >= _FEW_BLOCKS
     m = _given(c, "m", 2 if tall else 1)
     warps = (8 if 64 < dim <= 128 else 4) if size == 2 else 4 if dim <= 128 else 2
@@ -248,6 +261,7 @@ def strided(c: Constants) -> Launch:
 
 def reduce(c: Constants) -> Launch:
     """A thread for each result, or a warp where its numbers are neighbours."""
+    c.setdefault("out", c["t"])
     inner = _number(c, "inner")
     return _flat(c, _number(c, "outer") * inner * (32 if inner == 1 else 1))
 

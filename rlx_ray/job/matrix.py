@@ -243,17 +243,15 @@ def _unsupported(
     matrices: Mapping[str, str],
 ) -> str:
     """Why this version has no kernels for a variant; empty if it has."""
-    if variant.ragged_rows is not None and wanted.kind == "cuda":
-        return "ragged variants (rows) have no kernels on CUDA targets"
     if variant.ragged_rows is not None and not dispatch.all_native:
         return "ragged variants (rows) need native kernels: dispatch forces common ones"
     precision = profile.precision.compute
     if precision not in PRECISIONS[wanted.kind]:
         kind = wanted.kind.upper()
         return f"precision.compute {precision} has no kernels on {kind} targets"
-    if precision != "f32" and _keeps_rounded_sums(wanted, dispatch):
-        return f"precision.compute {precision} needs {_NATIVE[wanted.kind]}"
-    if matrices and not dispatch.all_native:
+    if precision != "f32" and wanted.kind == "cpu" and _forces_common_matmul(dispatch):
+        return f"precision.compute {precision} needs native MatMul: dispatch forces the common one"
+    if matrices and wanted.kind == "cpu" and not dispatch.all_native:
         return "quantised weights need native kernels: dispatch forces common ones"
     wide = sorted({form for form in matrices.values() if form.startswith("fp8")})
     if wide and wanted.kind == "cuda":
@@ -261,16 +259,7 @@ def _unsupported(
     return _unknown_option(wanted, profile)
 
 
-_NATIVE = {
-    "cpu": "native MatMul: dispatch forces the common one",
-    "cuda": "native kernels: dispatch forces common ones, which keep their sums in it",
-}
-
-
-def _keeps_rounded_sums(wanted: Target, dispatch: KernelDispatchConfig) -> bool:
-    """Whether a dispatch takes common kernels that low precision cannot have."""
-    if wanted.kind == "cuda":
-        return not dispatch.all_native
+def _forces_common_matmul(dispatch: KernelDispatchConfig) -> bool:
     return decide(dispatch, _MATMUL, (_MATMUL,), (_MATMUL,)).lower_to_common
 
 

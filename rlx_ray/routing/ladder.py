@@ -32,7 +32,8 @@ class Rung:
 
     Attributes:
         variant: an encoder variant.
-        packed: whether it runs on the real token rows alone; one that is not computes its padding.
+        packed: whether it runs on the real token rows alone; one that is not computes all rows that
+            it has, but a ragged one has no attention between sequences.
     """
 
     variant: ModelVariant
@@ -57,10 +58,13 @@ class Rung:
 
     def cost(self, lengths: Sequence[int]) -> float:
         """What one call for texts of some lengths costs, in rows of a short sequence."""
+        ragged = self.variant.ragged_rows is not None
+        attended = sum(n * n for n in lengths) / _ATTENTION_ROWS
         if not self.packed:
-            return self.rows * (1 + self.variant.seq / _ATTENTION_ROWS) + _CALL_ROWS
-        real = sum(n * (1 + n / _ATTENTION_ROWS) for n in lengths)
-        even = self.variant.batch == 1 or self.variant.ragged_rows is not None
+            padded = self.rows * self.variant.seq / _ATTENTION_ROWS
+            return self.rows + (attended if ragged else padded) + _CALL_ROWS
+        real = sum(lengths) + attended
+        even = self.variant.batch == 1 or ragged
         loose = _LOOSE_EVEN if even else _LOOSE
         return real + loose * (self.rows - sum(lengths)) + _CALL_ROWS
 

@@ -90,7 +90,7 @@ def open_table(config: Config) -> Table:
                 str(component.variant),
                 component.cache_key_hex,
                 cell.spec.digest,
-                component.dispatch.all_native,
+                cell.spec.packed_rows,
             )
             rows.append(Row(route, cell.spec, cell.unsupported))
     return Table(models, tuple(rows))

@@ -47,10 +47,14 @@ models: [{{name: tiny, family: {family}, source: model, mode: {mode}, matrix: [{
     return load(path)
 
 
-def bert(folder: Path, targets: Sequence[str], mode: str = "lazy") -> LocalModel:
+def bert(
+    folder: Path,
+    targets: Sequence[str],
+    mode: str = "lazy",
+    rows: str = "{phase: encoder, batch: 2, seq: 16}",
+) -> LocalModel:
     if not (folder / "model").exists():
         write_tiny_bert(folder / "model")
-    rows = "{phase: encoder, batch: 2, seq: 16}"
     return LocalModel(config(folder, "bert", rows, targets, mode), "tiny", 1)
 
 
@@ -70,6 +74,23 @@ def test_the_best_targets_artifact_is_loaded_and_equals_the_cpus(
     model.close()
     del model
     assert device.held == 0
+
+
+def test_a_mixed_list_is_one_ragged_run_on_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [*TEXTS, "a lazy dog jumps over the key", "fox"]
+    rows = "{phase: encoder, batch: 1, seq: 16}, {phase: encoder, batch: 8, seq: 32, rows: 48}"
+    want = bert(tmp_path, [CPU], rows=rows).embed(texts)
+    put_in_card(monkeypatch, tmp_path / "units")
+    model = bert(tmp_path, LADDER, rows=rows)
+    assert model.cells[0].spec.target.name == "cuda-sm_90"
+    got = model.embed(texts)
+    assert [str(v) for v in got.calls] == ["encoder:b8:s32:x2=48"]
+    np.testing.assert_allclose(got.vectors, want.vectors, atol=1e-5)
+    assert want.pad_waste == 0
+    assert got.pad_waste == pytest.approx(1 - sum(got.tokens) / 48), "products compute all rows"
+    model.close()
 
 
 def test_what_the_driver_refuses_is_passed_over_with_its_reason(

@@ -19,6 +19,7 @@ from rlx_ray.runtime.executable import NUMPY, pad_tokens
 from rlx_ray.target import CUDA_TARGETS, toolchain_for
 from tests.support.cuda_plans import Card, blob
 from tests.support.needs import needs, needs_minilm, needs_smollm2
+from tests.support.programs import COMMON
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MINILM = json.loads((GOLDEN / "minilm.json").read_text())["cases"]
@@ -36,10 +37,11 @@ def profile(preset: Preset, precision: str) -> CompileProfile:
     return CompileProfile.preset(preset).override({"precision": {"compute": precision}})
 
 
-def minilm(folder: Path, batch: int, seq: int, precision: str = "f32") -> Card:
+def minilm(folder: Path, batch: int, seq: int, precision: str = "f32", *rows: int) -> Card:
     needs_minilm()
     own = profile(Preset.ENCODER, precision)
-    return Card(folder, "minilm.yaml", [{"batch": (batch,), "seq": (seq,), "profile": own}])
+    sizes = {"batch": (batch,), "seq": (seq,), "rows": rows}
+    return Card(folder, "minilm.yaml", [{**sizes, "profile": own}])
 
 
 def smollm2(folder: Path, precision: str, quant: str | None, seq: int = 40) -> Card:
@@ -70,13 +72,56 @@ def test_minilm_embeddings_are_the_references(
     card = minilm(tmp_path, batch, seq, precision)
     variant = card.load(card.cells[0])
     cases = [c for c in MINILM if len(c["input_ids"]) <= seq][:batch]
-    tokens = [(c["input_ids"], [0] * len(c["input_ids"])) for c in cases]
-    rows = variant.run(pad_tokens(ModelVariant.encoder(batch, seq), tokens))["embedding"]
+    rows = variant.run(pad_tokens(ModelVariant.encoder(batch, seq), tokens(cases)))["embedding"]
     assert rows.dtype == np.float32
+    check_embeddings(rows, cases, bound)
+
+
+def tokens(cases: list[dict]) -> list[tuple[list[int], list[int]]]:
+    return [(c["input_ids"], [0] * len(c["input_ids"])) for c in cases]
+
+
+def check_embeddings(rows: np.ndarray, cases: list[dict], bound: float) -> None:
     for row, case in zip(rows, cases, strict=True):
         want = np.array(case["embedding"])
         assert np.abs(row - want).max() <= bound
         assert row @ want >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("precision", "bound"),
+    [
+        ("f32", 2e-5),
+        pytest.param("f16", 5e-4, marks=pytest.mark.slow),
+        pytest.param("bf16", 4e-3, marks=pytest.mark.slow),
+    ],
+)
+def test_minilm_embeddings_of_one_run_of_rows_are_the_references(
+    tmp_path: Path, precision: str, bound: float
+) -> None:
+    card = minilm(tmp_path, 8, 32, precision, 64)
+    ragged = card.load(card.cells[0])
+    cases = sorted((c for c in MINILM if len(c["input_ids"]) <= 32), key=lambda c: c["text"])
+    variant = card.cells[0].spec.component.variant
+    assert variant.ragged_rows == 64
+    for some in (cases[:4], cases[3:]):
+        assert sum(len(c["input_ids"]) for c in some) <= 64
+        rows = ragged.run(pad_tokens(variant, tokens(some)))["embedding"]
+        check_embeddings(rows[: len(some)], some, bound)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "bound"), [("f16", 5e-4), ("bf16", 4e-3)])
+def test_minilm_of_common_kernels_gives_the_references_in_sixteen_bits(
+    tmp_path: Path, precision: str, bound: float
+) -> None:
+    needs_minilm()
+    sizes = {"batch": (2,), "seq": (16,), "profile": profile(Preset.ENCODER, precision)}
+    card = Card(tmp_path, "minilm.yaml", [{**sizes, "dispatch": COMMON}])
+    cases = [c for c in MINILM if len(c["input_ids"]) <= 16][:2]
+    inputs = pad_tokens(ModelVariant.encoder(2, 16), tokens(cases))
+    rows = card.load(card.cells[0]).run(inputs)["embedding"]
+    check_embeddings(rows, cases, bound)
 
 
 def generated(card: Card, ids: list[int], count: int) -> list[int]:
@@ -127,6 +172,7 @@ MODELS: dict[str, Callable[[Path], Card]] = {
     "minilm few rows": lambda folder: minilm(folder, 1, 16, "f16"),
     "minilm many rows": lambda folder: minilm(folder, 8, 128, "bf16"),
     "minilm f32": lambda folder: minilm(folder, 32, 128),
+    "minilm ragged": lambda folder: minilm(folder, 64, 256, "f16", 1024),
     "smollm2 packed": lambda folder: smollm2(folder, "f16", "file", 512),
     "smollm2 f32": lambda folder: smollm2(folder, "f32", None, 16),
 }

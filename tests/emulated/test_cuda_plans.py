@@ -171,9 +171,15 @@ def test_profiles_of_fusion_mean_the_same(tmp_path: Path, fusion: dict) -> None:
     np.testing.assert_allclose(got, want[35:], atol=3e-5)
 
 
-@pytest.mark.parametrize("scheme", ["gguf_q4_1", "gguf_q8_0", "int4/32"])
-def test_quantised_weights_mean_what_their_scheme_says(tmp_path: Path, scheme: str) -> None:
-    model = Decoder(tmp_path, BLOCKS, scheme=QuantScheme.parse(scheme))
+@pytest.mark.parametrize(
+    ("scheme", "config"),
+    [("gguf_q4_1", NATIVE), ("gguf_q8_0", NATIVE), ("int4/32", NATIVE), ("gguf_q8_0", COMMON)],
+    ids=["gguf_q4_1", "gguf_q8_0", "int4/32", "gguf_q8_0 common"],
+)
+def test_quantised_weights_mean_what_their_scheme_says(
+    tmp_path: Path, scheme: str, config: KernelDispatchConfig
+) -> None:
+    model = Decoder(tmp_path, BLOCKS, config, scheme=QuantScheme.parse(scheme))
     ids = text(36)
     want = model.want(ids)
     got = [model.step([(ids[:34], 0, [0, 1])], 34, 0)[0]]  # dequantised for the library
@@ -193,6 +199,39 @@ def test_one_kind_of_a_decoder_common_and_the_rest_native(tmp_path: Path, config
     np.testing.assert_allclose(got, [want[10], model.want(other)[11]], atol=3e-5)
     np.testing.assert_allclose(model.step([(one[11:15], 11, [2])], 4, 14), want[14:15], atol=3e-5)
     np.testing.assert_allclose(model.step([(one[15:], 15, [2])], 1, 15), want[15:], atol=3e-5)
+
+
+NEAR = {"f16": 2e-3, "bf16": 1.6e-2}
+"""How far native and common kernels may be apart in 16 bits: some four roundings."""
+
+
+@pytest.mark.parametrize("precision", NEAR)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(COMMON, id="all"),
+        *(pytest.param(c, id=kind, marks=pytest.mark.slow) for kind, c in MIXED.items()),
+    ],
+)
+def test_sixteen_bits_of_a_decoder_are_near_the_native_ones(
+    tmp_path: Path, config: KernelDispatchConfig, precision: str
+) -> None:
+    ids, other = text(16, 3), text(12, 4)
+    found = []
+    for i, kernels in enumerate((NATIVE, config)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        profile = {"precision": {"compute": precision}}
+        changes = {"qkv_bias": True, "window": 9, "layers": 1}
+        model = Decoder(folder, changes, kernels, profile)
+        steps = [
+            ([(ids[:11], 0, [2]), (other, 0, [9])], 18, 14),
+            ([(ids[11:15], 11, [2])], 4, 14),
+            ([(ids[15:], 15, [2])], 1, 15),
+        ]
+        found.append(np.concatenate([model.step(*step) for step in steps]))
+    native, common = found
+    assert np.linalg.norm(common - native) <= NEAR[precision] * np.linalg.norm(native)
 
 
 ENCODERS = {
@@ -219,3 +258,29 @@ def test_an_encoder_agrees_with_float64(
     (want,) = evaluate(made.mir, params | inputs)
     got = TinyCard(tmp_path, template, params, config).load(batch, seq).run(inputs)["embedding"]
     np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", NEAR)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("all", "Attention"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in [*ENCODERS][2:] if n != "Attention"),
+    ],
+)
+def test_sixteen_bits_of_an_encoder_are_near_the_native_ones(
+    tmp_path: Path, name: str, precision: str
+) -> None:
+    config, pooling = ENCODERS[name]
+    template = bert(pooling=pooling, activation="gelu_tanh", first_position=2)
+    params = random_params(stages(template, 3, 16).lir)
+    inputs = random_inputs(3, 16, lengths=[16, 0, 15])
+    found = []
+    for i, kernels in enumerate((NATIVE, config)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        card = TinyCard(folder, template, params, kernels, {"precision": {"compute": precision}})
+        found.append(card.load(3, 16).run(inputs)["embedding"])
+    native, common = found
+    assert np.linalg.norm(common - native) <= NEAR[precision] * np.linalg.norm(native)
+    assert not common[1].any(), "nobody asked for this one"

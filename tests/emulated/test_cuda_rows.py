@@ -17,6 +17,7 @@ from tests.support.cuda_oracle import IDS, TYPES, check, empty, floats, values, 
 ROWS, SEQ, N = 12, 4, 40
 LENGTHS = np.array([4, 0, 3], np.int32)
 REAL = (np.arange(SEQ) < LENGTHS[:, None]).reshape(-1)
+WIDE = DType.F32
 SOFTMAX = [(6, 384), (5, 33), (3, 4100), (2, 1)]
 POOLS = ["mean", "max", "cls", "last"]
 FUNCTIONS = {
@@ -46,6 +47,10 @@ def of_type(t: DType) -> list:
         *(
             instance("softmax", f"softmax_{n}_{t}", t=t, rows=rows, n=n, warps=warps)
             for (rows, n), warps in zip(SOFTMAX, (1, 2, 4, 1), strict=True)
+        ),
+        instance("softmax", f"softmax_into_{t}", t=DType.F32, rows=6, n=384, out=t),
+        instance(
+            "reduce", f"sums_{t}", t=t, outer=7, extent=3000, inner=1, reduce=0, out=DType.F32
         ),
         instance("l2", f"l2_{t}", t=t, rows=5, n=N, out=DType.F32),
         instance("l2", f"l2_same_{t}", t=t, rows=5, n=33, warps=2),
@@ -149,6 +154,19 @@ def test_softmax(kernels: Unit, rows: int, n: int, t: DType) -> None:
     check(got, e / e.sum(1, keepdims=True), t)
     again = kernels.run(f"softmax_{n}_{t}", x=x, alias={"y": "x"})["y"]
     assert again.tobytes() == got.tobytes()
+
+
+@each_type
+def test_scores_of_float32_and_sums_into_float32(kernels: Unit, t: DType) -> None:
+    rng = np.random.default_rng(5)
+    x = floats(rng, 6, 384) * 9
+    x[:, 200:] -= 1e30  # as masks do it
+    got = kernels.run(f"softmax_into_{t}", x=x, y=empty((6, 384), t))["y"]
+    e = np.exp(wide(x) - wide(x).max(1, keepdims=True))
+    check(got, e / e.sum(1, keepdims=True), t)
+    x = np.abs(values(rng, (7, 3000), t)) + NUMPY[t].type(1)  # sums beyond what t counts
+    got = kernels.run(f"sums_{t}", x=x, y=empty((7, 1), DType.F32))["y"]
+    check(got, wide(x).sum(1, keepdims=True), DType.F32)
 
 
 @each_type

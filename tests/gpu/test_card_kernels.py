@@ -11,9 +11,11 @@ from rlx_ray.dtype import DType
 from rlx_ray.runtime.cuda_device import CudaDevice
 from tests.emulated import (
     test_cuda_attention,
+    test_cuda_common,
     test_cuda_decode,
     test_cuda_matvec,
     test_cuda_norms,
+    test_cuda_ragged,
     test_cuda_rope,
     test_cuda_rows,
     test_cuda_sample,
@@ -27,9 +29,11 @@ needs_card()
 
 MODULES = (
     test_cuda_attention,
+    test_cuda_common,
     test_cuda_decode,
     test_cuda_matvec,
     test_cuda_norms,
+    test_cuda_ragged,
     test_cuda_rope,
     test_cuda_rows,
     test_cuda_sample,

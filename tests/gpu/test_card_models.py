@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlx_ray.component import CompileProfile, Preset
 from rlx_ray.config import load
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.local import LocalModel
@@ -48,6 +49,24 @@ def test_minilm_gives_the_reference_embeddings(best: Target, tmp_path: Path) -> 
         np.testing.assert_allclose(model.embed(texts).vectors, want, atol=2e-5)
     alone = np.concatenate([model.embed([text]).vectors for text in texts])
     np.testing.assert_allclose(alone, want, atol=2e-5)
+    model.close()
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("f32", 2e-5), ("f16", 5e-4), ("bf16", 4e-3)])
+def test_minilm_in_one_run_of_rows_gives_the_reference_embeddings(
+    best: Target, tmp_path: Path, precision: str, bound: float
+) -> None:
+    needs_minilm()
+    cases = json.loads((GOLDEN / "minilm.json").read_text())["cases"]
+    profile = CompileProfile.preset(Preset.ENCODER).override({"precision": {"compute": precision}})
+    rows = [{"batch": (64,), "seq": (256,), "rows": (512,), "profile": profile, "exclude": ()}]
+    model = opened(tmp_path, "minilm.yaml", best, rows)
+    want = np.array([case["embedding"] for case in cases])
+    texts = [case["text"] for case in cases]
+    for order in (1, -1, 1):  # step by step, captured, replayed: each with its own lengths
+        done = model.embed(texts[::order])
+        assert len(done.calls) == 1
+        np.testing.assert_allclose(done.vectors[::order], want, atol=bound)
     model.close()
 
 

@@ -92,6 +92,15 @@ def test_a_mixed_list_takes_a_ragged_variant_and_a_single_text_a_padded_one() ->
         assert single.variant == ModelVariant.encoder(1, seq)
 
 
+def test_where_all_rows_are_computed_a_mixed_list_takes_the_run_of_least_rows() -> None:
+    lengths = [120, 60, *[9] * 8]  # 252 tokens
+    batches = cut(lengths, LADDER + RAGGED, packed=False)
+    assert [b.variant for b in batches] == [RAGGED[0]]
+    assert pad_waste(batches, lengths) == pytest.approx(4 / 256)
+    (single,) = cut([20], LADDER + RAGGED, packed=False)
+    assert single.variant == ModelVariant.encoder(1, 32)
+
+
 def test_a_ragged_variant_takes_no_more_rows_than_it_has() -> None:
     batches = cut([100] * 5, RAGGED[:1])
     assert [len(b.items) for b in batches] == [2, 2, 1]

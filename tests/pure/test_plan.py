@@ -123,9 +123,10 @@ def test_what_this_version_cannot_build_is_unsupported_with_a_reason(tmp_path: P
         seq: 8
         profile: {precision: {compute: int8}}
         dispatch: {force_common: [MatMul]}
-      - {phase: encoder, batch: 1, seq: 16, quant: gguf_q6k}"""
+      - {phase: encoder, batch: 1, seq: 16, quant: gguf_q6k}
+      - {phase: encoder, batch: 1, seq: 4, quant: int8/32, dispatch: {force_common: [Gather]}}"""
     plan = make_plan(cells_of(tmp_path, rows), {})
-    assert [r.status for r in plan.rows] == ["unsupported"] * 8
+    assert [r.status for r in plan.rows] == ["unsupported"] * 10
     assert all(r.reason for r in plan.rows)
     assert not plan.todo
 
@@ -137,21 +138,18 @@ def test_what_this_version_cannot_build_is_unsupported_with_a_reason(tmp_path: P
         ("profile: {precision: {compute: bf16}, backend: {tf32: true}}", ""),
         ("dispatch: {policy: force_common}", ""),
         ("quant: int8/32", ""),
-        ("batch: 4, rows: 16", "ragged variants (rows) have no kernels on CUDA targets"),
+        ("batch: 4, rows: 16", ""),
+        (
+            "batch: 4, rows: 16, dispatch: {force_common: [LayerNorm]}",
+            "ragged variants (rows) need native kernels: dispatch forces common ones",
+        ),
         (
             "profile: {precision: {compute: int8}}",
             "precision.compute int8 has no kernels on CUDA targets",
         ),
-        (
-            "profile: {precision: {compute: f16}}, dispatch: {force_common: [Softmax]}",
-            "precision.compute f16 needs native kernels: dispatch forces common ones, which keep "
-            "their sums in it",
-        ),
+        ("profile: {precision: {compute: f16}}, dispatch: {policy: force_common}", ""),
         ("quant: fp8e4m3", "fp8e4m3 weights have no kernels on CUDA targets"),
-        (
-            "quant: int8/32, dispatch: {policy: force_common}",
-            "quantised weights need native kernels: dispatch forces common ones",
-        ),
+        ("quant: int8/32, dispatch: {policy: force_common}", ""),
         (
             "profile: {backend: {tf32: 1}}",
             "profile.backend option 'tf32' is 1, not true or false",

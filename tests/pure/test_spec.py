@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from rlx_ray.component import OP_KINDS, SCHEMES, OpKind, QuantScheme
 from rlx_ray.digest import COMPILE_SIDE, build_id, canonical_json, files_digest, json_digest
 from rlx_ray.errors import ArtifactError, RlxError
 from rlx_ray.spec import PLACEMENT_ONLY, BuildSpec
+from rlx_ray.target import target
+from tests.support.programs import COMMON
 from tests.support.specs import make_artifact, make_spec, make_weights, rich_spec
 
 WHOLE = (Enum, OpKind, QuantScheme)
@@ -35,6 +38,14 @@ def test_a_spec_survives_its_own_json(spec: BuildSpec) -> None:
     assert again.dumps() == spec.dumps()
     assert again.digest == spec.digest
     assert again.store_name == spec.store_name
+
+
+def test_rows_are_packed_on_cpus_by_native_kernels() -> None:
+    spec = make_spec()
+    assert spec.packed_rows
+    component = replace(spec.component, dispatch=COMMON)
+    assert not replace(spec, component=component).packed_rows
+    assert not replace(spec, target=target("cuda-sm_90")).packed_rows
 
 
 def test_the_digest_is_the_sha256_of_the_json_without_placement() -> None:

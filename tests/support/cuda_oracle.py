@@ -50,7 +50,7 @@ def check(got: np.ndarray, want: np.ndarray, t: DType) -> None:
     rounding = ROUNDING[t] * np.abs(want)
     own = np.maximum(off - rounding, 0) if t is DType.BF16 else off
     assert np.linalg.norm(own) <= LIMIT[t] * size, f"{np.linalg.norm(own) / size:.2e}"
-    bound = rounding + 8 * LIMIT[t] * size / np.sqrt(want.size)
+    bound = rounding + 8 * LIMIT[t] * size / np.sqrt(max(want.size, 1))
     assert (off <= bound).all(), f"one is off by {(off / bound).max():.2f} bounds"
 
 

@@ -110,7 +110,7 @@ class TinyCard:
         self.device = EmulatedDevice(folder / "units", level=level)
         self._resident = Resident(self.device)
         self._params, self._scheme = params, scheme
-        self._loaded: dict[tuple[int, int, int | None], LaunchExecutable] = {}
+        self._loaded: dict[tuple[int, int, int | None, int | None], LaunchExecutable] = {}
         self._weights: DeviceWeights | None = None
 
     @property
@@ -128,20 +128,25 @@ class TinyCard:
                 found[tensor.name] = QUANT_ROWS
         return found
 
-    def launches(self, batch: int, seq: int, past: int | None = None) -> Launches:
-        """A variant's program."""
+    def launches(
+        self, batch: int, seq: int, past: int | None = None, rows: int | None = None
+    ) -> Launches:
+        """A variant's program; ragged with `rows`."""
         binding = {0: batch, 1: seq} | ({} if past is None else {3: past})
+        binding |= {} if rows is None else {2: rows}
         wanted = target("cuda-sm_90")
         supported = backend_for(wanted).supported
         return run(
             self._hir, binding, self.profile, self._config, supported, wanted, self.formats
         ).launches
 
-    def load(self, batch: int, seq: int, past: int | None = None) -> LaunchExecutable:
+    def load(
+        self, batch: int, seq: int, past: int | None = None, rows: int | None = None
+    ) -> LaunchExecutable:
         """A variant, loaded once."""
-        key = (batch, seq, past)
+        key = (batch, seq, past, rows)
         if key not in self._loaded:
-            program = self.launches(batch, seq, past)
+            program = self.launches(*key)
             text = cuda.emit(program)
             self.device.made_of(text.encode(), text)
             plan = cuda.plan(program, target("cuda-sm_90")).dumps()

@@ -16,15 +16,18 @@
  *               out[r][h] += exp(scale * dot(Q[r][h], K[j][h / G])) / sum * V[j][h / G];
  *       }
  *
- * Constants: RLX_T; RLX_BATCH, RLX_SEQ, RLX_HEADS, RLX_KV_HEADS, RLX_DIM; RLX_BIAS, RLX_CAUSAL (0 or
- * 1), RLX_WINDOW (0 for none, else with CAUSAL); RLX_WARPS of a block, RLX_M times 16 rows of a warp,
- * RLX_KEYS of a tile (a multiple of 16), RLX_BLOCK = 32 WARPS.
- * Arguments: qkv, bias, lengths, out [batch seq, heads dim].
- * Launch: grid (ceil(SEQ G / (16 M WARPS)), KV_HEADS, BATCH); shared, with W = dim up to a multiple
- * of 16 and E = 16 / sizeof(T), 4 KEYS (W + E) sizeof(T) bytes, and 64 M WARPS (W + E) for float.
+ * Constants: RLX_T; RLX_BATCH, RLX_SEQ, RLX_RAGGED, RLX_HEADS, RLX_KV_HEADS, RLX_DIM; RLX_BIAS,
+ * RLX_CAUSAL (0 or 1), RLX_WINDOW (0 for none, else with CAUSAL); RLX_WARPS of a block, RLX_M times 16
+ * rows of a warp, RLX_KEYS of a tile (a multiple of 16), RLX_BLOCK = 32 WARPS.
+ * Arguments: qkv, bias, lengths (starts where rows are ragged), out [rows, heads dim].
+ * Launch: grid (ceil(SEQ G / (16 M WARPS)), KV_HEADS, BATCH), or, ragged, (floor(RAGGED G / (16 M
+ * WARPS)) + BATCH, KV_HEADS, 1), whose tiles ragged.cuh gives to sequences; shared, with W = dim up
+ * to a multiple of 16 and E = 16 / sizeof(T), 4 KEYS (W + E) sizeof(T) bytes, and 64 M WARPS (W + E)
+ * for float.
  *
  * The heads that share keys stand in one tile of rows: row i is token i / G, head i % G of them. */
 #include "prefill.cuh"
+#include "ragged.cuh"
 
 RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     RLX_NAME(const RLX_T *qkv, const float *bias, const int *lengths, RLX_T *out) {
@@ -33,13 +36,19 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     static_assert(RLX_HEADS % RLX_KV_HEADS == 0, "heads of keys do not divide the heads");
     static_assert(RLX_CAUSAL || RLX_WINDOW == 0, "a window without CAUSAL");
     static_assert(RLX_KEYS % 16 == 0 && RLX_BLOCK == 32 * RLX_WARPS, "tiles of 16, whole warps");
-    const int batch = blockIdx.z, head = blockIdx.y;
+    const int head = blockIdx.y;
     /* The tiles with most keys to see begin first. */
-    const int tile = (RLX_CAUSAL ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * ROWS;
-    const Visible<GROUP, RLX_CAUSAL, RLX_WINDOW> sees = {0, min(lengths[batch], RLX_SEQ), tile};
+    int batch = blockIdx.z, tile = RLX_CAUSAL ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    if constexpr (RLX_RAGGED != 0) {
+        batch = sequence_of<ROWS, GROUP, RLX_BATCH>(lengths, tile);
+        tile -= first_tile<ROWS, GROUP>(lengths[batch], batch);
+    }
+    tile *= ROWS;
+    const Span span = span_of<RLX_SEQ, RLX_RAGGED != 0>(lengths, batch);
+    const Visible<GROUP, RLX_CAUSAL, RLX_WINDOW> sees = {0, span.length, tile};
     if (sees.token(0) >= sees.length) return;
 
-    const RLX_T *own = qkv + (long)batch * RLX_SEQ * PITCH;
+    const RLX_T *own = qkv + (long)span.first * PITCH;
     struct {
         const RLX_T *base;
         enum { VALUE = RLX_KV_HEADS * RLX_DIM };
@@ -65,7 +74,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
                 add_pair<RLX_DIM>(bias + (RLX_HEADS + RLX_KV_HEADS + head) * RLX_DIM, d, sum);
             if (token < sees.length)
                 write_pair<RLX_DIM>(
-                    out + (((long)batch * RLX_SEQ + token) * RLX_HEADS + of) * RLX_DIM, d, sum);
+                    out + (((long)span.first + token) * RLX_HEADS + of) * RLX_DIM, d, sum);
         });
 }
 
@@ -73,6 +82,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
 #undef RLX_T
 #undef RLX_BATCH
 #undef RLX_SEQ
+#undef RLX_RAGGED
 #undef RLX_HEADS
 #undef RLX_KV_HEADS
 #undef RLX_DIM

@@ -5,24 +5,27 @@
  *   for (int r = 0; r < ROWS; r++)
  *       for (int i = 0; i < N; i++) y[r][i] = base[r][i] + word[ids[r]][i] + ...;
  *
- * An index outside its table reads row 0: the caller has checked. With RLX_Q8 the rows of `word` are
- * N / 32 float16 scales, then N int8 codes (rlx_ray.matrix.QUANT_ROWS).
+ * Ragged rows have places[r] for r % SEQ. An index outside its table reads row 0: the caller has
+ * checked. With RLX_Q8 the rows of `word` are N / 32 float16 scales, then N int8 codes
+ * (rlx_ray.matrix.QUANT_ROWS).
  *
- * Constants: RLX_T; RLX_ROWS, RLX_N, RLX_SEQ (0 without lengths and positions); RLX_VOCAB,
- * RLX_POSITIONS and RLX_TYPES, rows of a table, 0 where it is not summed; RLX_FIRST; RLX_BASE (0 or
- * 1); RLX_Q8 (0 or 1); RLX_BLOCK threads.
- * Arguments: ids int32 [rows], types int32 [rows], word, position, kind, base, lengths, y.
+ * Constants: RLX_T; RLX_ROWS, RLX_N, RLX_SEQ (0 without lengths and positions), RLX_RAGGED;
+ * RLX_VOCAB, RLX_POSITIONS and RLX_TYPES, rows of a table, 0 where it is not summed; RLX_FIRST;
+ * RLX_BASE (0 or 1); RLX_Q8 (0 or 1); RLX_BLOCK threads.
+ * Arguments: ids int32 [rows], types int32 [rows], places int32 [rows], word, position, kind, base,
+ * lengths, y.
  * Launch: grid ceil(ROWS N / V / BLOCK), V = the widest access that divides N. */
 #include "embed.cuh"
 
 RLX_KERNEL __launch_bounds__(RLX_BLOCK)
-    RLX_NAME(const int *ids, const int *types, const void *word, const RLX_T *position,
-             const RLX_T *kind, const RLX_T *base, const int *lengths, RLX_T *y) {
+    RLX_NAME(const int *ids, const int *types, const int *places, const void *word,
+             const RLX_T *position, const RLX_T *kind, const RLX_T *base, const int *lengths,
+             RLX_T *y) {
     constexpr int V = vector_width<RLX_T>(RLX_N), VECTORS = RLX_N / V;
     const int at = blockIdx.x * RLX_BLOCK + threadIdx.x;
     const int row = at / VECTORS, i = at % VECTORS * V;
     if (row >= RLX_ROWS || is_padding<RLX_SEQ>(lengths, row)) return;
-    const int place = row % (RLX_SEQ ? RLX_SEQ : 1);
+    const int place = RLX_RAGGED ? places[row] : row % (RLX_SEQ ? RLX_SEQ : 1);
     float sum[V];
 #pragma unroll
     for (int j = 0; j < V; j++) sum[j] = 0;
@@ -43,6 +46,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
 #undef RLX_ROWS
 #undef RLX_N
 #undef RLX_SEQ
+#undef RLX_RAGGED
 #undef RLX_VOCAB
 #undef RLX_POSITIONS
 #undef RLX_TYPES

@@ -11,14 +11,14 @@
  *           y[b][i] = lengths[b] ? sum / lengths[b] : 0;
  *       }
  *
- * Constants: RLX_T of x, RLX_OUT of y; RLX_BATCH, RLX_SEQ, RLX_N; RLX_POOL; RLX_L2 (0 or 1);
- * RLX_COLUMNS that a block does (all of N with RLX_L2), RLX_GROUPS of warps that share out the rows,
- * RLX_BLOCK threads.
- * Arguments: x, lengths, y.
+ * Constants: RLX_T of x, RLX_OUT of y; RLX_BATCH, RLX_SEQ, RLX_RAGGED, RLX_N; RLX_POOL; RLX_L2 (0 or
+ * 1); RLX_COLUMNS that a block does (all of N with RLX_L2), RLX_GROUPS of warps that share out the
+ * rows, RLX_BLOCK threads.
+ * Arguments: x, lengths (starts where rows are ragged), y.
  * Launch: grid (ceil(N / COLUMNS), BATCH); BLOCK any; shared 4 (GROUPS + 1) COLUMNS bytes.
  *
  * A warp sums 32 vectors of columns over every GROUPSth row; then the groups are added in order. */
-#include "rlx.cuh"
+#include "ragged.cuh"
 
 RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, const int *lengths, RLX_OUT *y) {
     constexpr int V = vector_width<RLX_T>(RLX_N), WIDE = 32 * V, WARPS = RLX_BLOCK / 32;
@@ -27,10 +27,11 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, const int *leng
     float *sums = reinterpret_cast<float *>(dynamic_shared()), *done = sums + RLX_GROUPS * RLX_COLUMNS;
     const int batch = blockIdx.y, first = blockIdx.x * RLX_COLUMNS;
     const int columns = min(RLX_COLUMNS, RLX_N - first);
-    const int length = max(0, min(lengths[batch], RLX_SEQ));
+    const Span span = span_of<RLX_SEQ, RLX_RAGGED != 0>(lengths, batch);
+    const int length = span.length;
     const int begin = RLX_POOL == 3 ? max(length - 1, 0) : 0;
     const int end = ONE ? min(begin + 1, length) : length;
-    x += (long)batch * RLX_SEQ * RLX_N + first;
+    x += (long)span.first * RLX_N + first;
 
     for (int at = threadIdx.x / 32; at < RLX_GROUPS * ceil_div(RLX_COLUMNS, WIDE); at += WARPS) {
         const int group = at % RLX_GROUPS, column = at / RLX_GROUPS * WIDE + threadIdx.x % 32 * V;
@@ -69,6 +70,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, const int *leng
 #undef RLX_OUT
 #undef RLX_BATCH
 #undef RLX_SEQ
+#undef RLX_RAGGED
 #undef RLX_N
 #undef RLX_POOL
 #undef RLX_L2

@@ -3,7 +3,7 @@
 #define RLX_REDUCE_CUH
 
 /* Over each group of LANES neighbouring lanes (a power of two); every lane gets the result. */
-template <int LANES = 32> RLX_DEVICE float warp_sum(float x) {
+template <int LANES = 32, class T> RLX_DEVICE T warp_sum(T x) {
 #pragma unroll
     for (int step = LANES / 2; step > 0; step /= 2) x += __shfl_xor_sync(RLX_ALL, x, step);
     return x;

@@ -14,6 +14,10 @@
  *   rows       of tokens are a rectangle [batch * seq, n], row-major. `lengths` int32 [batch] says
  *              how many of a sequence's seq rows count. Kernels skip the others: what stands there
  *              stays as it is, and is read by none. RLX_SEQ 0: all rows count, no lengths.
+ *   ragged     rows are instead one run [rows, n], one sequence after the other: RLX_RAGGED is how many
+ *              rows there is room for, and 0 for a rectangle. `starts` int32 [batch + 1] says where
+ *              sequences begin and the last one ends (starts.cu). Kernels over rows know the run as
+ *              one sequence: RLX_SEQ is its room, and `lengths` points to how many rows count.
  *   decoders   `past` int32 [batch]: tokens of a sequence that the cache holds before this step.
  *              `pages` int32 [batch, RLX_TABLE]: its page table, -1 for none. Token i lies in page
  *              pages[i / 32], slot i % 32. A page begins every RLX_PAGE_STRIDE elements; `cache`

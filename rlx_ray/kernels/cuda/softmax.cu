@@ -9,15 +9,15 @@
  *
  * A row that is -infinity throughout gives zeros.
  *
- * Constants: RLX_T; RLX_ROWS, RLX_N; RLX_WARPS of one row, RLX_BLOCK threads.
- * Arguments: x, y (which may be x).
+ * Constants: RLX_T of x, RLX_OUT of y; RLX_ROWS, RLX_N; RLX_WARPS of one row, RLX_BLOCK threads.
+ * Arguments: x, y (which may be x where their types are one).
  * Launch: grid ceil(ROWS / (BLOCK / 32 / WARPS)); BLOCK is 32 WARPS where WARPS > 1, else any.
  *
  * Maximum and sum come from one pass (arXiv:1805.02867): a thread keeps both for what it has seen.
  * The second pass finds the row in L1 or L2. */
 #include "rlx.cuh"
 
-RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, RLX_T *y) {
+RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, RLX_OUT *y) {
     constexpr int LANES = 32 * RLX_WARPS, V = vector_width<RLX_T>(RLX_N);
     static_assert(RLX_WARPS == 1 || RLX_BLOCK == LANES, "barriers are the block's");
     __shared__ float part[2][32];
@@ -50,6 +50,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, RLX_T *y) {
 
 #undef RLX_NAME
 #undef RLX_T
+#undef RLX_OUT
 #undef RLX_ROWS
 #undef RLX_N
 #undef RLX_WARPS

@@ -24,13 +24,13 @@ _QUERIES = 16
 def attention(s: State, index: int) -> None:
     """Attention within sequences of whole rows."""
     node = s.facts.node(index)
-    qkv, lengths = node.inputs
     heads = node.number("heads")
-    raw = s.take(qkv)
+    raw = s.take(node.inputs[0])
+    ragged, lengths = s.spans
     constants: dict[str, Value] = {"t": s.t, "batch": s.facts.batch, "seq": node.number("keys")}
-    constants |= {"heads": heads, "kv_heads": heads, "dim": node.number("dim")}
+    constants |= {"heads": heads, "kv_heads": heads, "dim": node.number("dim"), **ragged}
     constants["bias"] = int(raw.bias is not None)
-    places = {"qkv": raw.place, "bias": s.place(raw.bias), "lengths": s.place(lengths)}
+    places = {"qkv": raw.place, "bias": s.place(raw.bias), **lengths}
     out = s.make(index)
     s.zero_padding(index)
     s.writer.call("attention", node.origin, constants, **places, out=out)

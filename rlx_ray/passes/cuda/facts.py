@@ -10,6 +10,8 @@ from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Expr, Fn, In, Lit
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
 from rlx_ray.matrix import FORMATS, QUANT_ROWS, MatrixFormat
+from rlx_ray.passes.cuda.storage import float32_values
+from rlx_ray.shape import elements
 
 FEW_ROWS = 32
 """Rows up to which a product with weights is `matvec`: it reads them once, whatever the rows."""
@@ -28,14 +30,19 @@ class Facts:
         mir: the program.
         t: element type of activations, weights and cache.
         tf32: whether float32 products may round their factors to TF32.
-        batch, seq: of its token rows.
+        batch: sequences.
+        rows: token rows.
+        seq: rows of a sequence. Ragged rows are a run that counts as one sequence.
+        ragged: whether sequences stand one after the other, not in a rectangle.
         lengths: the input that says how many rows of a sequence count.
+        pooled: nodes whose rows are sequences.
         table: parameters by their place in the table.
         users: for each node those that read it, in order, each once.
         units: patterns that bring rows to unit length, by their last node: what they do it to.
         gathers: by the last of some gathers that are summed, all of them, the last first.
         inner: nodes inside such patterns, which have no launch of their own.
         whole: whether operations mix rows without regard to lengths, so that padding is computed.
+        wide: nodes that are float32 whatever t is.
         formats: by parameter, the format of weights that stay quantised.
     """
 
@@ -43,14 +50,18 @@ class Facts:
     t: DType
     tf32: bool
     batch: int
+    rows: int
     seq: int
+    ragged: bool
     lengths: int
+    pooled: frozenset[int]
     table: Mapping[int, int]
     users: tuple[tuple[int, ...], ...]
     units: Mapping[int, int]
     gathers: Mapping[int, tuple[int, ...]]
     inner: frozenset[int]
     whole: bool
+    wide: frozenset[int]
     formats: Mapping[str, str]
 
     def node(self, index: int) -> Node:
@@ -76,12 +87,15 @@ class Facts:
 
     def is_table(self, index: int) -> bool:
         """Whether a parameter is a table that embeddings are read from."""
-        node = self.node(index)
-        reads = any(
-            self.node(u).op is Op.GATHER and self.node(u).inputs[0] == index
-            for u in self.users[index]
-        )
-        return node.op is Op.PARAM and reads
+        reads = any(self._embeds(self.node(u), index) for u in self.users[index])
+        return self.node(index).op is Op.PARAM and reads
+
+    def _embeds(self, reader: Node, table: int) -> bool:
+        """Whether a node reads embeddings of a table; places behind a cache are rows of angles."""
+        if reader.op not in (Op.GATHER, Op.TAKE) or reader.inputs[0] != table:
+            return False
+        counted = self.node(reader.inputs[-1])
+        return not (reader.op is Op.TAKE and counted.op is Op.IOTA and counted.inputs)
 
     def is_coded(self, index: int) -> bool:
         """Whether an embedding table has rows of 8 bits."""
@@ -95,9 +109,10 @@ class Facts:
             return DType.U8 if self.is_coded(index) else self.t
         return DType.F32
 
-    def rows_of(self, shape: Shape) -> int:
+    def rows_of(self, index: int) -> int:
         """The constant `seq` of a kernel over rows: those behind a sequence's end are skipped."""
-        tokens = len(shape) == 2 and shape[0] == self.batch * self.seq
+        shape = self.shape(index)
+        tokens = len(shape) == 2 and shape[0] == self.rows and index not in self.pooled
         return self.seq if tokens and not self.whole else 0
 
 
@@ -105,38 +120,64 @@ def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
     """The facts of a program.
 
     Raises:
-        CompileError: it has no rectangle of token ids, or no lengths of its rows.
+        CompileError: it has no token ids or no lengths of its rows, or operations that need a
+            rectangle where its rows are ragged.
     """
-    inputs = {str(n.attr("name")): i for i, n in enumerate(mir.nodes) if n.op is Op.INPUT}
-    for name, rank in (("input_ids", 2), ("lengths", 1)):
-        if name not in inputs or len(mir.nodes[inputs[name]].shape) != rank:
-            raise CompileError(
-                f"the graph has no input {name!r} of {rank} axes, which CUDA targets need.",
-                "Name it so in the family's graph builder, or use CPU targets.",
-            )
-    batch, seq = mir.nodes[inputs["input_ids"]].shape
+    ids, lengths = _input(mir, "input_ids", 1, 2), _input(mir, "lengths", 1)
+    tokens = mir.nodes[ids].shape
     params = [i for i, n in enumerate(mir.nodes) if n.op is Op.PARAM]
     users = tuple(tuple(sorted(set(u))) for u in mir.users())
     found = {i: _unit_length(mir, users, i) for i in range(len(mir.nodes))}
     units = {last: parts for last, parts in found.items() if parts}
     gathers = _gathers(mir, users, formats)
     inner = {i for parts in (*units.values(), *gathers.values()) for i in parts[1:]}
-    rest = (n for i, n in enumerate(mir.nodes) if i not in inner)
+    whole = any(n.op not in _ROW_BY_ROW for i, n in enumerate(mir.nodes) if i not in inner)
+    if len(tokens) == 1 and whole:
+        raise CompileError(
+            "operations of a ragged variant mix rows without regard to lengths.",
+            "Take native kernels, or a variant without rows.",
+        )
     return Facts(
         mir,
         t,
         tf32,
-        batch,
-        seq,
-        inputs["lengths"],
+        mir.nodes[lengths].shape[0],
+        elements(tokens),
+        tokens[-1],
+        len(tokens) == 1,
+        lengths,
+        _pooled(mir),
         {index: at for at, index in enumerate(params)},
         users,
         {last: parts[0] for last, parts in units.items()},
         gathers,
         frozenset(inner),
-        any(n.op not in _ROW_BY_ROW for n in rest),
+        whole,
+        float32_values(mir) if whole else frozenset(),
         formats,
     )
+
+
+def _input(mir: Mir, name: str, *ranks: int) -> int:
+    """The input of a name, of so many axes."""
+    for index, node in enumerate(mir.nodes):
+        named = node.op is Op.INPUT and node.attr("name") == name
+        if named and len(node.shape) in ranks:
+            return index
+    axes = " or ".join(map(str, ranks))
+    raise CompileError(
+        f"the graph has no input {name!r} of {axes} axes, which CUDA targets need.",
+        "Name it so in the family's graph builder, or use CPU targets.",
+    )
+
+
+def _pooled(mir: Mir) -> frozenset[int]:
+    """Pooling, and all that is made of it."""
+    found: set[int] = set()
+    for index, node in enumerate(mir.nodes):
+        if node.op is Op.POOL or found.intersection(node.inputs):
+            found.add(index)
+    return frozenset(found)
 
 
 def _gathers(

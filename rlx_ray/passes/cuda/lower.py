@@ -77,17 +77,14 @@ def lower(
     t, tf32 = DType.parse(profile.precision.compute), bool(dict(profile.backend).get("tf32"))
     s = State(find(mir, t, tf32, formats))
     inputs = _inputs(s)
+    _place_tensors(s, inputs)
+    if s.facts.ragged:
+        rows.find_starts(s)
     for index, node in enumerate(mir.nodes):
-        match node.op:
-            case Op.INPUT:
-                s.values[index] = Array(inputs[str(node.attr("name"))][0], node.dtype)
-            case Op.PARAM:
-                slot = Slot("param", 0, s.facts.table[index])
-                s.values[index] = Array(slot, s.facts.param_dtype(index))
-            case op if op in RULES:
-                RULES[op](s, index)
-            case op:
-                raise VerifyError(f"MIR op {op.value!r} has no launch.")
+        if node.op in RULES:
+            RULES[node.op](s, index)
+        elif index not in s.values:
+            raise VerifyError(f"MIR op {node.op.value!r} has no launch.")
     outputs = {
         name: (s.cast(index, DType.F32).place, DType.F32, mir.nodes[index].shape)
         for name, index in zip(names, mir.outputs, strict=True)
@@ -117,6 +114,16 @@ def _inputs(s: State) -> _Tensors:
         name: (behind(whole, sum(sizes[:i])), dtype, shape)
         for i, (name, (dtype, shape)) in enumerate(found.items())
     }
+
+
+def _place_tensors(s: State, inputs: _Tensors) -> None:
+    """Inputs and parameters are in memory from the start."""
+    for index, node in enumerate(s.facts.mir.nodes):
+        if node.op is Op.INPUT:
+            s.values[index] = Array(inputs[str(node.attr("name"))][0], node.dtype)
+        elif node.op is Op.PARAM:
+            slot = Slot("param", 0, s.facts.table[index])
+            s.values[index] = Array(slot, s.facts.param_dtype(index))
 
 
 def _without_single_rows(mir: Mir) -> Mir:

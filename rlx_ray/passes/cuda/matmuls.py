@@ -53,7 +53,7 @@ def matvec(s: State, index: int) -> None:
     if ends and ends.bias is not None:
         places["bias"] = s.place(ends.bias)
     if ends and ends.residual is not None:
-        places["residual"] = s.array(ends.residual).place
+        places["residual"] = s.place(ends.residual)
     if x in s.late and norm_for(facts, x) == index:
         constants |= _with_norm(s, index, x, places)
     else:
@@ -103,7 +103,7 @@ def product(s: State, index: int) -> None:
         s.make(index, s.result_type(index))
         y = s.values[index]
     rows, n = node.shape
-    multiply(s, node.origin, s.array(x), right(s, weight), y, (rows, n, facts.shape(x)[1]))
+    multiply(s, node.origin, s.read(x), right(s, weight), y, (rows, n, facts.shape(x)[1]))
     if node.expr is not None and not waits:
         finish(s, index, y)
 
@@ -125,8 +125,8 @@ def _gated(s: State, index: int, two: Pair) -> None:
         dequantize(s, gate, w.place, 2 * n if two.bytes else n)
         if not two.bytes:
             dequantize(s, up, behind(w.place, n * k * s.t.size), n)
-    multiply(s, node.origin, s.array(x), Right(w, True), both, (rows, 2 * n, k))
-    skip, lengths = s.skipping(node.shape)
+    multiply(s, node.origin, s.read(x), Right(w, True), both, (rows, 2 * n, k))
+    skip, lengths = s.skipping(index)
     constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n, "pitch": 2 * n, "act": two.act}
     places = {"gate": both.place, "up": behind(both.place, n * s.t.size), **lengths}
     s.writer.call("gated", node.origin, {**constants, **skip}, **places, y=s.make(index))
@@ -176,7 +176,7 @@ def right(s: State, index: int) -> Right:
     """A node as the right factor; quantised weights are made plain."""
     facts = s.facts
     if not facts.is_matrix(index) or facts.form(index) is None:
-        return Right(s.array(index), facts.is_matrix(index))
+        return Right(s.read(index), facts.is_matrix(index))
     k, n = facts.shape(index)
     place = s.writer.buffer(f"{facts.node(index).origin}: plain", n * k * s.t.size)
     dequantize(s, index, place, n)
@@ -205,7 +205,7 @@ def finish(s: State, index: int, made: Array) -> None:
     assert node.expr is not None
     inputs = node.inputs[2:]
     operands = [(made, node.shape), *((s.array(i), s.facts.shape(i)) for i in inputs)]
-    s.elementwise(node.origin, _over_operands(node.expr), operands, node.shape, made)
+    s.elementwise(index, _over_operands(node.expr), operands, made)
 
 
 def _over_operands(expr: Expr) -> Expr:
@@ -231,6 +231,6 @@ def dot(s: State, index: int) -> None:
     flat = len(facts.shape(b)) == 2
     batch = 1 if flat else elements(node.shape[:-2])
     rows = elements(node.shape) // n // batch
-    x, w = s.array(a), right(s, b)
+    x, w = s.read(a), right(s, b)
     s.make(index, s.result_type(index))
     multiply(s, node.origin, x, w, s.values[index], (rows, n, k), batch)

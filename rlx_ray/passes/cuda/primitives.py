@@ -23,7 +23,7 @@ def elementwise(s: State, index: int) -> None:
     assert node.expr is not None
     operands = [(s.array(i), facts.shape(i)) for i in node.inputs]
     s.make(index, s.result_type(index))
-    s.elementwise(node.origin, node.expr, operands, node.shape, s.values[index])
+    s.elementwise(index, node.expr, operands, s.values[index])
 
 
 def reshape(s: State, index: int) -> None:
@@ -37,10 +37,11 @@ def reduce(s: State, index: int) -> None:
     if index in s.facts.inner:
         return
     axis, shape = node.number("axis"), s.facts.shape(node.inputs[0])
-    constants: dict[str, Value] = {"t": s.t, "outer": elements(shape[:axis])}
+    x = s.array(node.inputs[0])
+    constants: dict[str, Value] = {"t": x.dtype, "outer": elements(shape[:axis])}
     constants |= {"extent": shape[axis], "inner": elements(shape[axis + 1 :])}
-    constants["reduce"] = REDUCTIONS[str(node.attr("kind"))]
-    s.writer.call("reduce", node.origin, constants, x=s.place(node.inputs[0]), y=s.make(index))
+    constants |= {"reduce": REDUCTIONS[str(node.attr("kind"))], "out": s.type_of(index)}
+    s.writer.call("reduce", node.origin, constants, x=x.place, y=s.make(index))
 
 
 def strided(s: State, index: int) -> None:
@@ -49,17 +50,18 @@ def strided(s: State, index: int) -> None:
     extents, steps = node.attr("extents"), node.attr("steps")
     assert isinstance(extents, tuple)
     assert isinstance(steps, tuple)
-    constants: dict[str, Value] = {"t": s.t, "shift": node.number("shift")}
+    x = s.array(node.inputs[0])
+    constants: dict[str, Value] = {"t": x.dtype, "shift": node.number("shift")}
     for i in range(4):
         constants |= {f"n{i}": extents[i], f"s{i}": steps[i]}
-    s.writer.call("strided", node.origin, constants, x=s.place(node.inputs[0]), y=s.make(index))
+    s.writer.call("strided", node.origin, constants, x=x.place, y=s.make(index, x.dtype))
 
 
 def length_mask(s: State, index: int) -> None:
     """1 where a token counts, else 0."""
     node = s.facts.node(index)
     batch, tokens = node.shape
-    constants: dict[str, Value] = {"t": s.t, "batch": batch, "tokens": tokens}
+    constants: dict[str, Value] = {"t": s.type_of(index), "batch": batch, "tokens": tokens}
     lengths = s.place(node.inputs[0])
     s.writer.call("length_mask", node.origin, constants, lengths=lengths, y=s.make(index))
 
@@ -77,8 +79,8 @@ def causal_mask(s: State, index: int) -> None:
     """1 where a new token sees a key, else 0."""
     node = s.facts.node(index)
     batch, tokens, keys = node.shape
-    constants: dict[str, Value] = {"t": s.t, "batch": batch, "tokens": tokens, "keys": keys}
-    constants["window"] = node.number("window")
+    constants: dict[str, Value] = {"t": s.type_of(index), "batch": batch, "tokens": tokens}
+    constants |= {"keys": keys, "window": node.number("window")}
     past = s.place(node.inputs[0])
     s.writer.call("causal_mask", node.origin, constants, past=past, y=s.make(index))
 
@@ -87,9 +89,10 @@ def concat(s: State, index: int) -> None:
     """Rows of two values side by side."""
     a, b = s.facts.node(index).inputs
     (rows, m), (_, n) = grid(s.facts.shape(a)), grid(s.facts.shape(b))
-    constants: dict[str, Value] = {"t": s.t, "rows": rows, "m": m, "n": n}
-    origin = s.facts.node(index).origin
-    s.writer.call("concat", origin, constants, a=s.place(a), b=s.place(b), y=s.make(index))
+    t, origin = s.type_of(index), s.facts.node(index).origin
+    constants: dict[str, Value] = {"t": t, "rows": rows, "m": m, "n": n}
+    places = {"a": s.cast(a, t).place, "b": s.cast(b, t).place}
+    s.writer.call("concat", origin, constants, **places, y=s.make(index))
 
 
 def cache_write(s: State, index: int) -> None:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from rlx_ray.dtype import DType
 from rlx_ray.ir.cuda_launch import Value
 from rlx_ray.ir.mir import Node, Op
 from rlx_ray.passes.cuda.facts import Facts
 from rlx_ray.passes.cuda.fusion import norm_for
-from rlx_ray.passes.cuda.state import Array, State
+from rlx_ray.passes.cuda.state import Array, Ragged, State
 from rlx_ray.passes.cuda.writer import Place
 from rlx_ray.passes.kernels import POOLS
 from rlx_ray.passes.tiled import grid
+
+_TOKENS = {Op.ATTENTION: "keys", Op.GATHER: "period", Op.POOL: "tokens"}
+"""Attributes that say how many tokens a sequence has at most."""
+
+
+def find_starts(s: State) -> None:
+    """Where the sequences of a ragged program begin, from the lengths of each run."""
+    facts, size = s.facts, DType.I32.size
+    made = Ragged(
+        s.writer.buffer("starts", (facts.batch + 1) * size),
+        s.writer.buffer("rows", size),
+        s.writer.buffer("places", facts.rows * size),
+    )
+    longest = max(n.number(_TOKENS[n.op]) for n in facts.mir.nodes if n.op in _TOKENS)
+    constants: dict[str, Value] = {"batch": facts.batch, "seq": longest, "rows": facts.rows}
+    places = {"lengths": s.lengths, "starts": made.starts, "rows": made.rows, "places": made.places}
+    s.writer.call("starts", "starts", constants, **places)
+    s.ragged = made
 
 
 def norm(s: State, index: int) -> None:
@@ -27,7 +46,7 @@ def _norm(s: State, index: int) -> None:
     rows, n = grid(node.shape)
     eps = node.attr("eps")
     assert isinstance(eps, float)
-    skip, places = s.skipping(node.shape)
+    skip, places = s.skipping(index)
     constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n, "eps": eps, **skip}
     raw = s.take(x)
     if raw.bias is not None:
@@ -48,7 +67,7 @@ def gather(s: State, index: int) -> None:
         return
     facts, node, chain = s.facts, s.facts.node(index), s.facts.gathers[index]
     rows, n = node.shape
-    skip, places = s.skipping(node.shape)
+    skip, places = s.skipping(index)
     constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n, **skip}
     named = _words(facts, [i for i in chain if facts.node(i).number("ids")])
     for (table, ids, extent), one in zip(_ROLES, named, strict=False):
@@ -60,6 +79,7 @@ def gather(s: State, index: int) -> None:
         if not facts.node(one).number("ids"):
             constants |= _positions(facts, facts.node(one))
             places |= {"position": s.place(facts.node(one).inputs[0]), "lengths": s.lengths}
+            places |= {"places": s.ragged.places} if s.ragged else {}
     if facts.node(chain[-1]).number("base"):
         constants["base"], places["base"] = 1, s.place(facts.node(chain[-1]).inputs[-1])
     places["y"] = s.make(index)
@@ -79,17 +99,21 @@ def _words(facts: Facts, chain: list[int]) -> list[int]:
 
 def _positions(facts: Facts, node: Node) -> dict[str, Value]:
     extent = facts.shape(node.inputs[0])[0]
-    return {"seq": node.number("period"), "positions": extent, "first": node.number("first")}
+    ragged = facts.rows if facts.ragged else 0
+    seq = ragged or node.number("period")
+    return {"seq": seq, "ragged": ragged, "positions": extent, "first": node.number("first")}
 
 
 def take(s: State, index: int) -> None:
     """Rows of a table, of the common lowering."""
     table, ids = s.facts.node(index).inputs
     rows, n = grid(s.facts.shape(index))
-    constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n}
-    constants["vocab"] = s.facts.shape(table)[0]
+    coded = s.facts.is_coded(table)
+    t = s.t if coded else s.array(table).dtype
+    constants: dict[str, Value] = {"t": t, "rows": rows, "n": n, "vocab": s.facts.shape(table)[0]}
+    constants["q8"] = int(coded)
     places: dict[str, Place] = {"word": s.place(table), "ids": s.place(ids)}
-    s.writer.call("embed", s.facts.node(index).origin, constants, **places, y=s.make(index))
+    s.writer.call("embed", s.facts.node(index).origin, constants, **places, y=s.make(index, t))
 
 
 def pool(s: State, index: int) -> None:
@@ -105,9 +129,9 @@ def unit_length(s: State, index: int) -> None:
         _pool(s, x, index)
         return
     rows, n = grid(facts.shape(index))
-    out = s.result_type(index)
-    constants: dict[str, Value] = {"t": s.array(x).dtype, "rows": rows, "n": n, "out": out}
-    s.writer.call("l2", facts.node(index).origin, constants, x=s.place(x), y=s.make(index, out))
+    own, out = s.array(x), s.result_type(index)
+    constants: dict[str, Value] = {"t": own.dtype, "rows": rows, "n": n, "out": out}
+    s.writer.call("l2", facts.node(index).origin, constants, x=own.place, y=s.make(index, out))
 
 
 def _ends_in_unit(facts: Facts, index: int) -> bool:
@@ -120,19 +144,20 @@ def _ends_in_unit(facts: Facts, index: int) -> bool:
 def _pool(s: State, index: int, last: int) -> None:
     """Pooling at one node; the value is that of another one where it has unit length."""
     node = s.facts.node(index)
-    x, lengths = node.inputs
     batch, n = node.shape
     out = s.result_type(last)
+    ragged, lengths = s.spans
     constants: dict[str, Value] = {"t": s.t, "batch": batch, "seq": node.number("tokens"), "n": n}
+    constants |= ragged
     constants |= {"pool": POOLS[str(node.attr("kind"))], "l2": int(last != index), "out": out}
     origin = s.facts.node(last).origin
-    places = {"x": s.place(x), "lengths": s.place(lengths)}
+    places = {"x": s.place(node.inputs[0]), **lengths}
     s.writer.call("pool", origin, constants, **places, y=s.make(last, out))
 
 
 def softmax(s: State, index: int) -> None:
     """Softmax of rows."""
     node = s.facts.node(index)
-    rows, n = grid(node.shape)
-    constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n}
-    s.writer.call("softmax", node.origin, constants, x=s.place(node.inputs[0]), y=s.make(index))
+    (rows, n), x = grid(node.shape), s.array(node.inputs[0])
+    constants: dict[str, Value] = {"t": x.dtype, "rows": rows, "n": n, "out": s.type_of(index)}
+    s.writer.call("softmax", node.origin, constants, x=x.place, y=s.make(index))
