@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Protocol
 
 STYLES = {
@@ -58,7 +57,7 @@ def print_listing(rows: Iterable[Listed], title: str) -> None:
     """Print rows on standard output; 80 columns hold them.
 
     Args:
-        rows: those of one model and target one behind the other.
+        rows: in any order.
         title: above them all.
     """
     from rich.console import Console
@@ -67,8 +66,11 @@ def print_listing(rows: Iterable[Listed], title: str) -> None:
 
     console = Console(markup=False, highlight=False)
     console.print(title, style="bold", soft_wrap=True)
+    groups: dict[tuple[str, str], list[Listed]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.target), []).append(row)
     reasons: dict[str, int] = {}
-    for (model, target), group in groupby(rows, lambda r: (r.model, r.target)):
+    for (model, target), group in groups.items():
         table = Table("variant", "cache key", "status", box=None, padding=(0, 1), pad_edge=False)
         table.add_column("s", justify="right")
         table.add_column("KiB", justify="right")
@@ -81,5 +83,7 @@ def print_listing(rows: Iterable[Listed], title: str) -> None:
             table.add_row(r.variant or "?", r.cache_key, status, seconds, size)
         console.print(f"\n{model} · {target or 'target not known'}", soft_wrap=True)
         console.print(table)
+    if reasons:
+        console.print()
     for reason, number in reasons.items():
-        console.print(f"{'' if number > 1 else chr(10)}[{number}] {reason}", soft_wrap=True)
+        console.print(f"[{number}] {reason}", soft_wrap=True)

@@ -60,7 +60,7 @@ def run_ls(args: argparse.Namespace) -> int:
     if args.json:
         write_json({"rows": [r.to_json() for r in rows]})
         return 0
-    print_listing(sorted(rows, key=lambda r: (r.model, r.target)), store.url)
+    print_listing(rows, store.url)
     err.print(f"{len(rows)} artifacts")
     return 0
 
