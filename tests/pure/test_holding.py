@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import weakref
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ import pytest
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
 from rlx_serve.holding import Holding
 from rlx_serve.problems import problem
-from rlx_serve.slots import Slots
 
 
 class Memory:
@@ -72,8 +72,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def holding(device: Device, threads: ThreadPoolExecutor) -> Holding:
-    slots: Slots = Slots(8, 1 << 30, lambda: 0.0)
-    return Holding(slots, device.load, threads, threads)
+    return Holding(8, 1 << 30, device.load, threads, threads)
 
 
 async def ask(held: Holding, device: Device, digest: str) -> int:
@@ -99,7 +98,7 @@ def test_a_device_that_stays_full_sheds_the_load_and_serves_what_it_holds(device
     async def story() -> None:
         held = holding(device, threads)
         for digest in ("1", "2"):
-            await held.keep(row(digest))
+            await held.hold(row(digest), contextlib.ExitStack())
         with pytest.raises(DeviceMemoryError) as caught:
             await ask(held, device, "3")
         answer = problem(caught.value)
@@ -128,7 +127,7 @@ def test_waiters_of_one_failed_load_each_get_the_error(device, threads) -> None:
     async def story() -> None:
         held = holding(device, threads)
         for digest in ("1", "2"):
-            await held.keep(row(digest))
+            await held.hold(row(digest), contextlib.ExitStack())
         answers = await asyncio.gather(
             *(ask(held, device, "3") for _ in range(5)), return_exceptions=True
         )
