@@ -168,7 +168,7 @@ class Slots(Generic[_Value]):
     def failed(self, key: SlotKey, error: Exception) -> None:
         """The load of a slot failed; for a few seconds the error is the answer."""
         slot = self._in(State.LOADING, key)
-        slot.state, slot.error = State.FAILED, error
+        slot.state, slot.error, slot.nbytes = State.FAILED, error, 0
         slot.retry_at = self._clock() + self._retry_after
         self._let_go(key)
         self._trim()
