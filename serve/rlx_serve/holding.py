@@ -82,12 +82,7 @@ class Holding:
         Raises:
             RlxError: it cannot be loaded, or its run failed.
         """
-        try:
-            return await self._run(row, run)
-        except DeviceMemoryError as error:
-            if not await self.make_room(error):
-                raise
-        return await self._run(row, run)
+        return await self._with_room(partial(self._run, row, run))
 
     async def _run(self, row: Row, run: Callable[[Loaded], Outputs]) -> tuple[Outputs, str]:
         with contextlib.ExitStack() as stack:
@@ -167,7 +162,7 @@ class Holding:
         loaded = [model for model, (state, _) in states if state is State.LOADED]
         return [self.slots.value(engine_key(model)) for model in loaded]
 
-    async def with_room(self, work: Callable[[], _Value]) -> _Value:
+    async def in_loader(self, work: Callable[[], _Value]) -> _Value:
         """Do in a loader's thread what takes memory; where the device is full, make room once.
 
         Raises:
@@ -175,23 +170,31 @@ class Holding:
             RlxError: as the work does.
         """
         loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._loaders, work)
-        except DeviceMemoryError as error:
-            if not await self.make_room(error):
-                raise
-        return await loop.run_in_executor(self._loaders, work)
+        return await self._with_room(lambda: loop.run_in_executor(self._loaders, work))
 
-    async def make_room(self, error: DeviceMemoryError) -> bool:
-        """Give back the device's memory that idle slots and engines hold; whether there was any."""
+    async def make_room(self, error: DeviceMemoryError) -> None:
+        """Give back the device's memory that idle slots and engines hold."""
         count = self.slots.evict_idle()
-        found = count > 0 or bool(self._ends)
         _log.warning("%d idle slots are evicted: %s", count, error)
         _forget_frames(error)
         await self._ended()
         await asyncio.get_running_loop().run_in_executor(self._loaders, gc.collect)
         self.changed.set()
-        return found
+
+    async def _with_room(self, work: Callable[[], Awaitable[_Value]]) -> _Value:
+        before = self._freed
+        try:
+            return await work()
+        except DeviceMemoryError as error:
+            await self.make_room(error)
+            if self._freed == before:
+                raise
+        return await work()
+
+    @property
+    def _freed(self) -> int:
+        """How many slots' memory is free again, whoever had them evicted."""
+        return self.slots.evictions - len(self._ends)
 
     def _ask(
         self,
@@ -234,7 +237,7 @@ class Holding:
         self.changed.set()
 
     async def _variant(self, spec: BuildSpec) -> tuple[Loaded, int]:
-        loaded = await self.with_room(partial(self._load, spec))
+        loaded = await self.in_loader(partial(self._load, spec))
         return loaded, loaded.nbytes
 
     async def _engine(

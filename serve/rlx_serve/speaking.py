@@ -86,7 +86,7 @@ class Speakers:
                 "Raise it.",
             )
         tokenizer = await asyncio.to_thread(opened.tokenizer)
-        cache = await self._holding.with_room(partial(first.make_cache, pages))
+        cache = await self._holding.in_loader(partial(first.make_cache, pages))
         config = json.loads(opened.facts.config)
         vocab, window = int(config["vocab"]), int(config.get("window", 0))
         engine = Engine(rows, variants.load, tokenizer.decode, cache, vocab, window)

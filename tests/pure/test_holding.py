@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,12 +40,18 @@ class Device:
         self.held: weakref.WeakSet[Memory] = weakref.WeakSet()
         self.loads: list[str] = []
         self.fault: Exception | None = None
+        self.together: threading.Barrier | None = None
 
     def load(self, spec: Any) -> Variant:
         self.loads.append(spec.digest)
+        if self.together is not None and self.loads.count(spec.digest) == 1:
+            self.together.wait(10)
         mine = Memory()
         self.held.add(mine)
-        if len(self.held) > 2:
+        full = len(self.held) > 2
+        if self.together is not None and self.loads.count(spec.digest) == 1:
+            self.together.wait(10)
+        if full:
             raise DeviceMemoryError("no room.", "Load fewer.")
         return Variant(spec.digest, mine)
 
@@ -90,6 +97,19 @@ def test_a_load_on_a_full_device_evicts_idle_slots_and_tries_once_more(device, t
         assert held.slots.evictions == 2
         gc.collect()
         assert len(device.held) == 1
+
+    asyncio.run(story())
+
+
+def test_loads_that_find_a_device_full_at_once_share_the_room_that_is_made(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        for digest in ("1", "2"):
+            await ask(held, device, digest)
+        device.together = threading.Barrier(2)
+        assert await asyncio.gather(*(ask(held, device, d) for d in ("3", "4"))) == [3, 4]
+        assert sorted(device.loads) == ["1", "2", "3", "3", "4", "4"]
+        assert held.slots.evictions == 2
 
     asyncio.run(story())
 

@@ -257,7 +257,7 @@ def test_an_ending_engines_own_model_gets_a_new_one(card) -> None:
         await asyncio.sleep(0)
         assert replica.engines == {"ann": State.ENDING}
         assert await asyncio.gather(replica.say("ann"), replica.say("ann", 3)) == [[0] * 5, [0] * 3]
-        assert await room
+        await room
         assert old() is None
         assert len(card.caches) == 1
 
@@ -380,11 +380,12 @@ def test_any_crowd_is_answered_within_the_budget(card, seed: int) -> None:
                     async with contextlib.aclosing(replica.stream(model, count)) as stream:
                         await anext(stream)
                 return
-            except Busy:
+            except (Busy, DeviceMemoryError):  # both are 503 with Retry-After
                 await asyncio.sleep(0.02)
         raise AssertionError(f"{model} never had a turn")
 
     async def story(replica: Replica) -> None:
+        replica.holding.slots._retry_after = 0.01
         crowd = zip(
             rng.choice(MODELS, 40), rng.integers(1, 30, 40), rng.uniform(size=40) < 0.7, strict=True
         )
