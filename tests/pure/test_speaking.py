@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx_ray.component import ModelVariant
+from rlx_ray.component import CompilationMode, ModelVariant
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.errors import DeviceMemoryError, EngineError, RlxError
+from rlx_serve import executor
 from rlx_serve.dispatch import Route
 from rlx_serve.holding import Holding
 from rlx_serve.host import Loaded
@@ -99,7 +100,7 @@ class Card:
 def row(model: str, variant: ModelVariant) -> Any:
     digest = str(variant)
     return SimpleNamespace(
-        route=Route(model, str(variant), "0", digest),
+        route=Route(model, str(variant), digest, digest),
         spec=SimpleNamespace(model=model, digest=digest),
         variant=variant,
     )
@@ -394,3 +395,41 @@ def test_any_crowd_is_answered_within_the_budget(card, seed: int) -> None:
 
     card.room = 2 * ROOM_FOR_ONE
     play(card, story, 2 * ROOM_FOR_ONE)
+
+
+@pytest.mark.parametrize("mode", [CompilationMode.EAGER, CompilationMode.LAZY])
+def test_what_is_eager_stays_for_good_and_what_is_warm_as_long_as_there_is_room(
+    card, mode: CompilationMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+
+    def check(config: object, table: object, target: object, code: int = 0) -> None:
+        checked.append(code)
+
+    monkeypatch.setattr(executor, "check_budget", check)
+
+    async def story(replica: Replica) -> None:
+        made = executor.Executor.__new__(executor.Executor)
+        rows = [row("ann", variant) for variant in VARIANTS]
+        for one in rows:
+            one.mode = mode
+        made._rows = {str(one.variant): one for one in rows}
+        made._config = SimpleNamespace(serve=SimpleNamespace(warm=("ann",)))
+        made._target, made._eager = None, contextlib.ExitStack()
+        made._holding, made._speakers = replica.holding, replica.speakers
+        made._advertise = executor._marker
+        await made._warm_up(None)
+        assert replica.engines == {"ann": State.LOADED}
+        assert card.held == CACHE + 2 * CODE
+        eager = mode is CompilationMode.EAGER
+        assert checked == [0, 2 * CODE * eager]
+        if eager:
+            with pytest.raises(Busy):
+                await replica.say("bob")
+        else:
+            assert await replica.say("bob") == [1] * 5
+        await replica.holding.make_room(DeviceMemoryError("full"))
+        assert replica.engines == ({"ann": State.LOADED} if eager else {})
+        made._eager.close()
+
+    play(card, story)
