@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 
 from rlx_ray.catalog import OpenModel
+from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import ModelPhase, ModelVariant
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.generator import Decoder, Engine
@@ -47,6 +48,7 @@ class Speakers:
         self._models = models
         self._holding = holding
         self._cache_bytes = cache_bytes
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,11 +87,12 @@ class Speakers:
                 f"$.serve.kv_cache_bytes is {self._cache_bytes}, too few for a page of {page}.",
                 "Raise it.",
             )
-        tokenizer = await asyncio.to_thread(opened.tokenizer)
+        if model not in self._tokenizers:
+            self._tokenizers[model] = await asyncio.to_thread(opened.tokenizer)
         cache = await self._holding.in_loader(partial(first.make_cache, pages))
         config = json.loads(opened.facts.config)
         vocab, window = int(config["vocab"]), int(config.get("window", 0))
-        engine = Engine(rows, variants.load, tokenizer.decode, cache, vocab, window)
+        engine = Engine(rows, variants.load, self._tokenizers[model].decode, cache, vocab, window)
         return HeldEngine(engine, variants), pages * page
 
 

@@ -98,6 +98,19 @@ class SlotsMachine(RuleBasedStateMachine):
             self.kept.add(key)
             self.slots.keep(key)
 
+    @rule(key=VARIANTS, nbytes=st.integers(0, 30), stream=st.booleans())
+    def speak(self, key: SlotKey, nbytes: int, stream: bool) -> None:
+        """A stream whose engine takes one more variant; it may go on."""
+        engine = engine_key(key.model)
+        self.hold(engine)
+        self.loaded(engine, CACHE)
+        self.hold(key)
+        self.loaded(key, nbytes)
+        self.keep(key)
+        self.release(key)
+        if not stream:
+            self.release(engine)
+
     @rule(key=st.builds(engine_key, MODELS))
     def ended(self, key: SlotKey) -> None:
         if key in self.ending:
@@ -155,5 +168,5 @@ class SlotsMachine(RuleBasedStateMachine):
         assert self.slots.nbytes == sum(self.sizes[key] for key in counted) + weights
 
 
-SlotsMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+SlotsMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestSlots = SlotsMachine.TestCase
