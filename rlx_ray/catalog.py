@@ -146,6 +146,14 @@ def ensure_weights(
     return manifest
 
 
+def packed_bytes(model: OpenModel, spec: BuildSpec) -> int:
+    """How many bytes the packed weights have that a variant reads; no tensor is read for it."""
+    params, formats, kind = model.facts.params, dict(spec.matrices), spec.profile.precision.compute
+    if spec.target.kind == "cuda":
+        return packing_cuda.places(params, DType.parse(kind), formats)[1]
+    return packing.places(params, spec.target.panel, kind, formats)[1]
+
+
 def _packed(model: OpenModel, spec: BuildSpec) -> tuple[Any, tuple[Binding, ...]]:
     """The weights as the kernels of a variant's target read them."""
     params, tensors, formats = model.facts.params, model.checkpoint.tensors, dict(spec.matrices)

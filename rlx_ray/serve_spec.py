@@ -49,6 +49,8 @@ class Placement:
 class ServeSpec:
     """How the HTTP endpoint runs. Sizes are in bytes, times in seconds.
 
+    `max_slot_bytes` is what a replica may hold: weights, code, arenas and key-value caches, each of
+    which has up to `kv_cache_bytes`.
     `executors` holds what is said of executors by target name or kind (`cpu`, `cuda`).
     """
 

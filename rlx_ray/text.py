@@ -47,6 +47,7 @@ class TextModel:
     Raises:
         ConfigError: the model's matrix lacks prefill or decode rows, or the cache is too small.
         VariantMissing, CompileError: a decode variant cannot be loaded.
+        DeviceMemoryError: the device has no room for the cache.
     """
 
     def __init__(self, model: LocalModel, cache_bytes: int = CACHE_BYTES) -> None:
@@ -63,7 +64,8 @@ class TextModel:
                 f"model {model.model.spec.name!r} has no prefill and decode rows.",
                 "Add them to its matrix; an encoder embeds with 'rlx-ray embed'.",
             )
-        page = model.executable(variants[0])[0].binding.page
+        first = model.executable(variants[0])[0]
+        page = first.binding.page
         pages = cache_bytes // page if page else 0
         if not pages:
             raise ConfigError(
@@ -75,7 +77,7 @@ class TextModel:
             variants,
             lambda variant: model.executable(variant)[0],
             model.tokenizer.decode,
-            pages,
+            first.make_cache(pages),
             int(config["vocab"]),
             int(config.get("window", 0)),
         )

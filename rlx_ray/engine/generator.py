@@ -51,7 +51,7 @@ class Engine:
         variants: the model's prefill and decode variants.
         load: gives a variant's executable, loading it at first use.
         decode: tokens to text, special tokens skipped.
-        pages: of the key-value cache.
+        cache: the key-value cache, which a variant has made; nobody else uses it.
         vocab: token ids are below it.
         window: most tokens that a token sees, itself included; 0 for all.
 
@@ -64,7 +64,7 @@ class Engine:
         variants: Iterable[ModelVariant],
         load: Callable[[ModelVariant], Decoder],
         decode: Decode,
-        pages: int,
+        cache: Sized,
         vocab: int,
         window: int = 0,
     ) -> None:
@@ -72,9 +72,8 @@ class Engine:
         self._decode = decode
         self._vocab = vocab
         self._took: dict[ModelVariant, float] = {}
-        self._scheduler = Scheduler(variants, PagePool(pages), self._took.get, window)
-        self._pages = pages
-        self._cache: Sized | None = None
+        self._scheduler = Scheduler(variants, PagePool(len(cache)), self._took.get, window)
+        self._cache = cache
         self._of: dict[int, Generation] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = ""
@@ -125,7 +124,7 @@ class Engine:
         self._inbox.put(lambda: self._end(generation))
 
     def close(self) -> None:
-        """End the loop; streams that are not done get an error."""
+        """End the loop after its step and free the cache; streams not done get an error."""
         with self._gate:
             if not self._closed:
                 self._closed = "the engine has been closed."
@@ -213,6 +212,7 @@ class Engine:
             if command is not None:
                 with contextlib.suppress(Exception):
                     command()
+        self._cache = ()  # free, whoever still holds this object
 
     def _fail(self, generation: Generation, error: RlxError) -> None:
         self._scheduler.remove(generation.stream)
@@ -235,8 +235,6 @@ class Engine:
 
     def _run(self, step: Step, generations: Sequence[Generation]) -> None:
         executable = self._load(step.variant)
-        if self._cache is None:
-            self._cache = executable.make_cache(self._pages)
         samplers = [generation.sampler for generation in generations]
         inputs, wanted = feed(executable.binding, step, samplers)
         begun = time.perf_counter()

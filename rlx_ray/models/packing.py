@@ -68,14 +68,9 @@ def pack(
         CheckpointError: a source has another shape or type than its parameter needs, or a matrix
             that is to be quantised holds an infinity or NaN.
     """
-    bindings: list[Binding] = []
     own = [(formats or {}).get(p.name, precision) for p in params]
-    end = 0
-    for param, name in zip(params, own, strict=True):
-        start = -(-end // LINE) * LINE
-        bindings.append(_binding(param, name, start, panel))
-        end = start + _stored_bytes(param, name, panel)
-    buffer = zeros(end + TAIL)
+    bindings, nbytes = places(params, panel, precision, formats)
+    buffer = zeros(nbytes)
     for param, name, binding in zip(params, own, bindings, strict=True):
         place = buffer[binding.offset : binding.offset + _stored_bytes(param, name, panel)]
         if name == QUANT_ROWS or (param.layout == "matrix" and FORMATS[name].block_bytes):
@@ -83,7 +78,24 @@ def pack(
             _fill_blocks(place, param, name, read_blocks, panel)
         else:
             _fill(place, param, read, panel, FORMATS[name])
-    return buffer, tuple(bindings)
+    return buffer, bindings
+
+
+def places(
+    params: Sequence[ParamSpec],
+    panel: int,
+    precision: str = "f32",
+    formats: Mapping[str, str] | None = None,
+) -> tuple[tuple[Binding, ...], int]:
+    """Where `pack` puts each parameter, and the bytes of its buffer; the arguments are its own."""
+    bindings: list[Binding] = []
+    end = 0
+    for param in params:
+        name = (formats or {}).get(param.name, precision)
+        start = -(-end // LINE) * LINE
+        bindings.append(_binding(param, name, start, panel))
+        end = start + _stored_bytes(param, name, panel)
+    return tuple(bindings), end + TAIL
 
 
 def _binding(param: ParamSpec, name: str, start: int, panel: int) -> Binding:

@@ -81,17 +81,10 @@ def pack(
         CheckpointError: a source has another shape or type than its parameter needs, or numbers
             that its element type cannot hold.
     """
-    bindings: list[Binding] = []
-    sizes: list[int] = []
-    end = 0
-    for param in params:
-        start = -(-end // ALIGN) * ALIGN
-        binding, size = _binding(param, t, formats.get(param.name), start)
-        bindings.append(binding)
-        sizes.append(size)
-        end = start + size
-    buffer = zeros(end)
-    for param, binding, size in zip(params, bindings, sizes, strict=True):
+    bindings, nbytes = places(params, t, formats)
+    buffer = zeros(nbytes)
+    for param, binding in zip(params, bindings, strict=True):
+        _, size = _binding(param, t, formats.get(param.name), 0)
         place = buffer[binding.offset : binding.offset + size]
         form = formats.get(param.name)
         if form is None:
@@ -100,7 +93,21 @@ def pack(
             fill_coded_rows(place, joined_blocks(param, form, read_blocks))
         else:
             place[:] = tiled(joined_blocks(param, form, read_blocks)).reshape(-1)
-    return buffer, tuple(bindings)
+    return buffer, bindings
+
+
+def places(
+    params: Sequence[ParamSpec], t: DType, formats: Mapping[str, str]
+) -> tuple[tuple[Binding, ...], int]:
+    """Where `pack` puts each parameter, and the bytes of its buffer; the arguments are its own."""
+    bindings: list[Binding] = []
+    end = 0
+    for param in params:
+        start = -(-end // ALIGN) * ALIGN
+        binding, size = _binding(param, t, formats.get(param.name), start)
+        bindings.append(binding)
+        end = start + size
+    return tuple(bindings), end
 
 
 def _binding(param: ParamSpec, t: DType, form: str | None, start: int) -> tuple[Binding, int]:

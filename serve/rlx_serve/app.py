@@ -25,6 +25,7 @@ from rlx_ray.runtime.load import host_for
 from rlx_ray.serve_spec import ServeSpec
 from rlx_ray.spec import Config
 from rlx_ray.store import check_shared, open_store
+from rlx_serve.budget import check_budget
 from rlx_serve.builds import Builds
 from rlx_serve.executor import Executor
 from rlx_serve.fleet import Cluster, Fleet, choose, deployment_options, executor_name
@@ -34,7 +35,8 @@ from rlx_serve.ports import free_port
 from rlx_serve.presence import Presence, wait_until_served
 from rlx_serve.service import Service, served
 from rlx_serve.speech import speakers
-from rlx_serve.table import Table, check_budget, open_table
+from rlx_serve.table import Table, open_table
+from rlx_serve.variants import Held
 
 APP = "rlx"
 """Name of the Serve application."""
@@ -84,8 +86,8 @@ class Ingress:
         app = serve.get_replica_context().app_name
         self._presence = Presence(app, list(executors), passed_over)
 
-        async def board() -> Mapping[str, Mapping[str, str]]:
-            found: Mapping[str, Mapping[str, str]] = await builds.board.remote()
+        async def board() -> Mapping[str, Held]:
+            found: Mapping[str, Held] = await builds.board.remote()
             return found
 
         async def ready(target: str, model: str) -> bool:
@@ -172,7 +174,7 @@ def _fleet(config: Config, table: Table, cluster: Cluster) -> Fleet:
     """The targets to place executors for.
 
     Raises:
-        ConfigError: there is none, or the eager variants of one do not fit.
+        ConfigError: there is none, or what a replica of one must hold does not fit.
     """
     targets = table.all_targets
     fleet = choose(targets, config.serve, host_for(targets), cluster)
@@ -182,7 +184,7 @@ def _fleet(config: Config, table: Table, cluster: Cluster) -> Fleet:
             "Add 'host' to them.",
         )
     for target in fleet.targets:
-        check_budget(config, table.select(target))
+        check_budget(config, table, target)
     return fleet
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import ray
@@ -18,6 +18,7 @@ from rlx_ray.job.build import Limits, build
 from rlx_ray.spec import BuildSpec, StoreSpec
 from rlx_ray.store import Hit, open_store
 from rlx_serve.problems import Failure
+from rlx_serve.variants import Held
 
 _REMEMBER_FAILURE_S = 3.0
 _FORGET_REPLICA_S = 30.0
@@ -108,7 +109,7 @@ class Builds:
         self._running: dict[tuple[str, str], asyncio.Task[Record]] = {}
         self._failed: dict[tuple[str, str], tuple[float, Record]] = {}
         self._count = 0
-        self._board: dict[str, tuple[float, dict[str, str]]] = {}
+        self._board: dict[str, tuple[float, Held]] = {}
 
     async def ensure(self, spec_json: bytes) -> Record:
         """Have a variant built unless the store has it; all who ask meanwhile share one build.
@@ -130,19 +131,19 @@ class Builds:
         """How many builds ran since this actor started."""
         return self._count
 
-    async def report(self, replica: str, states: Mapping[str, str]) -> None:
-        """Note what a replica holds: the state of each slot by its id."""
-        self._board[replica] = (self._clock(), dict(states))
+    async def report(self, replica: str, held: Held) -> None:
+        """Note what a replica holds."""
+        self._board[replica] = (self._clock(), held)
 
-    async def board(self) -> dict[str, dict[str, str]]:
+    async def board(self) -> dict[str, Held]:
         """What each replica holds that has reported lately."""
         now = self._clock()
         self._board = {
-            name: (seen, states)
-            for name, (seen, states) in self._board.items()
+            name: (seen, held)
+            for name, (seen, held) in self._board.items()
             if now - seen < _FORGET_REPLICA_S
         }
-        return {name: states for name, (_, states) in self._board.items()}
+        return {name: held for name, (_, held) in self._board.items()}
 
     async def _one(self, key: tuple[str, str], spec_json: bytes) -> Record:
         try:

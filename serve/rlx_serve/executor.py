@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -23,7 +22,6 @@ from rlx_ray.component import CompilationMode
 from rlx_ray.engine.generation import Request
 from rlx_ray.errors import (
     ArtifactError,
-    ConfigError,
     DeviceLost,
     DeviceMemoryError,
     InputError,
@@ -32,16 +30,17 @@ from rlx_ray.errors import (
 )
 from rlx_ray.spec import BuildSpec, Config
 from rlx_ray.target import Target
+from rlx_serve.budget import check_budget
 from rlx_serve.builds import Record, build_patience
 from rlx_serve.dispatch import CallResult, Route
 from rlx_serve.holding import Holding
-from rlx_serve.host import Host, Loaded
+from rlx_serve.host import Host
 from rlx_serve.lanes import Handle
 from rlx_serve.outbox import Spoken
 from rlx_serve.problems import Failure
-from rlx_serve.slots import Slots
 from rlx_serve.speaking import Speakers
-from rlx_serve.table import Row, Table, check_budget, open_table
+from rlx_serve.table import Row, Table, open_table
+from rlx_serve.variants import Held
 
 _LOADERS = 32
 """Loads at once: most of them wait for a build elsewhere."""
@@ -64,7 +63,7 @@ class Executor:
         builds: handle of the cluster's `Builds`.
 
     Raises:
-        ConfigError: this host cannot run the target, or the eager variants do not fit.
+        ConfigError: this host cannot run the target, or what it must hold does not fit.
         CheckpointError, StoreError: a model or the store cannot be opened.
     """
 
@@ -79,23 +78,25 @@ class Executor:
         self._runners = ThreadPoolExecutor(_RUNNERS, "rlx-run")
         self._lost: DeviceLost | None = None
         limits = config.serve
-        slots: Slots[Loaded] = Slots(limits.max_slots, limits.max_slot_bytes, time.monotonic)
         self._advertise = serve.multiplexed(max_num_models_per_replica=limits.max_slots)(_marker)
         self._host, table = await self._in(self._loaders, lambda: self._open(config, target))
-        self._holding = Holding(slots, self._host.load, self._loaders, self._runners)
+        self._holding = Holding(
+            limits.max_slots,
+            limits.max_slot_bytes,
+            self._host.load,
+            self._loaders,
+            self._runners,
+        )
         self._rows = {row.route.route_id: row for row in table.select(target)}
         for name in sorted({row.route.model for row in self._rows.values()}):
             specs = [row.spec for row in self._rows.values() if row.route.model == name]
             add = partial(self._host.add_weights, table.models[name], specs)
-            slots.weigh(name, await self._in(self._loaders, add))
-        self._speakers = Speakers(
-            tuple(self._rows.values()),
-            table.models,
-            self._holding.keep,
-            self._loop,
-            limits.kv_cache_bytes,
-        )
-        await self._warm_up()
+            self._holding.slots.weigh(name, await self._in(self._loaders, add))
+        rows = tuple(self._rows.values())
+        self._speakers = Speakers(rows, table.models, self._holding, limits.kv_cache_bytes)
+        self._eager = contextlib.ExitStack()
+        """Holds for good what the config calls eager."""
+        await self._warm_up(table)
         self._reporter = self._loop.create_task(self._report())
 
     async def run(self, route: Route, inputs: Mapping[str, np.ndarray]) -> CallResult | Failure:
@@ -122,15 +123,17 @@ class Executor:
         Args:
             route: of one of the model's variants; its digest must be this executor's own.
             request: what to generate.
-            streamed: see `Speakers.generate`.
+            streamed: see `HeldEngine.generate`.
         """
         try:
             self._row(route)
-            await self._advertise(route.route_id)
-            spoken = self._speakers.generate(route.model, request, streamed=streamed)
-            async with contextlib.aclosing(spoken):
-                async for batch in spoken:
-                    yield batch
+            with contextlib.ExitStack() as stack:
+                engine = await self._speakers.hold(route.model, stack)
+                await self._advertise(route.route_id)  # not where there was no room
+                spoken = engine.generate(request, streamed=streamed)
+                async with contextlib.aclosing(spoken):
+                    async for batch in spoken:
+                        yield batch
         except DeviceMemoryError as error:
             await self._holding.make_room(error)  # for the client's next try
             yield Failure.of(error)
@@ -199,42 +202,49 @@ class Executor:
         record: Record = await self._builds.ensure.remote(spec.dumps())
         return record
 
-    async def _warm_up(self) -> None:
-        """Load the eager variants, which must fit, and the hot set, as well as it goes."""
+    async def _warm_up(self, table: Table) -> None:
+        """Hold what is eager for good, which must fit, and load the hot set as well as it goes."""
         rows = tuple(self._rows.values())
         if not rows:
             return
-        check_budget(self._config, rows)
+        check_budget(self._config, table, self._target)
         eager = [row for row in rows if row.mode is CompilationMode.EAGER]
-        await asyncio.gather(*(self._preload(row) for row in eager))
-        if self._holding.slots.evictions:
-            raise ConfigError(
-                f"$.serve.max_slot_bytes is {self._config.serve.max_slot_bytes}, too few for the "
-                f"{len(eager)} eager variants for {self._target.name}.",
-                "Raise it, or give some rows mode lazy.",
-            )
+        await asyncio.gather(*(self._preload(row, self._eager) for row in eager))
+        code = self._holding.slots.code_bytes
+        check_budget(self._config, table, self._target, code)
+        for name in dict.fromkeys(row.route.model for row in eager):
+            if name in self._speakers.names:
+                await self._speakers.hold(name, self._eager)
         hot = [row for row in rows if is_warm(row.route, self._config.serve.warm)]
-        for row, result in zip(
-            hot,
-            await asyncio.gather(*(self._preload(row) for row in hot), return_exceptions=True),
-            strict=True,
-        ):
-            if isinstance(result, BaseException):
-                _log.warning("%s is not warm: %s", row.route.route_id, result)
-
-    async def _preload(self, row: Row) -> None:
-        await self._advertise(row.route.route_id)
         with contextlib.ExitStack() as stack:
-            await self._holding.hold(row, stack)
+            work = {row.route.route_id: self._preload(row, stack) for row in hot}
+            await self._as_well_as_it_goes(work)
+        for name in dict.fromkeys(row.route.model for row in hot):
+            if name in self._speakers.names:
+                with contextlib.ExitStack() as stack:
+                    await self._as_well_as_it_goes({name: self._speakers.hold(name, stack)})
+
+    async def _preload(self, row: Row, stack: contextlib.ExitStack) -> None:
+        await self._advertise(row.route.route_id)
+        await self._holding.hold(row, stack)
+
+    async def _as_well_as_it_goes(self, work: Mapping[str, Coroutine[None, None, object]]) -> None:
+        found = await asyncio.gather(*work.values(), return_exceptions=True)
+        for name, result in zip(work, found, strict=True):
+            if isinstance(result, BaseException):
+                _log.warning("%s is not warm: %s", name, result)
 
     async def _report(self) -> None:
         """Tell the notice board what this replica holds, at each change and now and then."""
         name = serve.get_replica_context().replica_id.unique_id
         while True:
-            slots = self._holding.slots.states()
-            states = {f"{key.model}.{key.digest}": state.value for key, state in slots.items()}
+            slots = self._holding.slots
+            held = Held(
+                {f"{k.model}.{k.digest}": s.value for k, s in slots.states().items()},
+                {m: (state.value, nbytes) for m, (state, nbytes) in slots.engines().items()},
+            )
             with contextlib.suppress(Exception):  # the board is for people; it may be away
-                await self._builds.report.remote(f"{self._target.name}/{name}", states)
+                await self._builds.report.remote(f"{self._target.name}/{name}", held)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._holding.changed.wait(), _REPORT_S)
             self._holding.changed.clear()

@@ -1,4 +1,4 @@
-"""What a replica holds: its slots, the loads under way, and how room is made on a full device.
+"""What a replica holds: its slots, loads and endings under way, and how room is made when it lacks.
 
 A slot is loaded by a task that all waiters share and that no cancelled client ends. No Ray here.
 """
@@ -9,15 +9,19 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from rlx_ray.errors import ArtifactError, DeviceMemoryError, RlxError
+from rlx_ray.errors import ArtifactError, DeviceMemoryError, EngineError, RlxError
 from rlx_ray.spec import BuildSpec
 from rlx_serve.host import Loaded
-from rlx_serve.slots import SlotKey, Slots, Step
+from rlx_serve.problems import Busy
+from rlx_serve.slots import SlotKey, Slots, State, Step, engine_key
 from rlx_serve.table import Row
 
 _log = logging.getLogger("ray.serve")
@@ -25,35 +29,51 @@ _log = logging.getLogger("ray.serve")
 Outputs = dict[str, np.ndarray]
 
 
+class Closing(Protocol):
+    """What has to be ended before its memory is free."""
+
+    def close(self) -> None:
+        """End it and free its memory; blocks."""
+        ...
+
+
+_Value = TypeVar("_Value")
+_Engine = TypeVar("_Engine", bound=Closing)
+
+
 class Holding:
-    """The variants of one replica; used from one event loop.
+    """The variants and text engines of one replica; used from one event loop.
 
     Args:
-        slots: which are held.
-        load: loads one; blocks.
+        max_slots: see `Slots`.
+        max_bytes: see `Slots`.
+        load: loads a variant; blocks.
         loaders: the threads that it runs in.
         runners: the threads that forward passes run in.
     """
 
     def __init__(
         self,
-        slots: Slots[Loaded],
+        max_slots: int,
+        max_bytes: int,
         load: Callable[[BuildSpec], Loaded],
         loaders: Executor,
         runners: Executor,
     ) -> None:
-        self.slots = slots
+        # A slot's value is what its own load gave: a Loaded, or an engine.
+        self.slots: Slots[Any] = Slots(max_slots, max_bytes, time.monotonic, self._end)
         self.changed = asyncio.Event()
         """Set when a slot has changed."""
         self._load = load
         self._loaders = loaders
         self._runners = runners
         self._loads: dict[SlotKey, asyncio.Task[None]] = {}
+        self._ends: dict[SlotKey, asyncio.Task[None]] = {}
 
     async def run(self, row: Row, run: Callable[[Loaded], Outputs]) -> tuple[Outputs, str]:
         """Run a variant in a thread, loading it first if need be; its outputs and its tier.
 
-        Where the device is full, idle slots are evicted and it is tried once more.
+        Where the device is full, what is idle is evicted and it is tried once more.
 
         Args:
             row: the variant.
@@ -62,12 +82,7 @@ class Holding:
         Raises:
             RlxError: it cannot be loaded, or its run failed.
         """
-        try:
-            return await self._run(row, run)
-        except DeviceMemoryError as error:
-            if not await self.make_room(error):
-                raise
-        return await self._run(row, run)
+        return await self._with_room(partial(self._run, row, run))
 
     async def _run(self, row: Row, run: Callable[[Loaded], Outputs]) -> tuple[Outputs, str]:
         with contextlib.ExitStack() as stack:
@@ -81,62 +96,172 @@ class Holding:
             return await asyncio.shield(running), tier
 
     async def hold(self, row: Row, stack: contextlib.ExitStack) -> tuple[Loaded, str]:
-        """A loaded slot, held until the stack is closed, and its tier for this request."""
+        """A loaded variant, held until the stack is closed, and its tier for this request."""
         key = SlotKey(row.route.model, row.route.digest)
-        step = self.slots.hold(key)
+        step = self._ask(key, 0, partial(self._variant, row.spec), stack)
+        loaded: Loaded = await self._value(key, step)
+        return loaded, "memory" if step is Step.RUN else loaded.tier
+
+    async def keep(self, row: Row) -> tuple[Loaded, str]:
+        """A loaded variant that stays as long as its model's engine, which runs it at any time."""
+        with contextlib.ExitStack() as stack:
+            found = await self.hold(row, stack)
+            self.slots.keep(SlotKey(row.route.model, row.route.digest))
+            return found
+
+    async def hold_engine(
+        self,
+        model: str,
+        nbytes: int,
+        make: Callable[[], Awaitable[tuple[_Engine, int]]],
+        stack: contextlib.ExitStack,
+    ) -> _Engine:
+        """A model's engine, held until the stack is closed; made by whoever comes first.
+
+        Idle variants and engines are evicted for it, the least recently used ones first.
+
+        Args:
+            model: its name.
+            nbytes: most bytes of its cache.
+            make: makes the engine; gives it with the bytes of its cache.
+            stack: what holds it.
+
+        Raises:
+            Busy: what others use leaves no room for it.
+            RlxError: it cannot be made.
+        """
+        key = engine_key(model)
+        while key in self._ends:
+            await asyncio.shield(self._ends[key])
+        there = self.slots.state(key) in (State.LOADING, State.LOADED)
+        if not there and not self.slots.fits(model, nbytes):
+            raise Busy(
+                f"$.serve.max_slot_bytes is {self.slots.max_bytes}, and what others use leaves no "
+                f"room for model {model!r} with a key-value cache of {nbytes} bytes.",
+                "Try again when they have ended, or raise it.",
+            )
+        step = self._ask(key, nbytes, partial(self._engine, make), stack)
+        engine: _Engine = await self._value(key, step)
+        return engine
+
+    def hold_open(self, model: str, stack: contextlib.ExitStack) -> None:
+        """Hold an engine that is there, while it asks for something itself.
+
+        Raises:
+            EngineError: it is ending.
+        """
+        key = engine_key(model)
+        if self.slots.state(key) is not State.LOADED:
+            raise EngineError(f"the engine of {model!r} is ending.", "Send the request again.")
+        self.slots.hold(key)
+        stack.callback(self.slots.release, key)
+
+    def open_engines(self) -> list[Any]:
+        """The engines that are there."""
+        states = self.slots.engines().items()
+        loaded = [model for model, (state, _) in states if state is State.LOADED]
+        return [self.slots.value(engine_key(model)) for model in loaded]
+
+    async def in_loader(self, work: Callable[[], _Value]) -> _Value:
+        """Do in a loader's thread what takes memory; where the device is full, make room once.
+
+        Raises:
+            DeviceMemoryError: it stays full.
+            RlxError: as the work does.
+        """
+        loop = asyncio.get_running_loop()
+        return await self._with_room(lambda: loop.run_in_executor(self._loaders, work))
+
+    async def make_room(self, error: DeviceMemoryError) -> None:
+        """Give back the device's memory that idle slots and engines hold."""
+        count = self.slots.evict_idle()
+        _log.warning("%d idle slots are evicted: %s", count, error)
+        _forget_frames(error)
+        await self._ended()
+        await asyncio.get_running_loop().run_in_executor(self._loaders, gc.collect)
+        self.changed.set()
+
+    async def _with_room(self, work: Callable[[], Awaitable[_Value]]) -> _Value:
+        before = self._freed
+        try:
+            return await work()
+        except DeviceMemoryError as error:
+            await self.make_room(error)
+            if self._freed == before:
+                raise
+        return await work()
+
+    @property
+    def _freed(self) -> int:
+        """How many slots' memory is free again, whoever had them evicted."""
+        return self.slots.evictions - len(self._ends)
+
+    def _ask(
+        self,
+        key: SlotKey,
+        nbytes: int,
+        load: Callable[[], Awaitable[tuple[Any, int]]],
+        stack: contextlib.ExitStack,
+    ) -> Step:
+        """Hold a slot until the stack is closed, and have it loaded if nobody does yet."""
+        step = self.slots.hold(key, nbytes)
         stack.callback(self.slots.release, key)
         if step is Step.LOAD:
-            task = asyncio.get_running_loop().create_task(self._fill(key, row.spec))
+            task = asyncio.get_running_loop().create_task(self._fill(key, load))
             self._loads[key] = task
             task.add_done_callback(lambda _: self._loads.pop(key, None))
+        return step
+
+    async def _value(self, key: SlotKey, step: Step) -> Any:
+        """What a slot that is held holds, once it is loaded."""
         if step in (Step.LOAD, Step.WAIT):
             await asyncio.shield(self._loads[key])
         error = self.slots.error(key)
         if error is not None:
             raise error
-        loaded = self.slots.value(key)
-        return loaded, "memory" if step is Step.RUN else loaded.tier
+        return self.slots.value(key)
 
-    async def keep(self, row: Row) -> tuple[Loaded, str]:
-        """A loaded slot that is held for good: an engine runs it at any time."""
-        with contextlib.ExitStack() as stack:
-            loaded, tier = await self.hold(row, stack)
-            stack.pop_all()
-            return loaded, tier
-
-    async def make_room(self, error: DeviceMemoryError) -> bool:
-        """Give back the device's memory that idle slots hold; whether there were any."""
-        count = self.slots.evict_idle()
-        _log.warning("%d idle slots are evicted: %s", count, error)
-        _forget_frames(error)
-        await asyncio.get_running_loop().run_in_executor(self._loaders, gc.collect)
-        self.changed.set()
-        return count > 0
-
-    async def _fill(self, key: SlotKey, spec: BuildSpec) -> None:
+    async def _fill(self, key: SlotKey, load: Callable[[], Awaitable[tuple[Any, int]]]) -> None:
         """Load a slot; never raises: a failure is kept in the slot for all who wait for it."""
         try:
-            loaded = await self._loaded(spec)
+            value, nbytes = await load()
         except RlxError as error:
-            _log.warning("%s of %s did not load: %s", spec.component.variant, spec.model, error)
+            _log.warning("%s of %s did not load: %s", key.digest[:16], key.model, error)
             _forget_frames(error)
             self.slots.failed(key, error)
         except Exception as error:
-            _log.exception("%s of %s did not load", spec.component.variant, spec.model)
+            _log.exception("%s of %s did not load", key.digest[:16], key.model)
             self.slots.failed(key, RlxError(f"{type(error).__name__}: {error}"))
         else:
-            self.slots.loaded(key, loaded, loaded.nbytes)
+            self.slots.loaded(key, value, nbytes)
         self.changed.set()
 
-    async def _loaded(self, spec: BuildSpec) -> Loaded:
-        """Load a variant; where the device is full, once more without the idle slots."""
-        loop = asyncio.get_running_loop()
+    async def _variant(self, spec: BuildSpec) -> tuple[Loaded, int]:
+        loaded = await self.in_loader(partial(self._load, spec))
+        return loaded, loaded.nbytes
+
+    async def _engine(
+        self, make: Callable[[], Awaitable[tuple[_Engine, int]]]
+    ) -> tuple[_Engine, int]:
+        await self._ended()  # their memory is what this one is to have
+        return await make()
+
+    def _end(self, key: SlotKey, engine: Closing) -> None:
+        self._ends[key] = asyncio.get_running_loop().create_task(self._ending(key, engine))
+
+    async def _ending(self, key: SlotKey, engine: Closing) -> None:
+        """End an engine, which runs at most one step more."""
         try:
-            return await loop.run_in_executor(self._loaders, self._load, spec)
-        except DeviceMemoryError as error:
-            if not await self.make_room(error):
-                raise
-        return await loop.run_in_executor(self._loaders, self._load, spec)
+            await asyncio.to_thread(engine.close)
+        finally:
+            del self._ends[key]
+            self.slots.ended(key)
+            self.changed.set()
+
+    async def _ended(self) -> None:
+        """Wait until no engine is ending."""
+        while self._ends:
+            await asyncio.wait(self._ends.values())
 
 
 def _let_go(held: contextlib.ExitStack, run: asyncio.Future[Outputs]) -> None:

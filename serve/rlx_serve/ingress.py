@@ -33,11 +33,11 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/variants")
     async def variants() -> Response:
-        return _json({"rows": await service.rows()})
+        return _json(await service.variants())
 
     @app.get("/")
     async def home() -> HTMLResponse:
-        return HTMLResponse(page(await service.rows()))
+        return HTMLResponse(page(**await service.variants()))
 
     for kind in (RlxError, TimeoutError, Exception):
         app.add_exception_handler(kind, _on_error)

@@ -25,7 +25,7 @@ from rlx_ray.errors import (
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as an executor returns it: its class in `rlx_ray.errors`, message and remedy."""
+    """An error as an executor returns it: its class, of `rlx_ray.errors` or Busy, and its words."""
 
     kind: str
     message: str
@@ -38,7 +38,7 @@ class Failure:
 
     def error(self) -> RlxError:
         """The error that a failure is; one of an unknown class is an RlxError."""
-        kind = getattr(errors, self.kind, RlxError)
+        kind = Busy if self.kind == Busy.__name__ else getattr(errors, self.kind, RlxError)
         known = isinstance(kind, type) and issubclass(kind, RlxError)
         return kind(self.message, self.remedy) if known else RlxError(self.message, self.remedy)
 

@@ -17,15 +17,15 @@ from rlx_serve.presence import Presence
 from rlx_serve.problems import RequestError
 from rlx_serve.speech import Speaker
 from rlx_serve.table import Table
-from rlx_serve.variants import variant_row
+from rlx_serve.variants import Held, engine_rows, variant_row
 
 _STATUS_KEPT_S = 5.0
 _ASK_S = 2.0
 _TOKENISE_HERE = 8192
 """Characters of a request that are tokenised in the event loop; more go to a thread."""
 
-Board = Callable[[], Awaitable[Mapping[str, Mapping[str, str]]]]
-"""What each replica holds: the state of each slot by its id, by replica."""
+Board = Callable[[], Awaitable[Mapping[str, Held]]]
+"""What each replica holds, by its name."""
 
 Ready = Callable[[str, str], Awaitable[bool]]
 """Whether the executor of a target serves a model."""
@@ -217,8 +217,11 @@ class Service:
         places += [(s.name, s.targets) for s in self.speakers.values()]
         return all(await asyncio.gather(*(self._answers(*place) for place in places)))
 
-    async def rows(self) -> list[dict[str, object]]:
-        """One object for each variant and target: what the store has, and which replicas hold it.
+    async def variants(self) -> dict[str, list[dict[str, object]]]:
+        """What is there.
+
+        `rows` has an object for each variant and target: what the store has, and which replicas
+        hold it; `engines` one for each text engine of a replica: what its key-value cache takes.
 
         What the store said is kept for a few seconds.
         """
@@ -232,7 +235,8 @@ class Service:
         except Exception:  # the notice board is away; the rest of a row still holds
             board = {}
         absent = self._presence.absent()
-        return [variant_row(row, found.get(row.route), board, absent) for row in self._table.rows]
+        rows = [variant_row(row, found.get(row.route), board, absent) for row in self._table.rows]
+        return {"rows": rows, "engines": engine_rows(board)}
 
     def _look(self) -> Mapping[Route, Lookup]:
         """What the store has, model by model: two models may share a digest, not a manifest."""

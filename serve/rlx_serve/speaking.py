@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 
 from rlx_ray.catalog import OpenModel
+from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import ModelPhase, ModelVariant
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.generator import Decoder, Engine
 from rlx_ray.errors import ConfigError, EngineError
 from rlx_serve.dispatch import Route
+from rlx_serve.holding import Holding
 from rlx_serve.host import Loaded
 from rlx_serve.outbox import PACE_S, Outbox, Spoken, joined
 from rlx_serve.table import Row
@@ -19,67 +23,47 @@ from rlx_serve.table import Row
 SPEAKING = (ModelPhase.PREFILL, ModelPhase.DECODE)
 """Phases of the variants that generate text."""
 
-Hold = Callable[[Row], Awaitable[tuple[Loaded, str]]]
-"""Loads a variant, if need be, and keeps it for good; gives it with the tier that it came from."""
-
 
 class Speakers:
-    """The engines of an executor.
+    """The engines of an executor: each is made when it is asked for, and ends to make room.
 
     Args:
         rows: the executor's variants.
         models: by name.
-        hold: loads variants.
-        loop: that `hold` runs in.
-        cache_bytes: of each model's key-value cache.
+        holding: what holds variants and engines.
+        cache_bytes: most bytes of a model's key-value cache.
     """
 
     def __init__(
         self,
         rows: Sequence[Row],
         models: Mapping[str, OpenModel],
-        hold: Hold,
-        loop: asyncio.AbstractEventLoop,
+        holding: Holding,
         cache_bytes: int,
     ) -> None:
-        self._rows = rows
+        self._rows: dict[str, dict[ModelVariant, Row]] = {}
+        for row in rows:  # the first row of each variant counts
+            if row.variant.phase in SPEAKING:
+                self._rows.setdefault(row.route.model, {}).setdefault(row.variant, row)
         self._models = models
-        self._hold = hold
-        self._loop = loop
+        self._holding = holding
         self._cache_bytes = cache_bytes
-        self._engines: dict[str, asyncio.Task[Engine]] = {}
-        self._loaded: dict[tuple[str, ModelVariant], Loaded] = {}
-        self._tiers: dict[tuple[str, ModelVariant], str] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
 
-    async def generate(
-        self, model: str, request: Request, *, streamed: bool
-    ) -> AsyncGenerator[Spoken]:
-        """A generation in batches of pieces; leaving early cancels it.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that generate text."""
+        return tuple(self._rows)
 
-        Args:
-            model: its name.
-            request: what to generate.
-            streamed: whether it is read while it runs; else its first token comes at once, as a
-                sign that it has begun, and the rest at its end.
+    async def hold(self, model: str, stack: contextlib.ExitStack) -> HeldEngine:
+        """A model's engine, which does not end before the stack is closed.
 
         Raises:
-            RlxError: the request is refused, or a variant cannot be loaded.
+            Busy: there is no room beside what others use.
+            RlxError: a variant cannot be loaded, or the cache not be made.
         """
-        engine = await self._engine(model)
-        outbox = Outbox(PACE_S if streamed else None)
-        generation = engine.submit(request, outbox.put)
-        seen: set[ModelVariant] = set()
-        try:
-            while True:
-                pieces = await outbox.take()
-                ran = dict.fromkeys(v for piece in pieces for v in piece.variants)
-                new = [v for v in ran if v not in seen]
-                seen.update(new)
-                yield joined(pieces, tuple(self._used(model, v) for v in new))
-                if pieces[-1].finish:
-                    return
-        finally:
-            engine.cancel(generation)
+        make = partial(self._make, model)
+        return await self._holding.hold_engine(model, self._cache_bytes, make, stack)
 
     def check(self) -> None:
         """See that no engine has failed.
@@ -87,68 +71,125 @@ class Speakers:
         Raises:
             EngineError: one has, and answers nobody any more.
         """
-        for engine in self._open_engines():
+        for engine in self._holding.open_engines():
             if engine.closed:
                 raise EngineError(engine.closed)
 
-    def close(self) -> None:
-        """End all engines."""
-        for engine in self._open_engines():
-            engine.close()
-
-    def _open_engines(self) -> list[Engine]:
-        tasks = [task for task in self._engines.values() if task.done() and not task.cancelled()]
-        return [task.result() for task in tasks if task.exception() is None]
-
-    async def _engine(self, model: str) -> Engine:
-        """The model's engine; opened by whoever comes first, anew if that failed."""
-        task = self._engines.get(model)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._engines[model] = self._loop.create_task(self._open(model))
-        return await asyncio.shield(task)
-
-    async def _open(self, model: str) -> Engine:
-        rows = self._of(model)
-        first, _ = await self._hold(next(iter(rows.values())))
-        page = first.executable.binding.page
+    async def _make(self, model: str) -> tuple[HeldEngine, int]:
+        """A model's engine and the bytes of its cache."""
+        rows, opened = self._rows[model], self._models[model]
+        variants = Variants(model, rows, self._holding)
+        first = await variants.keep(next(iter(rows)))
+        page = first.binding.page
         pages = self._cache_bytes // page if page else 0
         if not pages:
             raise ConfigError(
                 f"$.serve.kv_cache_bytes is {self._cache_bytes}, too few for a page of {page}.",
                 "Raise it.",
             )
-        opened = self._models[model]
-
-        def load(variant: ModelVariant) -> Decoder:
-            """Runs in the engine's thread, and waits there if the variant is new."""
-            known = self._loaded.get((model, variant))
-            if known is not None:
-                return known.executable
-            asked = asyncio.run_coroutine_threadsafe(self._load(model, rows[variant]), self._loop)
-            return asked.result()
-
-        tokenizer = await asyncio.to_thread(opened.tokenizer)
+        if model not in self._tokenizers:
+            self._tokenizers[model] = await asyncio.to_thread(opened.tokenizer)
+        cache = await self._holding.in_loader(partial(first.make_cache, pages))
         config = json.loads(opened.facts.config)
         vocab, window = int(config["vocab"]), int(config.get("window", 0))
-        return Engine(rows, load, tokenizer.decode, pages, vocab, window)
+        engine = Engine(rows, variants.load, self._tokenizers[model].decode, cache, vocab, window)
+        return HeldEngine(engine, variants), pages * page
 
-    async def _load(self, model: str, row: Row) -> Decoder:
-        if (model, row.variant) not in self._loaded:
-            loaded, tier = await self._hold(row)
-            self._loaded[model, row.variant] = loaded
-            self._tiers[model, row.variant] = tier
-        executable: Decoder = self._loaded[model, row.variant].executable
+
+class Variants:
+    """The variants that a model's engine runs, each loaded at its first use.
+
+    Args:
+        model: the model's name.
+        rows: its variants.
+        holding: what loads and keeps them.
+    """
+
+    def __init__(self, model: str, rows: Mapping[ModelVariant, Row], holding: Holding) -> None:
+        self._model = model
+        self._rows = rows
+        self._holding = holding
+        self._loop = asyncio.get_running_loop()
+        self._loaded: dict[ModelVariant, Loaded] = {}
+        self._tiers: dict[ModelVariant, str] = {}
+
+    async def keep(self, variant: ModelVariant) -> Decoder:
+        """A variant, kept for as long as the engine is there."""
+        if variant not in self._loaded:
+            loaded, self._tiers[variant] = await self._holding.keep(self._rows[variant])
+            self._loaded[variant] = loaded
+        executable: Decoder = self._loaded[variant].executable
         return executable
 
-    def _of(self, model: str) -> dict[ModelVariant, Row]:
-        """The model's variants; the first row of each counts."""
-        found: dict[ModelVariant, Row] = {}
-        for row in self._rows:
-            if row.route.model == model and row.variant.phase in SPEAKING:
-                found.setdefault(row.variant, row)
-        return found
+    def load(self, variant: ModelVariant) -> Decoder:
+        """A variant; runs in the engine's thread, and waits there if the variant is new.
 
-    def _used(self, model: str, variant: ModelVariant) -> tuple[Route, str]:
+        Raises:
+            EngineError: the engine is ending.
+            RlxError: the variant cannot be loaded.
+        """
+        if variant in self._loaded:
+            return self._loaded[variant].executable
+        return asyncio.run_coroutine_threadsafe(self._load(variant), self._loop).result()
+
+    async def _load(self, variant: ModelVariant) -> Decoder:
+        with contextlib.ExitStack() as stack:  # an engine that waits for a load does not end
+            self._holding.hold_open(self._model, stack)
+            return await self.keep(variant)
+
+    def used(self, variant: ModelVariant) -> tuple[Route, str]:
         """A variant's route, and its tier: what it came from for the first stream, then memory."""
-        tier = self._tiers.pop((model, variant), "memory")
-        return self._of(model)[variant].route, tier
+        return self._rows[variant].route, self._tiers.pop(variant, "memory")
+
+    def forget(self) -> None:
+        """Let go of the executables."""
+        self._loaded.clear()
+
+
+class HeldEngine:
+    """A model's engine on a replica.
+
+    Args:
+        engine: the engine.
+        variants: that it runs.
+    """
+
+    def __init__(self, engine: Engine, variants: Variants) -> None:
+        self._engine = engine
+        self._variants = variants
+
+    @property
+    def closed(self) -> str:
+        """Why nothing can be generated any more; empty while it can."""
+        return self._engine.closed
+
+    async def generate(self, request: Request, *, streamed: bool) -> AsyncGenerator[Spoken]:
+        """A generation in batches of pieces; leaving early cancels it.
+
+        Args:
+            request: what to generate.
+            streamed: whether it is read while it runs; else its first token comes at once, as a
+                sign that it has begun, and the rest at its end.
+
+        Raises:
+            RlxError: the request is refused, or a variant cannot be loaded.
+        """
+        outbox = Outbox(PACE_S if streamed else None)
+        generation = self._engine.submit(request, outbox.put)
+        seen: set[ModelVariant] = set()
+        try:
+            while True:
+                pieces = await outbox.take()
+                ran = dict.fromkeys(v for piece in pieces for v in piece.variants)
+                new = [v for v in ran if v not in seen]
+                seen.update(new)
+                yield joined(pieces, tuple(self._variants.used(v) for v in new))
+                if pieces[-1].finish:
+                    return
+        finally:
+            self._engine.cancel(generation)
+
+    def close(self) -> None:
+        """End the engine, after the step that it runs; its cache and executables are free then."""
+        self._engine.close()
+        self._variants.forget()

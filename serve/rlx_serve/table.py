@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlx_ray.catalog import OpenModel, open_model
@@ -94,18 +94,3 @@ def open_table(config: Config) -> Table:
             )
             rows.append(Row(route, cell.spec, cell.unsupported))
     return Table(models, tuple(rows))
-
-
-def check_budget(config: Config, rows: Sequence[Row]) -> None:
-    """See that the eager variants of one target fit into the slots of a replica.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    eager = sum(row.mode is CompilationMode.EAGER for row in rows)
-    if eager > config.serve.max_slots:
-        raise ConfigError(
-            f"$.serve.max_slots is {config.serve.max_slots}, but {eager} variants for "
-            f"{rows[0].spec.target.name} have mode eager.",
-            f"Set serve.max_slots to at least {eager}, or give some rows mode lazy.",
-        )

@@ -1,8 +1,9 @@
-"""The rows of `/variants`: those of a plan, with what the replicas hold."""
+"""What `/variants` shows: the rows of a plan, and what the replicas hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rlx_ray.store import Hit, Lookup
 from rlx_serve.table import Row
@@ -15,10 +16,32 @@ _STATUS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a replica holds, as it says itself.
+
+    Attributes:
+        slots: the state of each variant's slot by its id, `Route.slot_id`.
+        engines: by model the state of its text engine and the bytes of its key-value cache.
+    """
+
+    slots: Mapping[str, str]
+    engines: Mapping[str, tuple[str, int]]
+
+
+def engine_rows(board: Mapping[str, Held]) -> list[dict[str, object]]:
+    """One object for each text engine of each replica: its state and the bytes of its cache."""
+    return [
+        {"model": model, "replica": name, "state": state, "cache_bytes": nbytes}
+        for name, held in sorted(board.items())
+        for model, (state, nbytes) in sorted(held.engines.items())
+    ]
+
+
 def variant_row(
     row: Row,
     found: Lookup | None,
-    board: Mapping[str, Mapping[str, str]],
+    board: Mapping[str, Held],
     absent: Mapping[str, str],
 ) -> dict[str, object]:
     """What the store has of a variant, which replicas hold it, and why none can.
@@ -26,7 +49,7 @@ def variant_row(
     Args:
         row: the variant.
         found: what the store said; None if it did not answer.
-        board: the state of each slot by its id, by replica.
+        board: what each replica holds.
         absent: why the executor of a target does not answer, by the target's name.
     """
     slot = row.route.slot_id
@@ -52,8 +75,8 @@ def variant_row(
         "mode": row.mode.spelling,
         "passed_over": absent.get(row.spec.target.name, ""),
         "replicas": [
-            {"replica": name, "state": states[slot]}
-            for name, states in sorted(board.items())
-            if slot in states
+            {"replica": name, "state": held.slots[slot]}
+            for name, held in sorted(board.items())
+            if slot in held.slots
         ],
     }

@@ -28,7 +28,7 @@ from rlx_ray.launch_plan import NULL, GemmStep, KernelStep, LaunchPlan, Slot
 from rlx_ray.runtime.launches import LaunchExecutable, stretches
 from rlx_ray.runtime.resident import Resident
 from rlx_ray.runtime.weights import Weights
-from tests.support.cuda_device import EmulatedDevice, HostGraph, HostMemory
+from tests.support.cuda_device import EmulatedDevice, HostGraph
 from tests.support.needs import needs
 
 ROWS, K, N = 4, 16, 8
@@ -78,20 +78,14 @@ PLAN = LaunchPlan(
 
 
 class Card(EmulatedDevice):
-    """An emulated device that counts, and fails or is full when it is told to."""
+    """An emulated device that counts, and fails when it is told to."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, unit([ADD]), level="-O0")
-        self.room = 1 << 30
         self.fault: Exception | None = None
         self.refusal: Exception | None = None
         self.captures = self.replays = self.writes = 0
         self.copied: list[int] = []
-
-    def allocate(self, nbytes: int) -> HostMemory:
-        if self.held + nbytes > self.room:
-            raise DeviceMemoryError(f"no room for {nbytes} bytes.")
-        return super().allocate(nbytes)
 
     def write(self, address: int, values: np.ndarray) -> None:
         self.writes += 1

@@ -7,6 +7,7 @@ from rlx_ray.job.build import Limits
 from rlx_ray.spec import BuildSpec, StoreSpec
 from rlx_serve.builds import Builds, Record, Run
 from rlx_serve.problems import Failure
+from rlx_serve.variants import Held
 from tests.support.specs import make_spec
 
 
@@ -100,11 +101,12 @@ def test_a_failure_comes_back_typed_and_is_tried_again_after_a_few_seconds() -> 
 def test_the_board_forgets_replicas_that_do_not_report() -> None:
     async def scene() -> None:
         builds, clock = make(built)
-        await builds.report("a", {"d": "loaded"})
+        first, second = Held({"d": "loaded"}, {"m": ("ending", 9)}), Held({}, {})
+        await builds.report("a", first)
         clock.now += 20
-        await builds.report("b", {})
-        assert await builds.board() == {"a": {"d": "loaded"}, "b": {}}
+        await builds.report("b", second)
+        assert await builds.board() == {"a": first, "b": second}
         clock.now += 15
-        assert await builds.board() == {"b": {}}
+        assert await builds.board() == {"b": second}
 
     asyncio.run(scene())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -14,7 +15,6 @@ from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.inputs import feed, sampling_inputs
 from rlx_ray.engine.sampling import Sampler, Sampling
 from rlx_ray.engine.scheduler import Step, Stream
-from rlx_ray.errors import DeviceMemoryError
 
 VARIANTS = [
     ModelVariant.prefill(1, 16),
@@ -33,14 +33,11 @@ class Drawing:
     def __init__(self, *outputs: str) -> None:
         self.binding = SimpleNamespace(outputs=[SimpleNamespace(name=o) for o in outputs])
         self.read: list[set[str]] = []
-        self.full = False
-
-    def make_cache(self, pages: int) -> range:
-        if self.full:
-            raise DeviceMemoryError("no room for a cache.")
-        return range(pages)
+        self.go_on = threading.Event()
+        self.go_on.set()
 
     def run(self, inputs, cache=None, wanted=None):
+        assert self.go_on.wait(10)
         self.read.append(set(wanted))
         best = (inputs["past"] + inputs["lengths"]) % VOCAB
         logits = np.zeros((len(best), VOCAB), np.float32)
@@ -54,7 +51,7 @@ class Drawing:
 
 
 def engine(decoder: Drawing) -> Engine:
-    return Engine(VARIANTS, lambda _: decoder, lambda ids: "x" * len(ids), 64, VOCAB)
+    return Engine(VARIANTS, lambda _: decoder, lambda ids: "x" * len(ids), range(64), VOCAB)
 
 
 @pytest.fixture
@@ -84,15 +81,17 @@ def test_a_seed_draws_the_same_beside_any_other_stream(device) -> None:
     request = Request((1, 2), 5, Sampling(seed=(9 << 32) + 4))
     alone = tokens(on_device.submit(request))
     assert alone == [4, 5, 6, 0, 1]
+    decoder.go_on.clear()  # all three are there before the first has a token
     beside = [
         on_device.submit(Request((3,), 9, Sampling(seed=1))),
         on_device.submit(request),
         on_device.submit(Request((4,), 9, Sampling(temperature=0, logprobs=2))),
     ]
+    decoder.go_on.set()
     assert tokens(beside[1]) == alone
     assert tokens(beside[2])[:2] == [1, 2]
     tokens(beside[0])
-    assert {"logits", "tokens"} in decoder.read
+    assert {"logits", "tokens"} in decoder.read, "one step ran for both kinds of streams"
 
 
 @pytest.mark.parametrize(
@@ -120,16 +119,6 @@ def test_a_prompt_that_goes_on_is_still_waited_for(device) -> None:
     tokens(on_device.submit(Request((1,) * 40, 1, Sampling(logprobs=1))))
     assert len(decoder.read) > 2
     assert decoder.read == [{"tokens"}] * (len(decoder.read) - 1) + [{"logits"}]
-
-
-def test_a_cache_that_has_no_room_is_asked_for_again(device) -> None:
-    decoder, on_device = device
-    request = Request((1, 2, 3), 2, Sampling(temperature=0))
-    decoder.full = True
-    with pytest.raises(DeviceMemoryError, match="no room for a cache"):
-        tokens(on_device.submit(request))
-    decoder.full = False
-    assert tokens(on_device.submit(request)) == [3, 4]
 
 
 def test_how_to_draw_goes_over_row_by_row() -> None:

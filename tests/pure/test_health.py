@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 
 from rlx_ray.errors import DeviceError, DeviceLost, EngineError
 from rlx_serve.executor import Executor
+from rlx_serve.holding import Holding
 from rlx_serve.problems import Failure
 from rlx_serve.speaking import Speakers
 
@@ -26,25 +29,23 @@ def test_a_lost_device_fails_the_health_check_and_a_refused_call_does_not() -> N
 
 def test_a_failed_engine_fails_the_health_check_and_an_open_one_does_not() -> None:
     async def story() -> None:
-        async def opened(closed: str) -> SimpleNamespace:
-            return SimpleNamespace(closed=closed)
+        with ThreadPoolExecutor() as threads:
+            holding = Holding(8, 1 << 30, lambda spec: None, threads, threads)
+            speakers = Speakers((), {}, holding, 1)
+            stack = contextlib.ExitStack()
 
-        async def refused() -> SimpleNamespace:
-            raise DeviceError("no room.")
+            async def engine(closed: str) -> tuple[SimpleNamespace, int]:
+                return SimpleNamespace(closed=closed), 1
 
-        loop = asyncio.get_running_loop()
-        speakers = Speakers((), {}, lambda row: refused(), loop, 1)
-        tasks = {
-            "open": opened(""),
-            "absent": refused(),
-            "failed": opened("the engine has failed."),
-        }
-        speakers._engines = {name: loop.create_task(work) for name, work in tasks.items()}
-        speakers.check()  # none is there yet
-        await asyncio.wait(list(speakers._engines.values()))
-        with pytest.raises(EngineError, match="the engine has failed"):
+            async def refused() -> tuple[SimpleNamespace, int]:
+                raise DeviceError("no room.")
+
+            await holding.hold_engine("open", 1, lambda: engine(""), stack)
+            with pytest.raises(DeviceError, match="no room"):
+                await holding.hold_engine("absent", 1, refused, stack)
             speakers.check()
-        del speakers._engines["failed"]
-        speakers.check()
+            await holding.hold_engine("failed", 1, lambda: engine("the engine has failed."), stack)
+            with pytest.raises(EngineError, match="the engine has failed"):
+                speakers.check()
 
     asyncio.run(story())

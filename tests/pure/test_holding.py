@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,6 @@ import pytest
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
 from rlx_serve.holding import Holding
 from rlx_serve.problems import problem
-from rlx_serve.slots import Slots
 
 
 class Memory:
@@ -39,12 +40,18 @@ class Device:
         self.held: weakref.WeakSet[Memory] = weakref.WeakSet()
         self.loads: list[str] = []
         self.fault: Exception | None = None
+        self.together: threading.Barrier | None = None
 
     def load(self, spec: Any) -> Variant:
         self.loads.append(spec.digest)
+        if self.together is not None and self.loads.count(spec.digest) == 1:
+            self.together.wait(10)
         mine = Memory()
         self.held.add(mine)
-        if len(self.held) > 2:
+        full = len(self.held) > 2
+        if self.together is not None and self.loads.count(spec.digest) == 1:
+            self.together.wait(10)
+        if full:
             raise DeviceMemoryError("no room.", "Load fewer.")
         return Variant(spec.digest, mine)
 
@@ -72,8 +79,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def holding(device: Device, threads: ThreadPoolExecutor) -> Holding:
-    slots: Slots = Slots(8, 1 << 30, lambda: 0.0)
-    return Holding(slots, device.load, threads, threads)
+    return Holding(8, 1 << 30, device.load, threads, threads)
 
 
 async def ask(held: Holding, device: Device, digest: str) -> int:
@@ -95,11 +101,24 @@ def test_a_load_on_a_full_device_evicts_idle_slots_and_tries_once_more(device, t
     asyncio.run(story())
 
 
+def test_loads_that_find_a_device_full_at_once_share_the_room_that_is_made(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        for digest in ("1", "2"):
+            await ask(held, device, digest)
+        device.together = threading.Barrier(2)
+        assert await asyncio.gather(*(ask(held, device, d) for d in ("3", "4"))) == [3, 4]
+        assert sorted(device.loads) == ["1", "2", "3", "3", "4", "4"]
+        assert held.slots.evictions == 2
+
+    asyncio.run(story())
+
+
 def test_a_device_that_stays_full_sheds_the_load_and_serves_what_it_holds(device, threads) -> None:
     async def story() -> None:
         held = holding(device, threads)
         for digest in ("1", "2"):
-            await held.keep(row(digest))
+            await held.hold(row(digest), contextlib.ExitStack())
         with pytest.raises(DeviceMemoryError) as caught:
             await ask(held, device, "3")
         answer = problem(caught.value)
@@ -128,7 +147,7 @@ def test_waiters_of_one_failed_load_each_get_the_error(device, threads) -> None:
     async def story() -> None:
         held = holding(device, threads)
         for digest in ("1", "2"):
-            await held.keep(row(digest))
+            await held.hold(row(digest), contextlib.ExitStack())
         answers = await asyncio.gather(
             *(ask(held, device, "3") for _ in range(5)), return_exceptions=True
         )

@@ -31,6 +31,7 @@ from rlx_serve.problems import Busy
 from rlx_serve.service import Service, served
 from rlx_serve.speech import Speaker, Stream
 from rlx_serve.table import open_table
+from rlx_serve.variants import Held
 from tests.support.serving import tiny_model, write_config
 
 HIDDEN, VOCAB = 32, 120
@@ -70,8 +71,9 @@ class Site:
         self.presence = Presence("", list(self.backends), {})
         lanes = tuple(Lane(t.name, self.backends[t.name], table.routes("tiny", t)) for t in targets)
 
-        async def board() -> Mapping[str, Mapping[str, str]]:
-            return {"cpu/replica-1": {row.route.slot_id: "loaded" for row in table.rows[:1]}}
+        async def board() -> Mapping[str, Held]:
+            slots = {row.route.slot_id: "loaded" for row in table.rows[:1]}
+            return {"cpu/replica-1": Held(slots, {"talk": ("loaded", 640)})}
 
         async def ready(target: str, model: str) -> bool:
             if not self.answers:
@@ -348,13 +350,19 @@ def test_an_unknown_output_is_refused(site: Site) -> None:
     assert site.infer(ids([2, 3]), outputs=[{"name": "logits"}]).status_code == 400
 
 
+ENGINE = ("model", "replica", "state", "cache_bytes")
+
+
 def test_variants_have_a_row_each_with_the_replicas_that_hold_them(site: Site) -> None:
-    rows = site("GET", "/variants").json()["rows"]
+    answer = site("GET", "/variants").json()
+    rows = answer["rows"]
     names = {"model", "target", "variant", "cache_key", "digest", "status", "reason", "seconds"}
     assert len(rows) == 4
     assert all(names | {"bytes", "error", "replicas"} <= set(row) for row in rows)
     assert {row["status"] for row in rows} == {"missing"}
     assert [len(row["replicas"]) for row in rows] == [1, 0, 0, 0]
+    engine = dict(zip(ENGINE, ("talk", "cpu/replica-1", "loaded", 640), strict=True))
+    assert answer["engines"] == [engine]
 
 
 @pytest.fixture
@@ -452,15 +460,16 @@ def test_a_generation_starts_on_the_first_executor_that_answers_and_takes_it() -
 def test_the_page_lists_the_variants(site: Site) -> None:
     reply = site("GET", "/")
     assert reply.headers["content-type"].startswith("text/html")
-    assert reply.text.count("<tr>") == 1 + 4
+    assert reply.text.count("<tr>") == 1 + 4 + 1 + 1
     assert "encoder:b4:s16" in reply.text
+    assert "<td>talk</td><td>cpu/replica-1</td><td>loaded</td><td>640</td>" in reply.text
 
 
 def test_the_page_escapes_what_it_prints(site: Site) -> None:
     from rlx_serve.page import page
 
     row = {**json.loads(site("GET", "/variants").text)["rows"][0], "model": "<script>"}
-    assert "<script>" not in page([row])
+    assert "<script>" not in page([row], [dict.fromkeys(ENGINE, "<script>")])
 
 
 def test_a_config_of_another_folder_gives_the_same_digests(tmp_path: Path) -> None:

@@ -1,13 +1,10 @@
+"""The slots of a replica: who loads, who waits, and what is evicted."""
+
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rlx_serve.slots import SlotKey, Slots, State, Step
+from rlx_serve.slots import SlotKey, Slots, State, Step, engine_key
 
 
 class Clock:
@@ -24,7 +21,7 @@ def key(number: int = 0, model: str = "m") -> SlotKey:
 
 def make(max_slots: int = 3, max_bytes: int = 1000) -> tuple[Slots[str], Clock]:
     clock = Clock()
-    return Slots(max_slots, max_bytes, clock), clock
+    return Slots(max_slots, max_bytes, clock, lambda key, engine: None), clock
 
 
 def fill(slots: Slots[str], *numbers: int, nbytes: int = 10) -> None:
@@ -93,7 +90,7 @@ def test_a_slot_that_somebody_holds_stays_until_it_is_released() -> None:
     fill(slots, 1)
     assert slots.value(key(0)) == "v0"
     slots.release(key(0))
-    assert list(slots.states()) == [key(1)]
+    assert list(slots.states()) == [key(0)], "it was used until now"
 
 
 def test_bytes_count_each_slot_and_the_weights_of_a_model_once() -> None:
@@ -128,79 +125,6 @@ def test_misuse_is_an_error() -> None:
         slots.value(key(1))
 
 
-KEYS = st.builds(key, st.integers(0, 5), st.sampled_from(["m", "n"]))
-
-
-class SlotsMachine(RuleBasedStateMachine):
-    """Any history of loads, failures and releases keeps the bounds and what is held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slots, self.clock = make(max_slots=3, max_bytes=100)
-        self.slots.weigh("m", 20)
-        self.held: Counter[SlotKey] = Counter()
-        self.loading: set[SlotKey] = set()
-        self.sizes: dict[SlotKey, int] = {}
-
-    @rule(slot=KEYS)
-    def hold(self, slot: SlotKey) -> None:
-        step = self.slots.hold(slot)
-        self.held[slot] += 1
-        assert (step is Step.WAIT) == (slot in self.loading)
-        if step is Step.LOAD:
-            self.loading.add(slot)
-        if step is Step.RUN:
-            assert self.slots.value(slot) == slot.digest
-        if step is Step.FAIL:
-            assert self.slots.error(slot) is not None
-
-    @rule(slot=KEYS)
-    def release(self, slot: SlotKey) -> None:
-        if self.held[slot]:
-            self.held[slot] -= 1
-            self.slots.release(slot)
-
-    @rule(slot=KEYS, nbytes=st.integers(0, 60))
-    def loaded(self, slot: SlotKey, nbytes: int) -> None:
-        if slot in self.loading:
-            self.loading.remove(slot)
-            self.sizes[slot] = nbytes
-            self.slots.loaded(slot, slot.digest, nbytes)
-
-    @rule(slot=KEYS)
-    def failed(self, slot: SlotKey) -> None:
-        if slot in self.loading:
-            self.loading.remove(slot)
-            self.slots.failed(slot, ValueError())
-
-    @rule(seconds=st.floats(0, 5))
-    def wait(self, seconds: float) -> None:
-        self.clock.now += seconds
-
-    @invariant()
-    def what_is_held_or_loading_is_there(self) -> None:
-        states = self.slots.states()
-        assert all(slot in states for slot, count in self.held.items() if count)
-        assert {slot for slot, state in states.items() if state is State.LOADING} == self.loading
-
-    @invariant()
-    def the_bounds_hold_unless_nothing_more_can_go(self) -> None:
-        states = self.slots.states()
-        over = len(states) > 3 or self.slots.nbytes > 100
-        idle = [s for s in states if not self.held[s] and s not in self.loading]
-        assert not over or idle in ([], [list(states)[-1]])
-
-    @invariant()
-    def bytes_are_those_of_loaded_slots_and_their_models(self) -> None:
-        loaded = [s for s, state in self.slots.states().items() if state is State.LOADED]
-        weights = 20 * any(s.model == "m" for s in loaded)
-        assert self.slots.nbytes == sum(self.sizes[s] for s in loaded) + weights
-
-
-SlotsMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestSlots = SlotsMachine.TestCase
-
-
 def test_room_is_made_of_loaded_slots_that_nobody_holds() -> None:
     slots, _ = make(8)
     fill(slots, 0, 1, 2)
@@ -210,3 +134,121 @@ def test_room_is_made_of_loaded_slots_that_nobody_holds() -> None:
     assert set(slots.states()) == {key(1), key(3)}
     assert slots.evict_idle() == 0
     assert slots.evictions == 2
+
+
+# Text engines -----------------------------------------------------------------------------------
+
+
+def ending(max_bytes: int = 1000) -> tuple[Slots[str], list[str]]:
+    """Slots, and the engines that were told to end."""
+    told: list[str] = []
+    return Slots(8, max_bytes, Clock(), lambda key, engine: told.append(engine)), told
+
+
+def speak(slots: Slots[str], model: str, cache: int, *numbers: int, nbytes: int = 10) -> None:
+    """A stream of a model, whose engine is made for it and keeps some variants; it goes on."""
+    assert slots.hold(engine_key(model), cache) is Step.LOAD
+    for number in numbers:
+        slots.hold(key(number, model))
+        slots.loaded(key(number, model), "code", nbytes)
+        slots.keep(key(number, model))
+        slots.release(key(number, model))
+    slots.loaded(engine_key(model), model, cache)
+
+
+def test_a_cache_counts_from_the_time_that_it_is_asked_for() -> None:
+    slots, _ = ending()
+    slots.weigh("m", 100)
+    slots.hold(engine_key("m"), 500)
+    assert slots.nbytes == 600
+    slots.loaded(engine_key("m"), "m", 480)
+    assert slots.nbytes == 580
+    assert slots.engines() == {"m": (State.LOADED, 480)}
+    assert slots.states() == {}, "variants alone"
+
+
+def test_an_engine_fits_if_what_is_used_leaves_room_for_its_weights_and_its_cache() -> None:
+    slots, told = ending()
+    slots.weigh("m", 200)
+    slots.weigh("n", 300)
+    assert slots.fits("n", 700)
+    assert not slots.fits("n", 701)
+    speak(slots, "m", 390, 0)
+    assert not slots.fits("n", 101)
+    assert slots.fits("n", 100)
+    slots.release(engine_key("m"))
+    assert slots.fits("n", 700), "an idle engine goes with its variants and its weights"
+    slots.hold(key(0, "m"))
+    assert not slots.fits("n", 700)
+    assert slots.fits("n", 490), "its cache goes"
+    assert told == []
+
+
+def test_the_least_recently_used_of_variants_and_engines_goes_first() -> None:
+    slots, told = ending()
+    speak(slots, "m", 400, 0)
+    fill(slots, 7, nbytes=100)
+    slots.release(engine_key("m"))  # its last stream ended after the variant ran
+    fill(slots, 8, nbytes=550)
+    assert list(slots.states()) == [key(0), key(8)]
+    assert slots.nbytes == 960
+    fill(slots, 9, nbytes=100)
+    assert told == ["m"]
+    assert slots.engines() == {"m": (State.ENDING, 400)}
+    assert list(slots.states()) == [key(0), key(8), key(9)]
+    assert slots.nbytes == 660
+
+
+def test_what_an_engine_keeps_goes_with_it_and_not_before() -> None:
+    slots, told = ending(100)
+    speak(slots, "m", 40, 0, 1)
+    slots.release(engine_key("m"))
+    assert slots.hold(engine_key("m")) is Step.RUN
+    fill(slots, 5, nbytes=90)
+    assert {key(0), key(1)} <= set(slots.states())
+    slots.release(engine_key("m"))
+    assert told == []
+    assert list(slots.states()) == [key(0), key(1)]
+    assert slots.evict_idle() == 3
+    assert told == ["m"]
+    assert slots.states() == {}
+    assert slots.nbytes == 0
+
+
+def test_an_engine_with_a_stream_never_ends() -> None:
+    slots, told = ending(100)
+    speak(slots, "m", 90, 0)
+    fill(slots, 5, 6, nbytes=90)
+    assert slots.evict_idle() == 1
+    assert told == []
+    assert slots.hold(engine_key("m")) is Step.RUN
+
+
+def test_an_engine_that_ends_is_asked_for_again_once_it_has_ended() -> None:
+    slots, _ = ending()
+    speak(slots, "m", 90, 0)
+    slots.release(engine_key("m"))
+    slots.evict_idle()
+    with pytest.raises(ValueError, match="is ending"):
+        slots.hold(engine_key("m"))
+    slots.hold(key(0))
+    with pytest.raises(ValueError, match="not there"):
+        slots.keep(key(0))
+    slots.ended(engine_key("m"))
+    assert slots.hold(engine_key("m"), 90) is Step.LOAD
+    with pytest.raises(ValueError, match="loading, not ending"):
+        slots.ended(engine_key("m"))
+
+
+def test_what_an_engine_kept_that_could_not_be_made_is_idle() -> None:
+    slots, _ = ending()
+    slots.hold(engine_key("m"), 90)
+    fill(slots, 0)
+    slots.hold(key(0))
+    slots.keep(key(0))
+    slots.release(key(0))
+    assert slots.evict_idle() == 0
+    slots.failed(engine_key("m"), ValueError("no room"))
+    assert slots.nbytes == 10
+    assert slots.hold(engine_key("m"), 90) is Step.FAIL
+    assert slots.evict_idle() == 1

@@ -16,6 +16,8 @@ from ray import serve
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.local import LocalModel
 from rlx_ray.text import TextModel
+from rlx_serve.budget import needs
+from rlx_serve.table import open_table
 from tests.serve.conftest import Site, deploy
 from tests.support.gguf_file import TINY, gguf_bytes, tiny_tensors
 from tests.support.serving import tiny_model, write_config
@@ -69,9 +71,19 @@ def write_model(folder: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def site(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("speech")
-    # Too few pages for 512 tokens, were it not for the window.
-    models = [write_model(folder), tiny_model(folder, "ann", 1)]
-    config = write_config(folder, models, kv_cache_bytes=180 << 10)
+    talk = write_model(folder)
+    short = [
+        {"phase": "prefill", "batch": 1, "seq": 16},
+        {"phase": "decode", "batch": 1, "seq": 1, "past_seq": 63},
+    ]
+    models = [talk, tiny_model(folder, "ann", 1), {**talk, "name": "chat", "matrix": short}]
+    cache = 180 << 10  # too few pages for 512 tokens, were it not for the window
+    serving = {"kv_cache_bytes": cache, "warm": ["chat"]}
+    table = open_table(write_config(folder, models, **serving))
+    need = needs(write_config(folder, models, **serving), table, table.all_targets[0])[0]
+    # Too few bytes for two engines, with their caches and weights.
+    most = 2 * (need.weights + cache) - cache // 2
+    config = write_config(folder, models, max_slot_bytes=most, **serving)
     yield deploy(config, "speech", port)
     serve.delete("speech")
 
@@ -91,8 +103,59 @@ def local(site: Site) -> Iterator[TextModel]:
     model.close()
 
 
+def engines(site: Site) -> dict[str, int]:
+    """The bytes of each loaded engine's cache, as `/variants` shows them."""
+    with site.client as http:
+        found = http.get("/variants").json()["engines"]
+    return {
+        engine["model"]: engine["cache_bytes"] for engine in found if engine["state"] == "loaded"
+    }
+
+
 def test_models_of_both_kinds_are_listed(client: openai.OpenAI) -> None:
-    assert [m.id for m in client.models.list()] == ["talk", "ann"]
+    assert [m.id for m in client.models.list()] == ["talk", "ann", "chat"]
+
+
+def test_a_warm_model_has_its_engine_before_the_first_request(site: Site) -> None:
+    found = engines(site)
+    assert list(found) == ["chat"]
+    assert 90 << 10 < found["chat"] <= 180 << 10
+
+
+def test_models_without_room_for_both_take_turns(site: Site, client: openai.OpenAI) -> None:
+    def ask(model: str) -> str:
+        answer = client.completions.create(model=model, prompt="hello", max_tokens=9, temperature=0)
+        return answer.choices[0].text
+
+    said = ask("chat")
+    assert ask("talk") == said, "one file, and one way to say it"
+    body = {"model": "talk", "prompt": "go on", "max_tokens": 480, "stream": True, "n": 16}
+    with (
+        site.client as http,
+        http.stream("POST", "/v1/completions", json={**body, "logit_bias": {"1": -100}}) as got,
+    ):
+        assert got.status_code == 200
+        lines = got.iter_lines()
+        next(lines)
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask("chat")
+        assert caught.value.status_code == 503
+        assert caught.value.code == "overloaded"
+        assert caught.value.response.headers["retry-after"] == "1"
+        assert "leaves no room for model 'chat'" in caught.value.message
+        assert ask("talk") == said
+        assert next(line for line in lines if line.startswith("data:")), "it is not cut"
+    ends = time.monotonic() + 30
+    while True:
+        try:
+            assert ask("chat") == said
+            break
+        except openai.InternalServerError:  # until the dropped streams have left
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+    while list(engines(site)) != ["chat"]:  # replicas report what changes
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 def test_a_completion_is_what_the_model_says_in_process(

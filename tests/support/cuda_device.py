@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from rlx_ray.dtype import DType
-from rlx_ray.errors import ArtifactError
+from rlx_ray.errors import ArtifactError, DeviceMemoryError
 from rlx_ray.launch_plan import GemmStep, KernelStep
 from tests.support.cuda_emulator import NUMPY, Buffer, compile_host, start
 
@@ -84,12 +84,16 @@ class EmulatedDevice:
         text: the CUDA text of modules whose cubin `made_of` does not know: cubins are not run.
         arch: what it says that it is.
         level: how well the host's compiler is to optimise.
+
+    Attributes:
+        room: how many bytes of memory it has.
     """
 
     def __init__(
         self, folder: Path, text: str = "", arch: str = "sm_90", level: str = "-O2"
     ) -> None:
         self.arch, self.name = arch, f"emulated {arch}"
+        self.room = 1 << 40
         self._folder, self._text, self._level = folder, text, level
         self._texts: dict[bytes, str] = {}
         self._libraries: dict[str, ctypes.CDLL] = {}
@@ -127,6 +131,8 @@ class EmulatedDevice:
     def allocate(self, nbytes: int) -> HostMemory:
         """Memory; its bytes are NaN in every type."""
         self._not_captured("memory")
+        if self.held + nbytes > self.room:
+            raise DeviceMemoryError(f"no room for {nbytes} bytes.")
         piece = HostMemory(nbytes)
         self._pieces[piece.address] = piece
         return piece

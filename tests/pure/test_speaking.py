@@ -1,0 +1,435 @@
+"""Language models that share a replica's memory: engines are made, take turns, and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlx_ray.component import CompilationMode, ModelVariant
+from rlx_ray.engine.generation import Request
+from rlx_ray.engine.sampling import Sampling
+from rlx_ray.errors import DeviceMemoryError, EngineError, RlxError
+from rlx_serve import executor
+from rlx_serve.dispatch import Route
+from rlx_serve.holding import Holding
+from rlx_serve.host import Loaded
+from rlx_serve.outbox import Spoken
+from rlx_serve.problems import Busy, Failure, problem
+from rlx_serve.slots import SlotKey, State, engine_key
+from rlx_serve.speaking import Speakers
+
+VOCAB, PAGE, CACHE, CODE = 7, 10, 640, 20
+VARIANTS = (ModelVariant.prefill(1, 16), ModelVariant.decode(2, 255))
+MODELS = ("ann", "bob", "cid")
+ROOM_FOR_ONE = CACHE + 2 * CODE + 5
+
+
+class Pages:
+    """A key-value cache whose end can be seen."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class Talker:
+    """A variant that says its model's number, when the model may go on."""
+
+    def __init__(self, card: Card, model: str) -> None:
+        outputs = [SimpleNamespace(name="logits")]
+        self.binding = SimpleNamespace(page=PAGE, outputs=outputs)
+        self._card, self._model = card, model
+
+    def make_cache(self, pages: int) -> Pages:
+        self._card.claim(pages * PAGE)
+        made = Pages(pages)
+        self._card.caches.add(made)
+        return made
+
+    def run(self, inputs: Any, cache: Pages, wanted: Any) -> dict[str, np.ndarray]:
+        assert cache in self._card.caches
+        self._card.running.add(self._model)
+        assert self._card.go_on[self._model].wait(10)
+        logits = np.zeros((len(inputs["lengths"]), VOCAB), np.float32)
+        logits[:, MODELS.index(self._model)] = 9
+        return {"logits": logits}
+
+
+class Card:
+    """What variants and caches are loaded on, with room for so many bytes."""
+
+    def __init__(self) -> None:
+        self.room = 1 << 20
+        self.caches: weakref.WeakSet[Pages] = weakref.WeakSet()
+        self.code: weakref.WeakSet[Talker] = weakref.WeakSet()
+        self.go_on = {model: threading.Event() for model in MODELS}
+        self.may_load = threading.Event()
+        self.may_load.set()
+        self.running: set[str] = set()
+        for event in self.go_on.values():
+            event.set()
+
+    @property
+    def held(self) -> int:
+        return CODE * len(self.code) + PAGE * sum(map(len, self.caches))
+
+    def claim(self, nbytes: int) -> None:
+        if self.held + nbytes > self.room:
+            raise DeviceMemoryError(f"no room for {nbytes} bytes.", "Load fewer.")
+
+    def load(self, spec: Any) -> Loaded:
+        assert self.may_load.wait(10)
+        self.claim(CODE)
+        made = Talker(self, spec.model)
+        self.code.add(made)
+        return Loaded(made, spec.digest, "store", CODE)  # type: ignore[arg-type]
+
+
+def row(model: str, variant: ModelVariant) -> Any:
+    digest = str(variant)
+    return SimpleNamespace(
+        route=Route(model, str(variant), digest, digest),
+        spec=SimpleNamespace(model=model, digest=digest),
+        variant=variant,
+    )
+
+
+class Replica:
+    """Speakers over a card."""
+
+    def __init__(self, card: Card, threads: ThreadPoolExecutor, max_bytes: int) -> None:
+        self.holding = Holding(8, max_bytes, card.load, threads, threads)
+        rows = [row(model, variant) for model in MODELS for variant in VARIANTS]
+        opened: Any = SimpleNamespace(
+            tokenizer=lambda: SimpleNamespace(decode=lambda ids: "x" * len(ids)),
+            facts=SimpleNamespace(config=f'{{"vocab": {VOCAB}}}'),
+        )
+        self.speakers = Speakers(rows, dict.fromkeys(MODELS, opened), self.holding, CACHE)
+
+    async def stream(self, model: str, count: int = 5) -> AsyncGenerator[Spoken]:
+        request = Request((1, 2, 3), count, Sampling(temperature=0))
+        with contextlib.ExitStack() as stack:
+            engine = await self.speakers.hold(model, stack)
+            async with contextlib.aclosing(engine.generate(request, streamed=True)) as spoken:
+                async for batch in spoken:
+                    yield batch
+
+    async def say(self, model: str, count: int = 5) -> list[int]:
+        batches = [batch async for batch in self.stream(model, count)]
+        assert batches[-1].finish == "length"
+        return [chosen.token for batch in batches for chosen in batch.chosen]
+
+    @property
+    def engines(self) -> dict[str, State]:
+        return {model: state for model, (state, _) in self.holding.slots.engines().items()}
+
+
+Story = Callable[[Replica], Awaitable[None]]
+
+
+@pytest.fixture
+def card() -> Iterator[Card]:
+    """No engine's thread is left at the end."""
+    made = Card()
+    yield made
+    for event in (*made.go_on.values(), made.may_load):
+        event.set()
+
+
+def play(card: Card, story: Story, max_bytes: int = ROOM_FOR_ONE) -> None:
+    """Let something happen on a replica, then end its engines: all memory is free."""
+
+    async def whole() -> None:
+        with ThreadPoolExecutor(4) as threads:
+            replica = Replica(card, threads, max_bytes)
+            async with asyncio.timeout(20):
+                await story(replica)
+                while replica.holding._loads:
+                    await asyncio.wait(replica.holding._loads.values())
+                await replica.holding.make_room(DeviceMemoryError("the end"))
+            assert set(replica.engines.values()) <= {State.FAILED}
+            assert card.held == replica.holding.slots.nbytes == 0
+
+    asyncio.run(whole())
+    assert not [t for t in threading.enumerate() if t.name == "rlx-engine"]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0.001)
+
+
+def test_models_take_turns_and_what_the_one_had_is_free_before_the_other_has_its_own(card) -> None:
+    async def story(replica: Replica) -> None:
+        gc.disable()  # memory is free because nobody holds it
+        try:
+            for model in ("ann", "bob", "ann", "cid"):
+                assert await replica.say(model) == [MODELS.index(model)] * 5
+                assert replica.engines == {model: State.LOADED}
+                assert {talker._model for talker in card.code} == {model}
+                assert (len(card.caches), card.held) == (1, CACHE + 2 * CODE)
+                assert replica.holding.slots.nbytes == card.held
+        finally:
+            gc.enable()
+
+    card.room = ROOM_FOR_ONE  # the card is never asked for more
+    play(card, story)
+
+
+def test_where_there_is_room_for_both_both_stay(card) -> None:
+    async def story(replica: Replica) -> None:
+        for _ in range(2):
+            assert await asyncio.gather(replica.say("ann"), replica.say("bob")) == [
+                [0] * 5,
+                [1] * 5,
+            ]
+        assert replica.engines == {"ann": State.LOADED, "bob": State.LOADED}
+        assert replica.holding.slots.evictions == 0
+
+    play(card, story, 2 * ROOM_FOR_ONE)
+
+
+def test_a_model_with_a_stream_is_not_cut_and_the_other_is_told_to_come_again(card) -> None:
+    async def story(replica: Replica) -> None:
+        card.go_on["ann"].clear()
+        first = asyncio.create_task(replica.say("ann", 20))
+        await until(lambda: "ann" in card.running)
+        for _ in range(3):
+            with pytest.raises(Busy, match=r"max_slot_bytes is 685.*'bob'.*640 bytes") as caught:
+                await replica.say("bob")
+        answer = problem(Failure.of(caught.value).error())  # as it reaches the ingress
+        assert (answer.status, answer.code, answer.retry_after) == (503, "overloaded", 1)
+        queued = asyncio.create_task(replica.say("ann", 7))
+        card.go_on["ann"].set()
+        assert await first == [0] * 20
+        assert await queued == [0] * 7
+        assert await replica.say("bob") == [1] * 5
+
+    play(card, story)
+
+
+def test_who_comes_while_an_engine_ends_waits_for_a_new_one(card) -> None:
+    async def story(replica: Replica) -> None:
+        card.go_on["ann"].clear()
+        dropped = asyncio.create_task(replica.say("ann"))
+        await until(lambda: "ann" in card.running)
+        (cache,) = card.caches
+        old = weakref.ref(cache)
+        del cache
+        dropped.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dropped
+        bob = asyncio.create_task(replica.say("bob"))
+        await until(lambda: replica.engines.get("ann") is State.ENDING)
+        again = [asyncio.create_task(replica.say("ann")) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert not bob.done(), "it has no room before the step of the other one is through"
+        assert not any(task.done() for task in again)
+        assert old() is not None
+        card.go_on["ann"].set()
+        assert await bob == [1] * 5
+        found = await asyncio.gather(*again, return_exceptions=True)
+        assert all(isinstance(answer, Busy) or answer == [0] * 5 for answer in found)
+        assert await replica.say("ann") == [0] * 5
+        assert old() is None
+
+    play(card, story)
+
+
+def test_an_ending_engines_own_model_gets_a_new_one(card) -> None:
+    async def story(replica: Replica) -> None:
+        await replica.say("ann")
+        (cache,) = card.caches
+        old = weakref.ref(cache)
+        del cache
+        room = asyncio.create_task(replica.holding.make_room(DeviceMemoryError("full")))
+        await asyncio.sleep(0)
+        assert replica.engines == {"ann": State.ENDING}
+        assert await asyncio.gather(replica.say("ann"), replica.say("ann", 3)) == [[0] * 5, [0] * 3]
+        await room
+        assert old() is None
+        assert len(card.caches) == 1
+
+    play(card, story)
+
+
+def test_a_full_device_has_room_once_an_idle_engine_has_ended(card) -> None:
+    async def story(replica: Replica) -> None:
+        card.room = ROOM_FOR_ONE
+        assert await replica.say("ann") == [0] * 5
+        assert await replica.say("bob") == [1] * 5
+        assert replica.engines == {"bob": State.LOADED}
+
+    play(card, story, 1 << 30)
+
+
+def test_a_device_that_is_full_of_streams_sheds_the_other_model(card) -> None:
+    async def story(replica: Replica) -> None:
+        card.room = ROOM_FOR_ONE
+        card.go_on["ann"].clear()
+        first = asyncio.create_task(replica.say("ann", 20))
+        await until(lambda: "ann" in card.running)
+        with pytest.raises(DeviceMemoryError, match="no room") as caught:
+            await replica.say("bob")
+        answer = problem(caught.value)
+        assert (answer.status, answer.code, answer.retry_after) == (503, "out_of_device_memory", 1)
+        gc.collect()
+        assert card.held == CACHE + 2 * CODE, "a variant of each, and the cache of one"
+        card.go_on["ann"].set()
+        assert await first == [0] * 20
+        assert {talker._model for talker in card.code} == {"ann"}
+
+    play(card, story, 1 << 30)
+
+
+def test_a_variant_that_a_stream_needs_is_loaded_in_the_room_of_what_is_idle(card) -> None:
+    async def story(replica: Replica) -> None:
+        idle = row("bob", VARIANTS[0])
+        with contextlib.ExitStack() as stack:
+            await replica.holding.hold(idle, stack)
+        card.room = CACHE + 2 * CODE
+        assert await replica.say("ann") == [0] * 5
+        assert replica.holding.slots.state(SlotKey("bob", idle.route.digest)) is None
+
+    play(card, story, 1 << 30)
+
+
+def test_an_engine_that_waits_for_a_variant_does_not_end(card) -> None:
+    async def story(replica: Replica) -> None:
+        card.go_on["ann"].clear()
+        dropped = asyncio.create_task(replica.say("ann"))
+        await until(lambda: "ann" in card.running)
+        card.may_load.clear()  # the decode step's variant is being built
+        card.go_on["ann"].set()
+        decode = SlotKey("ann", str(VARIANTS[1]))
+        await until(lambda: replica.holding.slots.state(decode) is State.LOADING)
+        dropped.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dropped
+        with pytest.raises(Busy):
+            await replica.say("bob")
+        card.may_load.set()
+        await until(lambda: replica.holding.slots.state(decode) is State.LOADED)
+        await until(lambda: replica.holding.slots.fits("bob", CACHE))
+        assert await replica.say("bob") == [1] * 5
+
+    play(card, story)
+
+
+def test_an_engine_that_is_ending_gets_no_variant(card) -> None:
+    async def story(replica: Replica) -> None:
+        with contextlib.ExitStack() as stack:
+            engine = await replica.speakers.hold("ann", stack)
+        replica.holding.slots.evict_idle()
+        with pytest.raises(EngineError, match="'ann' is ending"):
+            await asyncio.to_thread(engine._variants.load, VARIANTS[1])
+        await until(lambda: replica.engines == {})
+        with pytest.raises(EngineError, match="closed"):
+            engine._engine.submit(Request((1,), 1))
+
+    play(card, story)
+
+
+def test_a_cache_without_a_single_page_is_refused_with_both_sizes(card) -> None:
+    async def story(replica: Replica) -> None:
+        replica.speakers._cache_bytes = PAGE - 1
+        with pytest.raises(RlxError, match=r"kv_cache_bytes is 9, too few for a page of 10"):
+            await replica.say("ann")
+
+    play(card, story)
+
+
+def test_a_failed_engine_is_made_anew_and_leaves_nothing(card) -> None:
+    async def story(replica: Replica) -> None:
+        card.room = CODE
+        for _ in range(2):
+            with pytest.raises(DeviceMemoryError):
+                await replica.say("ann")
+        assert replica.holding.slots.state(engine_key("ann")) is State.FAILED
+        assert replica.holding.slots.nbytes == CODE
+        card.room = 1 << 20
+        replica.holding.slots._clock = lambda: float("inf")
+        assert await replica.say("ann") == [0] * 5
+
+    play(card, story)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_crowd_is_answered_within_the_budget(card, seed: int) -> None:
+    """Some leave early; whoever stays gets the whole answer, or is told to come again."""
+    rng = np.random.default_rng(seed)
+
+    async def client(replica: Replica, model: str, count: int, stay: bool) -> None:
+        await asyncio.sleep(float(rng.uniform(0, 0.2)))
+        for _ in range(200):
+            try:
+                if stay:
+                    assert await replica.say(model, count) == [MODELS.index(model)] * count
+                else:
+                    async with contextlib.aclosing(replica.stream(model, count)) as stream:
+                        await anext(stream)
+                return
+            except (Busy, DeviceMemoryError):  # both are 503 with Retry-After
+                await asyncio.sleep(0.02)
+        raise AssertionError(f"{model} never had a turn")
+
+    async def story(replica: Replica) -> None:
+        replica.holding.slots._retry_after = 0.01
+        crowd = zip(
+            rng.choice(MODELS, 40), rng.integers(1, 30, 40), rng.uniform(size=40) < 0.7, strict=True
+        )
+        clients = [client(replica, str(m), int(n), bool(stay)) for m, n, stay in crowd]
+        await asyncio.gather(*clients)
+
+    card.room = 2 * ROOM_FOR_ONE
+    play(card, story, 2 * ROOM_FOR_ONE)
+
+
+@pytest.mark.parametrize("mode", [CompilationMode.EAGER, CompilationMode.LAZY])
+def test_what_is_eager_stays_for_good_and_what_is_warm_as_long_as_there_is_room(
+    card, mode: CompilationMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+
+    def check(config: object, table: object, target: object, code: int = 0) -> None:
+        checked.append(code)
+
+    monkeypatch.setattr(executor, "check_budget", check)
+
+    async def story(replica: Replica) -> None:
+        made = executor.Executor.__new__(executor.Executor)
+        rows = [row("ann", variant) for variant in VARIANTS]
+        for one in rows:
+            one.mode = mode
+        made._rows = {str(one.variant): one for one in rows}
+        made._config = SimpleNamespace(serve=SimpleNamespace(warm=("ann",)))
+        made._target, made._eager = None, contextlib.ExitStack()
+        made._holding, made._speakers = replica.holding, replica.speakers
+        made._advertise = executor._marker
+        await made._warm_up(None)
+        assert replica.engines == {"ann": State.LOADED}
+        assert card.held == CACHE + 2 * CODE
+        eager = mode is CompilationMode.EAGER
+        assert checked == [0, 2 * CODE * eager]
+        if eager:
+            with pytest.raises(Busy):
+                await replica.say("bob")
+        else:
+            assert await replica.say("bob") == [1] * 5
+        await replica.holding.make_room(DeviceMemoryError("full"))
+        assert replica.engines == ({"ann": State.LOADED} if eager else {})
+        made._eager.close()
+
+    play(card, story)
