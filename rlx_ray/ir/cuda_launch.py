@@ -83,6 +83,13 @@ _FEW_BLOCKS = 264
 """Blocks that do not fill a device twice."""
 
 
+_FLOAT_ROWS = 8
+"""Rows of a block of `matvec` in float32: a thread holds two sums of each, and of gates as many."""
+
+_MANY_SUMS = 64
+"""Sums of a thread beyond which 16 warps of a block, 128 registers each, would spill them."""
+
+
 def rows(c: Constants) -> Launch:
     """A warp for each row; where rows would leave the device idle, warps enough for one vector."""
     n, rows = _number(c, "n"), _number(c, "rows")
@@ -165,11 +172,22 @@ def matvec(c: Constants) -> Launch:
     plain = 1 if _number(c, "bits") else _size(c) // 2 or 1
     own = _given(c, "chunks", min(max(1, 4 // gates // plain), long))
     few = n // 16 <= _FEW_BLOCKS
-    warps = _given(c, "warps", min(16, max(4, long if few else _up(long, own))))
-    tiles = _up(_number(c, "rows"), 8)
+    rows = _number(c, "rows")
+    each = _given(c, "each", _divisor(rows, _FLOAT_ROWS) if _size(c) == 4 else rows)
+    tiles = _up(each, 8)
+    blocks = 2 if _number(c, "bits") else 0  # sums of a block, and of its offsets
+    many = gates == 2 if _size(c) == 4 else 4 * tiles * (gates + blocks) >= _MANY_SUMS
+    most = 8 if many else 16
+    warps = _given(c, "warps", min(most, max(4, long if few else _up(long, own))))
     block = _given(c, "block", 32 * warps)
-    normed = _number(c, "rows") * (long * 64 * _size(c) + 32) if c["norm"] else 0
-    return Launch((_up(n, 16), 1, 1), block, 640 * warps * tiles * gates + normed)
+    normed = each * (long * 64 * _size(c) + 32) if c["norm"] else 0
+    grid = _up(n, 16) * (rows // each)
+    return Launch((grid, 1, 1), block, 640 * warps * tiles * gates + normed)
+
+
+def _divisor(count: int, most: int) -> int:
+    """The largest divisor of a count that is at most so large."""
+    return next(d for d in range(min(count, most), 0, -1) if count % d == 0)
 
 
 def dequantize(c: Constants) -> Launch:

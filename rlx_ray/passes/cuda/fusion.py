@@ -177,7 +177,7 @@ def norm_for(facts: Facts, norm: int) -> int | None:
         return None
     constants = matvec_constants(facts, index, Epilogue()) | norm_constants(node)
     how = named("matvec", **constants).launch
-    reread = how.grid[0] * elements(node.shape) * facts.t.size
+    reread = -(-reader.shape[1] // TILE) * elements(node.shape) * facts.t.size
     return index if how.shared <= SHARED and reread <= REREAD else None
 
 
