@@ -124,22 +124,34 @@ def supported() -> tuple[str, ...]:
     return tuple(f"{kind}_{n}" for kind in ("sm", "compute") for n in numbers)
 
 
-def compile(
-    source: str, arch: str, headers: Mapping[str, str], options: Sequence[str] = ()
-) -> bytes:
+def compile(source: str, arch: str, headers: Mapping[str, str]) -> bytes:
     """The cubin, or for `compute_N` the PTX, of a unit.
 
     Args:
         source: the unit's text, as `cuda_kernels.unit` prints it.
         arch: one of `supported()`.
         headers: text of the files that may be included, by name.
-        options: more options of NVRTC.
 
     Raises:
         ToolchainMissing: NVRTC or the CUDA headers are not installed.
         CompileError: NVRTC does not know the architecture, or refuses the unit; the message names
             the kernel and the line, and holds the log's first lines.
     """
+    return _compile(source, arch, headers, ())[0]
+
+
+def report(source: str, arch: str, headers: Mapping[str, str]) -> str:
+    """What ptxas says of a unit's kernels: registers, spills, shared memory (codegen/resources.py).
+
+    The arguments and errors are those of `compile`; `arch` must be an `sm_N`.
+    """
+    return _compile(source, arch, headers, ("--ptxas-options=-v",))[1]
+
+
+def _compile(
+    source: str, arch: str, headers: Mapping[str, str], options: Sequence[str]
+) -> tuple[bytes, str]:
+    """The code of a unit, and NVRTC's log."""
     nvrtc = _library()
     if arch not in supported():
         raise CompileError(
@@ -153,12 +165,13 @@ def compile(
     try:
         nvrtc.compileProgram(program, flags)
         made = nvrtc.getPTX(program) if arch.startswith("compute") else nvrtc.getCUBIN(program)
+        log = str(nvrtc.getProgramLog(program))
     except nvrtc.NVRTCError as error:
         log = str(nvrtc.getProgramLog(program)).strip() or str(error)
         raise _refused(source, arch, log) from None
     finally:
         nvrtc.destroyProgram(program)
-    return made if isinstance(made, bytes) else str(made).encode()
+    return made if isinstance(made, bytes) else str(made).encode(), log
 
 
 def _named(source: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
