@@ -108,10 +108,10 @@ def run_profile(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _of_target(cells: Iterable[Cell], name: str) -> list[Cell]:
+def _of_target(cells: Iterable[Cell], name: str) -> tuple[Cell, ...]:
     known = list(cells)
     names = list(dict.fromkeys(cell.spec.target.name for cell in known))
-    found = [cell for cell in known if cell.spec.target.name == name]
+    found = tuple(cell for cell in known if cell.spec.target.name == name)
     if not found:
         raise ConfigError(
             f"--target is {name!r}, which is not one of the model's.",

@@ -1,4 +1,4 @@
-"""What CUDA kernels take of a multiprocessor: registers do not spill, and blocks fit as CUDA says."""
+"""What CUDA kernels take of a multiprocessor: none spills, and blocks fit as CUDA says."""
 
 from __future__ import annotations
 
@@ -89,5 +89,5 @@ ptxas info    : Used 30 registers, used 0 barriers
 
 
 def test_ptx_and_unknown_architectures_are_refused() -> None:
-    with pytest.raises(CompileError, match="registers of 'compute_80'.*sm_90"):
+    with pytest.raises(CompileError, match=r"registers of 'compute_80'.*sm_90"):
         usage(_kernels(), "compute_80")
