@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from rlx_ray.dtype import DType
+from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Expr
 from rlx_ray.shape import PAGE
 
@@ -44,6 +45,23 @@ class Launch:
     grid: tuple[int, int, int]
     block: int
     shared: int = 0
+
+
+SHARED = 99 << 10
+"""Bytes of shared memory that a block has on the smallest of the architectures."""
+
+_INDICES = 1 << 31
+"""Kernels count threads, and elements of what is elementwise, in 32 bits."""
+
+
+def refusal(how: Launch) -> str:
+    """Why no device takes a launch, as a clause; empty if each of CUDA_TARGETS does."""
+    x, y, z = how.grid
+    if x >= _INDICES or max(y, z) >= 1 << 16:
+        return f"would have a grid of {x} x {y} x {z} blocks"
+    if how.shared > SHARED:
+        return f"would have {how.shared} bytes of shared memory, of {SHARED}"
+    return ""
 
 
 def _up(count: int, size: int) -> int:
@@ -100,8 +118,23 @@ def rows(c: Constants) -> Launch:
     return Launch((_up(rows, block // (32 * warps)), 1, 1), block)
 
 
+def _counted(count: int) -> int:
+    """A number of threads or elements, if kernels can count that far.
+
+    Raises:
+        CompileError: they cannot.
+    """
+    if count >= _INDICES:
+        raise CompileError(
+            f"a CUDA kernel would have {count} elements, and counts to {_INDICES - 1}.",
+            "Use a smaller batch or seq.",
+        )
+    return count
+
+
 def _flat(c: Constants, count: int) -> Launch:
     """A thread for each of `count` pieces."""
+    _counted(count)
     block = _given(c, "block", 256 if count >= 256 * _MANY_ROWS else 128)
     return Launch((_up(count, block), 1, 1), block)
 
@@ -110,7 +143,7 @@ def elementwise(c: Constants) -> Launch:
     """A thread for each `v` columns."""
     n = _number(c, "n")
     v = _given(c, "v", vector_width(n, _size(c)))
-    return _flat(c, _number(c, "rows") * n // v)
+    return _flat(c, _counted(_number(c, "rows") * n) // v)
 
 
 def gated(c: Constants) -> Launch:
