@@ -22,6 +22,10 @@ _INCLUDE = re.compile(r'#define RLX_NAME (\w+)\n(?:#define .*\n)*#include "(\w+\
 _ERROR = re.compile(r"^(?:(\w+)/)?([\w.]+)\((\d+)\): (?:catastrophic )?error", re.M)
 _ANY_KERNEL = re.compile(r"\b(\w+)/\w+\.cu\b|function '(\w+)'")
 _LOG_LINES = 12
+_PTX_VERSION = re.compile(rb"^\.version .*$", re.M)
+_PTX_ISA = {13: b"9.0"}
+"""By CUDA major: the PTX ISA that each of its drivers compiles, which PTX says that it is written in.
+NVRTC names its own, the newest, and older drivers of its major then refuse text that they know."""
 _REMEDY = "Install it with: pip install 'rlx_ray[cuda13]' (or cuda12, as config.toolchain says)"
 
 
@@ -171,7 +175,16 @@ def _compile(
         raise _refused(source, arch, log) from None
     finally:
         nvrtc.destroyProgram(program)
-    return made if isinstance(made, bytes) else str(made).encode(), log
+    code = made if isinstance(made, bytes) else str(made).encode()
+    if arch.startswith("compute"):
+        code = _for_older_drivers(code)
+    return code, log
+
+
+def _for_older_drivers(ptx: bytes) -> bytes:
+    """PTX that names the ISA of its major's first driver, which refuses what it lacks."""
+    oldest = _PTX_ISA.get(version()[0])
+    return _PTX_VERSION.sub(b".version " + oldest, ptx, count=1) if oldest else ptx
 
 
 def _named(source: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
