@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py [--json]
 
-It needs the card's driver, CuPy with cuBLAS and NVRTC (`pip install 'rlx_ray[cuda13,gpu13]'`), and
-PyTorch for the peers, if there is one. Weights are random, so no checkpoint is needed. Decode rows
-include the copy of the drawn tokens to the host; encoder rows that of the vectors. Peers that do
-not fit into the time are named in `left_out`.
+It needs the card's driver, CuPy with cuBLAS and NVRTC (`pip install 'rlx_ray[dev,gpu13]'`; the
+references are those of the tests), and PyTorch for the peers, if there is one. A precision whose
+small models are wrong has no rows, and a case that fails takes none from the others. Weights are
+random, so no checkpoint is needed. Decode rows include the copy of the drawn tokens to the host;
+encoder rows that of the vectors. Peers that do not fit into the time are named in `left_out`.
 """
 
 from __future__ import annotations

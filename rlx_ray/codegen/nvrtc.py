@@ -24,8 +24,8 @@ _ANY_KERNEL = re.compile(r"\b(\w+)/\w+\.cu\b|function '(\w+)'")
 _LOG_LINES = 12
 _PTX_VERSION = re.compile(rb"^\.version .*$", re.M)
 _PTX_ISA = {13: b"9.0"}
-"""By CUDA major: the PTX ISA that each of its drivers compiles, which PTX says that it is written in.
-NVRTC names its own, the newest, and older drivers of its major then refuse text that they know."""
+"""By CUDA major: the PTX ISA that each of its drivers compiles, and that our PTX names as its own.
+NVRTC names the newest, and older drivers of its major then refuse text that they know."""
 _REMEDY = "Install it with: pip install 'rlx_ray[cuda13]' (or cuda12, as config.toolchain says)"
 
 

@@ -121,7 +121,7 @@ def _of_target(cells: Iterable[Cell], name: str) -> tuple[Cell, ...]:
 
 
 def sections(spec: BuildSpec) -> dict[str, Callable[[], Any]]:
-    """What makes each section of a variant: `key`, `notes` and `resources` as data, others as text."""
+    """What makes each section of a variant: `key`, `notes`, `resources` as data, others as text."""
     from rlx_ray.compiler import source, stages
     from rlx_ray.ir.lir import Lir
     from rlx_ray.ir.text import hir_text, launches_text, lir_text, mir_text

@@ -51,9 +51,7 @@ class CudaModule:
             function(step.grid, block, tuple(arguments), step.shared, self._device.stream)
 
 
-def _unload(
-    current: Any, errors: tuple[type[Exception], ...], functions: dict[str, Any]
-) -> None:
+def _unload(current: Any, errors: tuple[type[Exception], ...], functions: dict[str, Any]) -> None:
     """Drop a module's functions where the device's context is this thread's."""
     with contextlib.suppress(*errors):  # the device is lost, and the module with it
         current.use()

@@ -247,7 +247,9 @@ def test_a_graph_without_the_inputs_that_launches_need_is_refused() -> None:
 def test_launches_that_no_device_takes_are_refused_with_the_reason() -> None:
     heads = {"heads": 1, "kv_heads": 1, "dim": 64}
     writer = Writer()
-    with pytest.raises(CompileError, match="layer.0: attention would have a grid of 1 x 1 x 70000"):
+    with pytest.raises(
+        CompileError, match=r"layer\.0: attention would have a grid of 1 x 1 x 70000"
+    ):
         writer.call("attention", "layer.0", {"t": DType.F16, "batch": 70000, "seq": 16, **heads})
     wide = {"t": DType.F16, "batch": 2, "seq": 16, "n": 32768, "pool": 0, "l2": 1}
     with pytest.raises(CompileError, match="pool would have 262144 bytes of shared memory, of 101"):
