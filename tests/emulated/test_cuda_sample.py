@@ -177,6 +177,18 @@ def test_a_row_without_a_number_gives_its_first_token(kernels: Unit) -> None:
     assert draw(kernels, "small_f32", x, {}, {}, {"top_k": 3}, {"top_p": 0.5}) == [0, 0, 0, 0]
 
 
+@each_type
+def test_an_infinite_score_is_taken_and_so_is_the_best_without_a_temperature(
+    kernels: Unit, t: DType
+) -> None:
+    x = values(np.random.default_rng(7), (ROWS, 70), t)
+    x[0, 5] = np.inf
+    x[1, 9] = x[1, 3] = np.inf
+    hows = [{}, {"top_p": 0.5}, {"temperature": np.nan}, {"temperature": -1.0}]
+    got = draw(kernels, f"small_{t}", x, *hows)
+    assert got == [5, 3, *(int(wide(row).argmax()) for row in x[2:])]
+
+
 PHILOX = """
 #include "cuda_shim.h"
 #include "sample.cuh"
