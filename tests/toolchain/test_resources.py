@@ -33,7 +33,7 @@ def _kernels() -> list[Instance]:
         *(named("attention", t=t, dim=64, **encoder) for t in (F32, F16)),
         named("attention_cached", t=F32, dim=64, **prompt),
         named("attention_cached", t=BF16, dim=128, **prompt),
-        named("attention_decode", t=BF16, dim=128, batch=4, seq=4, **LLAMA),
+        *(named("attention_decode", t=BF16, dim=d, batch=4, seq=4, **LLAMA) for d in (128, 256)),
         named("attention_step", t=BF16, dim=128, batch=4, **LLAMA, **TURNED),
         *(named("matvec", t=F32, rows=32, **WIDE, **form) for form in ({}, q4)),
         *(named("matvec", t=BF16, rows=32, **WIDE, **form) for form in ({}, q4)),
