@@ -22,6 +22,10 @@ _INCLUDE = re.compile(r'#define RLX_NAME (\w+)\n(?:#define .*\n)*#include "(\w+\
 _ERROR = re.compile(r"^(?:(\w+)/)?([\w.]+)\((\d+)\): (?:catastrophic )?error", re.M)
 _ANY_KERNEL = re.compile(r"\b(\w+)/\w+\.cu\b|function '(\w+)'")
 _LOG_LINES = 12
+_PTX_VERSION = re.compile(rb"^\.version .*$", re.M)
+_PTX_ISA = {13: b"9.0"}
+"""By CUDA major: the PTX ISA that each of its drivers compiles, and that our PTX names as its own.
+NVRTC names the newest, and older drivers of its major then refuse text that they know."""
 _REMEDY = "Install it with: pip install 'rlx_ray[cuda13]' (or cuda12, as config.toolchain says)"
 
 
@@ -124,22 +128,34 @@ def supported() -> tuple[str, ...]:
     return tuple(f"{kind}_{n}" for kind in ("sm", "compute") for n in numbers)
 
 
-def compile(
-    source: str, arch: str, headers: Mapping[str, str], options: Sequence[str] = ()
-) -> bytes:
+def compile(source: str, arch: str, headers: Mapping[str, str]) -> bytes:
     """The cubin, or for `compute_N` the PTX, of a unit.
 
     Args:
         source: the unit's text, as `cuda_kernels.unit` prints it.
         arch: one of `supported()`.
         headers: text of the files that may be included, by name.
-        options: more options of NVRTC.
 
     Raises:
         ToolchainMissing: NVRTC or the CUDA headers are not installed.
         CompileError: NVRTC does not know the architecture, or refuses the unit; the message names
             the kernel and the line, and holds the log's first lines.
     """
+    return _compile(source, arch, headers, ())[0]
+
+
+def report(source: str, arch: str, headers: Mapping[str, str]) -> str:
+    """What ptxas says of a unit's kernels: registers, spills, shared memory (codegen/resources.py).
+
+    The arguments and errors are those of `compile`; `arch` must be an `sm_N`.
+    """
+    return _compile(source, arch, headers, ("--ptxas-options=-v",))[1]
+
+
+def _compile(
+    source: str, arch: str, headers: Mapping[str, str], options: Sequence[str]
+) -> tuple[bytes, str]:
+    """The code of a unit, and NVRTC's log."""
     nvrtc = _library()
     if arch not in supported():
         raise CompileError(
@@ -153,12 +169,22 @@ def compile(
     try:
         nvrtc.compileProgram(program, flags)
         made = nvrtc.getPTX(program) if arch.startswith("compute") else nvrtc.getCUBIN(program)
+        log = str(nvrtc.getProgramLog(program))
     except nvrtc.NVRTCError as error:
         log = str(nvrtc.getProgramLog(program)).strip() or str(error)
         raise _refused(source, arch, log) from None
     finally:
         nvrtc.destroyProgram(program)
-    return made if isinstance(made, bytes) else str(made).encode()
+    code = made if isinstance(made, bytes) else str(made).encode()
+    if arch.startswith("compute"):
+        code = _for_older_drivers(code)
+    return code, log
+
+
+def _for_older_drivers(ptx: bytes) -> bytes:
+    """PTX that names the ISA of its major's first driver, which refuses what it lacks."""
+    oldest = _PTX_ISA.get(version()[0])
+    return _PTX_VERSION.sub(b".version " + oldest, ptx, count=1) if oldest else ptx
 
 
 def _named(source: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rlx_ray.commands.output import config_options, write, write_json
 from rlx_ray.component import ModelVariant
-from rlx_ray.errors import ConfigError
+from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.spec import BuildSpec
 
 if TYPE_CHECKING:
+    from rlx_ray.ir.launches import Launches
+    from rlx_ray.job.matrix import Cell
     from rlx_ray.spec import Config
+    from rlx_ray.target import Target
 
-SECTIONS = ("key", "hir", "mir", "lir", "launches", "notes", "source")
+SECTIONS = ("key", "hir", "mir", "lir", "launches", "resources", "notes", "source")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,13 +28,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="a variant's key and its way through the compiler",
         description="Prints the key's ingredients, the HIR, the MIR after the passes, the "
         "decisions (dispatch, fusion, schedule) with their reasons, the LIR (of a CUDA target the "
-        "launches) with its memory plan, and the source text. Needs no toolchain.",
+        "launches) with its memory plan, what each CUDA kernel takes of a multiprocessor, and the "
+        "source text. Needs no toolchain but for `resources`, which needs NVRTC.",
     )
     config_options(parser)
     parser.add_argument("model", metavar="MODEL", help="a model of the config")
     parser.add_argument(
         "--variant", metavar="TEXT", help="such as encoder:b8:s128 (default: the first)"
     )
+    parser.add_argument("--target", metavar="NAME", help="one of the model's (default: the first)")
     parser.add_argument(
         "--show",
         choices=SECTIONS,
@@ -61,14 +67,16 @@ def run(args: argparse.Namespace) -> int:
     model = open_model(find_model(config, args.model))
     cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
     wanted = ModelVariant.parse(args.variant) if args.variant else None
+    if args.target:
+        cells = _of_target(cells, args.target)
     spec = pick(cells, model.spec.name, wanted)
     shown = args.show or [s for s in SECTIONS if s != "source"]
-    found = {name: text for name, text in sections(spec).items() if name in shown}
+    found = {name: make() for name, make in sections(spec).items() if name in shown}
     if args.json:
         write_json({"variant": str(spec.component.variant), **found})
         return 0
     for name, value in found.items():
-        write(f"== {name} ==\n{value if isinstance(value, str) else _lines(value)}")
+        write(f"== {name} ==\n{_text(name, value)}")
     return 0
 
 
@@ -100,8 +108,20 @@ def run_profile(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def sections(spec: BuildSpec) -> dict[str, Any]:
-    """Every section of a variant: `key` and `notes` as data, the others as text."""
+def _of_target(cells: Iterable[Cell], name: str) -> tuple[Cell, ...]:
+    known = list(cells)
+    names = list(dict.fromkeys(cell.spec.target.name for cell in known))
+    found = tuple(cell for cell in known if cell.spec.target.name == name)
+    if not found:
+        raise ConfigError(
+            f"--target is {name!r}, which is not one of the model's.",
+            nearest(name, names) or f"It has {', '.join(names)}.",
+        )
+    return found
+
+
+def sections(spec: BuildSpec) -> dict[str, Callable[[], Any]]:
+    """What makes each section of a variant: `key`, `notes`, `resources` as data, others as text."""
     from rlx_ray.compiler import source, stages
     from rlx_ray.ir.lir import Lir
     from rlx_ray.ir.text import hir_text, launches_text, lir_text, mir_text
@@ -109,24 +129,52 @@ def sections(spec: BuildSpec) -> dict[str, Any]:
     made = stages(spec)
     program = made.program
     plans = {"arena": program.arena}
+    last: dict[str, Callable[[], Any]]
     if isinstance(program, Lir):
-        last = {"lir": lir_text(program)}
+        lir = program
+        last = {"lir": lambda: lir_text(lir)}
         plans["scratch_per_thread"] = program.scratch
     else:
-        last = {"launches": launches_text(program)}
+        launches = program
+        last = {"launches": lambda: launches_text(launches)}
+        last["resources"] = lambda: resources_of(launches, spec.target)
     memory = {
         name: {"bytes": plan.size, "liveness_bound": plan.bound} for name, plan in plans.items()
     }
     return {
-        "key": key_parts(spec) | {"memory": memory, "flops": program.flops},
-        "hir": hir_text(made.hir),
-        "mir": mir_text(made.mir),
-        "notes": [
+        "key": lambda: key_parts(spec) | {"memory": memory, "flops": program.flops},
+        "hir": lambda: hir_text(made.hir),
+        "mir": lambda: mir_text(made.mir),
+        "notes": lambda: [
             {"stage": n.stage, "subject": n.subject, "reason": n.text} for n in program.notes
         ],
         **last,
-        "source": source(spec, program),
+        "source": lambda: source(spec, program),
     }
+
+
+def resources_of(program: Launches, target: Target) -> list[dict[str, Any]] | str:
+    """What each kernel takes of a multiprocessor; why that is not known where it is not."""
+    from rlx_ray.codegen import nvrtc
+    from rlx_ray.codegen.resources import LIMITS, usage
+
+    if target.cpu not in LIMITS:
+        return f"{target.cpu} is PTX: the driver that compiles it gives out the registers.\n"
+    reason = nvrtc.refusal(target)
+    if reason:
+        return reason + "\n"
+    return [
+        {
+            "kernel": one.kernel,
+            "registers": one.resources.registers,
+            "local_bytes": one.resources.stack,
+            "shared_bytes": one.shared,
+            "block": one.block,
+            "blocks": one.blocks,
+            "occupancy": round(one.occupancy, 3),
+        }
+        for one in usage(program.kernels, target.cpu)
+    ]
 
 
 def key_parts(spec: BuildSpec) -> dict[str, Any]:
@@ -149,8 +197,25 @@ def key_parts(spec: BuildSpec) -> dict[str, Any]:
     }
 
 
-def _lines(value: object) -> str:
-    if isinstance(value, dict):
-        return "\n".join(f"{k}: {v}" for k, v in value.items())
-    assert isinstance(value, list)
-    return "\n".join(f"[{n['stage']}] {n['subject']}: {n['reason']}" for n in value)
+def _text(name: str, value: object) -> str:
+    match value:
+        case str():
+            return value
+        case dict():
+            return "\n".join(f"{k}: {v}" for k, v in value.items())
+        case list() if name == "resources":
+            return _table(value)
+        case list():
+            return "\n".join(f"[{n['stage']}] {n['subject']}: {n['reason']}" for n in value)
+        case _:
+            raise AssertionError(name)
+
+
+def _table(kernels: list[dict[str, Any]]) -> str:
+    """A line for each kernel, under the names of its numbers."""
+    columns = ("registers", "local_bytes", "shared_bytes", "block", "blocks", "occupancy")
+    lines = [" ".join([f"{'kernel':<28}", *(f"{c:>12}" for c in columns)])]
+    lines += [
+        " ".join([f"{one['kernel']:<28}", *(f"{one[c]:>12}" for c in columns)]) for one in kernels
+    ]
+    return "\n".join(lines)

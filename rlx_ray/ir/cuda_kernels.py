@@ -62,7 +62,8 @@ def instance(template: str, name: str, **given: Value) -> Instance:
     """A kernel of a unit from its constants.
 
     Raises:
-        CompileError: no such kernel, or constants that it does not have or lacks.
+        CompileError: no such kernel, constants that it does not have or lacks, or more elements
+            than it can count.
     """
     found = TEMPLATES.get(template)
     if found is None:

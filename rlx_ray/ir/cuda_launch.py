@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from rlx_ray.dtype import DType
+from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Expr
 from rlx_ray.shape import PAGE
 
@@ -44,6 +45,23 @@ class Launch:
     grid: tuple[int, int, int]
     block: int
     shared: int = 0
+
+
+SHARED = 99 << 10
+"""Bytes of shared memory that a block has on the smallest of the architectures."""
+
+_INDICES = 1 << 31
+"""Kernels count threads, and elements of what is elementwise, in 32 bits."""
+
+
+def refusal(how: Launch) -> str:
+    """Why no device takes a launch, as a clause; empty if each of CUDA_TARGETS does."""
+    x, y, z = how.grid
+    if x >= _INDICES or max(y, z) >= 1 << 16:
+        return f"would have a grid of {x} x {y} x {z} blocks"
+    if how.shared > SHARED:
+        return f"would have {how.shared} bytes of shared memory, of {SHARED}"
+    return ""
 
 
 def _up(count: int, size: int) -> int:
@@ -83,6 +101,13 @@ _FEW_BLOCKS = 264
 """Blocks that do not fill a device twice."""
 
 
+_FLOAT_ROWS = 8
+"""Rows of a block of `matvec` in float32: a thread holds two sums of each, and of gates as many."""
+
+_MANY_SUMS = 64
+"""Sums of a thread beyond which 16 warps of a block, 128 registers each, would spill them."""
+
+
 def rows(c: Constants) -> Launch:
     """A warp for each row; where rows would leave the device idle, warps enough for one vector."""
     n, rows = _number(c, "n"), _number(c, "rows")
@@ -93,8 +118,23 @@ def rows(c: Constants) -> Launch:
     return Launch((_up(rows, block // (32 * warps)), 1, 1), block)
 
 
+def _counted(count: int) -> int:
+    """A number of threads or elements, if kernels can count that far.
+
+    Raises:
+        CompileError: they cannot.
+    """
+    if count >= _INDICES:
+        raise CompileError(
+            f"a CUDA kernel would have {count} elements, and counts to {_INDICES - 1}.",
+            "Use a smaller batch or seq.",
+        )
+    return count
+
+
 def _flat(c: Constants, count: int) -> Launch:
     """A thread for each of `count` pieces."""
+    _counted(count)
     block = _given(c, "block", 256 if count >= 256 * _MANY_ROWS else 128)
     return Launch((_up(count, block), 1, 1), block)
 
@@ -103,7 +143,7 @@ def elementwise(c: Constants) -> Launch:
     """A thread for each `v` columns."""
     n = _number(c, "n")
     v = _given(c, "v", vector_width(n, _size(c)))
-    return _flat(c, _number(c, "rows") * n // v)
+    return _flat(c, _counted(_number(c, "rows") * n) // v)
 
 
 def gated(c: Constants) -> Launch:
@@ -171,11 +211,22 @@ def matvec(c: Constants) -> Launch:
     plain = 1 if _number(c, "bits") else _size(c) // 2 or 1
     own = _given(c, "chunks", min(max(1, 4 // gates // plain), long))
     few = n // 16 <= _FEW_BLOCKS
-    warps = _given(c, "warps", min(16, max(4, long if few else _up(long, own))))
-    tiles = _up(_number(c, "rows"), 8)
+    rows = _number(c, "rows")
+    each = _given(c, "each", _divisor(rows, _FLOAT_ROWS) if _size(c) == 4 else rows)
+    tiles = _up(each, 8)
+    blocks = 2 if _number(c, "bits") else 0  # sums of a block, and of its offsets
+    many = gates == 2 if _size(c) == 4 else 4 * tiles * (gates + blocks) >= _MANY_SUMS
+    most = 8 if many else 16
+    warps = _given(c, "warps", min(most, max(4, long if few else _up(long, own))))
     block = _given(c, "block", 32 * warps)
-    normed = _number(c, "rows") * (long * 64 * _size(c) + 32) if c["norm"] else 0
-    return Launch((_up(n, 16), 1, 1), block, 640 * warps * tiles * gates + normed)
+    normed = each * (long * 64 * _size(c) + 32) if c["norm"] else 0
+    grid = _up(n, 16) * (rows // each)
+    return Launch((grid, 1, 1), block, 640 * warps * tiles * gates + normed)
+
+
+def _divisor(count: int, most: int) -> int:
+    """The largest divisor of a count that is at most so large."""
+    return next(d for d in range(min(count, most), 0, -1) if count % d == 0)
 
 
 def dequantize(c: Constants) -> Launch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,16 +30,18 @@ and instructions, time-outs, assertions, failed launches."""
 class CudaModule:
     """A loaded cubin, or PTX that the driver has compiled.
 
+    CuPy unloads it with its last function, and to unload needs the device's context in the thread
+    that happens to do so, which may never have called CUDA: the finalizer sees to that.
+
     Args:
         device: whose stream it launches on.
-        module: CuPy's.
-        functions: CuPy's, by name.
+        functions: CuPy's, by name; each holds the module.
     """
 
-    def __init__(self, device: CudaDevice, module: Any, functions: Mapping[str, Any]) -> None:
+    def __init__(self, device: CudaDevice, functions: dict[str, Any]) -> None:
         self._device = device
-        self._module = module
-        self._functions = dict(functions)
+        self._functions = functions
+        weakref.finalize(self, _unload, device.current, device.errors, functions)
 
     def launch(self, step: KernelStep, arguments: Sequence[int]) -> None:
         """Enqueue a kernel; arguments are addresses, and go over as 64-bit numbers."""
@@ -46,6 +49,13 @@ class CudaModule:
         block = (step.block, 1, 1)
         with self._device.calling(f"kernel {step.kernel!r} of {step.origin!r}"):
             function(step.grid, block, tuple(arguments), step.shared, self._device.stream)
+
+
+def _unload(current: Any, errors: tuple[type[Exception], ...], functions: dict[str, Any]) -> None:
+    """Drop a module's functions where the device's context is this thread's."""
+    with contextlib.suppress(*errors):  # the device is lost, and the module with it
+        current.use()
+    functions.clear()
 
 
 class CudaGraph:
@@ -89,12 +99,12 @@ class CudaDevice:
         if index >= len(found.archs):
             raise DeviceError(f"CUDA device {index} is not there: {found.reason or found.archs}.")
         self._cuda = cuda.cupy().cuda
-        self._errors: tuple[type[Exception], ...] = (
+        self.errors: tuple[type[Exception], ...] = (
             self._cuda.runtime.CUDARuntimeError,
             self._cuda.driver.CUDADriverError,
             self._cuda.memory.OutOfMemoryError,
         )
-        self._current = self._cuda.Device(index)
+        self.current = self._cuda.Device(index)
         with self.calling("its start"):
             self.arch = found.archs[index]
             self.name = cuda.text(self._cuda.runtime.getDeviceProperties(index)["name"])
@@ -109,7 +119,7 @@ class CudaDevice:
 
     def calling(self, what: str) -> _Calling:
         """A context in which the device is current, and CUDA's errors are this package's."""
-        return _Calling(self._current, self._errors, what)
+        return _Calling(self.current, self.errors, what)
 
     def allocate(self, nbytes: int) -> CudaMemory:
         """Memory; see `Device.allocate`."""
@@ -173,7 +183,7 @@ class CudaDevice:
                 raise
             except DeviceError as error:
                 raise ArtifactError(f"the code does not fit its plan: {error.message}") from error
-        return CudaModule(self, module, functions)
+        return CudaModule(self, functions)
 
     def gemm(self, step: GemmStep, a: int, b: int, c: int) -> None:
         """Enqueue a matrix product; see `cublas.Blas.gemm`."""
@@ -193,7 +203,7 @@ class CudaDevice:
 
     def _abandon(self) -> None:
         """End a capture that went wrong: until then the stream takes no other work."""
-        with contextlib.suppress(*self._errors):  # it was invalid: the cause is being raised
+        with contextlib.suppress(*self.errors):  # it was invalid: the cause is being raised
             self.stream.end_capture()
 
     def _wait(self) -> None:
@@ -234,7 +244,10 @@ class _Calling:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._current.__exit__(kind, error, trace)
+        try:
+            self._current.__exit__(kind, error, trace)
+        except self._errors as late:  # after a fault this fails like every call
+            error = error if isinstance(error, self._errors) else late
         if isinstance(error, self._errors):
             raise device_error(error, self._what) from error
 

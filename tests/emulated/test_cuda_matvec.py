@@ -39,6 +39,7 @@ def matvec(name: str, t: DType, shape: str, **constants) -> object:
     return instance("matvec", name, t=t, **sizes, **constants)
 
 
+LAYER = {"norm": 2, "eps": EPS, "keep": 1, "bias": 1, "act": "vgelu"}
 INSTANCES = [
     *(
         matvec(f"{form}_{shape}_{t}", t, shape, **traits(form))
@@ -52,8 +53,8 @@ INSTANCES = [
         for t in TYPES
         for kind, k, how in (
             ("plain_odd", 77, {}),
-            ("norm", 200, {"norm": 1, "eps": EPS, "bias": 1, "residual": 1}),
-            ("layer", 200, {"norm": 2, "eps": EPS, "keep": 1, "bias": 1, "act": "vgelu"}),
+            ("norm", 200, {"norm": 1, "eps": EPS, "bias": 1, "residual": 1, "each": 1}),
+            ("layer", 200, {**LAYER, "each": 1}),
             ("layer_odd", 77, {"norm": 2, "eps": EPS, "residual": 1}),
             ("gated", 96, {"norm": 1, "eps": EPS, "gated": 1, "bits": 4, "offsets": 1}),
             ("wide_out", 128, {"bits": 8, "out": DType.F32}),

@@ -7,10 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from rlx_ray.codegen.zig import installed_version
 from rlx_ray.dtype import DType
 from rlx_ray.ir.cuda_kernels import instance
 from tests.support.cuda_emulator import ORDERS, Buffer, Unit, compile_host, start
 from tests.support.cuda_oracle import IDS, TYPES, values, wide
+from tests.support.needs import needs
 
 SIZES = {"small": (70, 32), "large": (3000, 128), "odd": (517, 64)}
 ROWS = 4
@@ -175,6 +177,18 @@ def test_a_row_without_a_number_gives_its_first_token(kernels: Unit) -> None:
     assert draw(kernels, "small_f32", x, {}, {}, {"top_k": 3}, {"top_p": 0.5}) == [0, 0, 0, 0]
 
 
+@each_type
+def test_an_infinite_score_is_taken_and_so_is_the_best_without_a_temperature(
+    kernels: Unit, t: DType
+) -> None:
+    x = values(np.random.default_rng(7), (ROWS, 70), t)
+    x[0, 5] = np.inf
+    x[1, 9] = x[1, 3] = np.inf
+    hows = [{}, {"top_p": 0.5}, {"temperature": np.nan}, {"temperature": -1.0}]
+    got = draw(kernels, f"small_{t}", x, *hows)
+    assert got == [5, 3, *(int(wide(row).argmax()) for row in x[2:])]
+
+
 PHILOX = """
 #include "cuda_shim.h"
 #include "sample.cuh"
@@ -185,8 +199,9 @@ RLX_EXPORT(words)
 """
 
 
-def test_philox_gives_its_authors_numbers(tmp_path, kernels: Unit) -> None:
+def test_philox_gives_its_authors_numbers(tmp_path) -> None:
     """The known answers of Random123's kat_vectors."""
+    needs(installed_version(), "the C compiler is missing: pip install 'rlx_ray[build]'")
     ones = 0xFFFFFFFF
     key = np.array([[0, 0], [ones, ones], [0xA4093822, 0x299F31D0]], np.uint32)
     pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from rlx_ray.codegen import nvrtc, zig
+from rlx_ray.errors import DeviceError, DeviceLost
 from rlx_ray.runtime.resident import Resident
 from rlx_ray.target import target
 from tests.support.cuda_device import EmulatedDevice
@@ -45,11 +47,13 @@ def on_host(gpu, device: EmulatedDevice):
 def test_the_small_models_are_right(gpu, tmp_path: Path, monkeypatch, precision: str) -> None:
     monkeypatch.setattr(gpu, "LIMIT", {precision: gpu.LIMIT[precision]})
     device = EmulatedDevice(tmp_path, level="-O1")
-    errors = gpu.correct(Resident(device), target("cuda-sm_90"), on_host(gpu, device))
-    assert set(errors) == {f"tiny-bert {precision}", f"tiny-llama {precision}"}
+    errors, wrong = gpu.correct(Resident(device), target("cuda-sm_90"), on_host(gpu, device))
+    names = {f"tiny-bert {precision}", f"tiny-llama {precision}"}
+    assert (set(errors), wrong) == (names, {})
     monkeypatch.setattr(gpu, "LIMIT", {precision: 1e-9})
-    with pytest.raises(SystemExit, match=f"tiny-bert {precision}: relative error"):
-        gpu.correct(Resident(device), target("cuda-sm_90"), on_host(gpu, device))
+    _, wrong = gpu.correct(Resident(device), target("cuda-sm_90"), on_host(gpu, device))
+    assert set(wrong) == names
+    assert all(reason.startswith("relative error") for reason in wrong.values())
 
 
 def test_a_measured_case_makes_a_whole_row(gpu, tmp_path: Path) -> None:
@@ -70,6 +74,25 @@ def test_a_measured_case_makes_a_whole_row(gpu, tmp_path: Path) -> None:
     assert made["share_of_bandwidth"] == 0.5
     assert made["torch_compile_warm_ms"] == 900.0
     json.dumps(made)
+
+
+def test_a_case_that_fails_takes_no_row_from_the_others(gpu, monkeypatch) -> None:
+    met = iter([DeviceError("no"), None, ZeroDivisionError("odd"), DeviceLost("gone"), None])
+
+    def measure(*_: object) -> dict[str, float]:
+        error = next(met)
+        if error:
+            raise error
+        return {"ms": 1.0}
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    given = (list(gpu.CASES[:5]), None, target("cuda-sm_90"), 0.01)
+    own, failed = gpu.measured(*given, time.monotonic() + 60)
+    assert list(own) == [gpu.CASES[1]]
+    said = ["DeviceError: no", "ZeroDivisionError: odd", "DeviceLost: gone"]
+    assert list(failed.values()) == [*said, "the device was lost before"]
+    own, failed = gpu.measured(*given, time.monotonic() - 1)
+    assert (own, set(failed.values())) == ({}, {"the time was over"})
 
 
 def test_every_case_is_one_that_can_be_built(gpu) -> None:

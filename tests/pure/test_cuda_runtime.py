@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import threading
 
 import numpy as np
 import pytest
@@ -174,6 +175,28 @@ def test_code_that_is_refused_says_by_whom(
     with pytest.raises(kind, match=message) as caught:
         device.module(b"cubin", {"norm": 100})
     assert type(caught.value) is kind
+
+
+def test_code_is_unloaded_under_the_context_whichever_thread_lets_it_go(
+    fake: FakeCupy, device: CudaDevice
+) -> None:
+    held = [device.module(b"cubin", {"norm": 0, "other": 0})]
+    assert fake.of("unload") == []
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    assert fake.of("unload") == [(True,)]
+
+
+def test_after_a_fault_leaving_a_call_fails_too_and_is_typed(
+    fake: FakeCupy, device: CudaDevice
+) -> None:
+    memory = device.allocate(8)
+    fake.lost = fake.fails["copy"] = 700
+    with pytest.raises(DeviceLost, match="a copy to the device"):
+        device.write(memory.address, np.zeros(8, np.uint8))
+    with pytest.raises(DeviceLost, match="zeroes"):
+        device.zero(memory.address, 8)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from rlx_ray.ir.launches import Call, Launches
 from rlx_ray.ir.text import launches_text
 from rlx_ray.ir.verify import verify_launches
 from rlx_ray.launch_plan import GemmStep, LaunchPlan, Slot
+from rlx_ray.passes.cuda.writer import Writer
 from rlx_ray.target import target
 from tests.support.programs import COMMON, NATIVE, PROFILE, bert, llama, one_common, stages
 
@@ -244,6 +245,23 @@ def test_a_graph_without_the_inputs_that_launches_need_is_refused() -> None:
 def test_common_lowerings_that_mix_rows_are_refused_where_rows_are_ragged() -> None:
     with pytest.raises(CompileError, match="operations of a ragged variant mix rows"):
         stages(bert(), 4, 8, one_common("LayerNorm"), target=SM_90, rows=16)
+
+
+def test_launches_that_no_device_takes_are_refused_with_the_reason() -> None:
+    heads = {"heads": 1, "kv_heads": 1, "dim": 64}
+    writer = Writer()
+    with pytest.raises(
+        CompileError, match=r"layer\.0: attention would have a grid of 1 x 1 x 70000"
+    ):
+        writer.call("attention", "layer.0", {"t": DType.F16, "batch": 70000, "seq": 16, **heads})
+    wide = {"t": DType.F16, "batch": 2, "seq": 16, "n": 32768, "pool": 0, "l2": 1}
+    with pytest.raises(CompileError, match="pool would have 262144 bytes of shared memory, of 101"):
+        writer.call("pool", "pooling", wide)
+    for kernel in ("softmax", "gated", "embed"):
+        writer.call(kernel, "many", {"t": DType.F16, "rows": 1 << 20, "n": 1 << 10})
+    more = {"t": DType.F16, "rows": 1 << 20, "n": 1 << 11, "operands": (), "expr": "0"}
+    with pytest.raises(CompileError, match="would have 2147483648 elements"):
+        writer.call("elementwise", "more", more)
 
 
 def test_presets_of_both_policies_give_the_same_launches() -> None:

@@ -7,6 +7,7 @@ with a status where it is told to.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,10 @@ class FakeCupy:
         self.fails: dict[str, int] = {}
         """Statuses by the call's name, used up by it."""
         self.held: Counter[str] = Counter()
+        self.lost = 0
+        """The status that every later call has, as after a fault."""
+        self.contexts: set[int] = set()
+        """Threads in which a device's context is current."""
         self.blas = FakeBlas(self)
         fake = self
 
@@ -74,6 +79,11 @@ class FakeCupy:
 
             def __exit__(self, *_: object) -> None:
                 fake.held["current"] -= 1
+                if fake.lost:
+                    raise CUDARuntimeError(fake.lost)
+
+            def use(self) -> None:
+                fake.contexts.add(threading.get_ident())
 
         class Stream:
             ptr = 77
@@ -96,18 +106,22 @@ class FakeCupy:
 
         class Module:
             def load(self, code: bytes) -> None:
+                fake.contexts.add(threading.get_ident())  # CuPy sees to that when it loads
                 fake.call("load", code, error=CUDADriverError)
 
-            def get_function(self, name: str) -> Any:
+            def __del__(self) -> None:
+                fake.call("unload", threading.get_ident() in fake.contexts)
+
+            def get_function(self, name: str) -> Function:
                 fake.call("get_function", name, error=CUDADriverError)
+                return Function(self, name)
 
-                class Function:
-                    ptr = len(name)
+        class Function:
+            def __init__(self, module: Module, name: str) -> None:
+                self.module, self.name, self.ptr = module, name, len(name)
 
-                    def __call__(self, *arguments: Any) -> None:
-                        fake.call("launch", name, *arguments[:-1], arguments[-1].ptr)
-
-                return Function()
+            def __call__(self, *arguments: Any) -> None:
+                fake.call("launch", self.name, *arguments[:-1], arguments[-1].ptr)
 
         runtime = SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,

@@ -186,6 +186,15 @@ def test_explain_shows_the_launches_of_a_cuda_target(run, config: str) -> None:
     assert out.splitlines()[0] == "== launches =="
     code, out, _ = run("explain", config, "tiny", "--show", "source")
     assert '#include "matvec.cu"' in out
+    words = ("explain", config, "tiny", "--variant", "encoder:b2:s16", "--target", "cuda-sm_90")
+    code, out, _ = run(*words, "--show", "resources")
+    head, *rest = out.splitlines()[1:]
+    assert head.split() == list(found["resources"][0])
+    assert [line.split()[0] for line in rest] == [one["kernel"] for one in found["resources"]]
+    assert all(0 < one["occupancy"] <= 1 for one in found["resources"])
+    code, _, said = run("explain", config, "tiny", "--target", "cuda-sm_80")
+    assert code == 2
+    assert "--target is 'cuda-sm_80'" in said
 
 
 def test_explain_profiles_a_variant_with_counters(bench: Bench, run, config: str) -> None:

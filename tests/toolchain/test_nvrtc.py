@@ -76,6 +76,12 @@ def test_every_kernel_has_instances_and_says_what_it_takes() -> None:
             assert re.search(rf"\b{argument}\b", described[1]), f"{one.template}: {argument}"
 
 
+def test_ptx_is_for_every_driver_of_its_major(built: dict[str, bytes]) -> None:
+    head = built["compute_80"][:2000].decode().splitlines()
+    assert [line for line in head if line.startswith(".version")] == [".version 9.0"]
+    assert ".target sm_80" in head
+
+
 @pytest.mark.parametrize("arch", ["sm_90", "compute_80"])
 def test_two_compilations_give_equal_bytes(arch: str) -> None:
     one, two = (nvrtc.compile(unit([SMALL]), arch, sources()) for _ in range(2))

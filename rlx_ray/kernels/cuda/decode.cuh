@@ -13,7 +13,9 @@
 template <class T, int DIM, int ROWS, bool TENSOR> struct DecodeWarp {
     static constexpr int KEYS = DIM <= 64 ? 32 : 16; /* at once */
     static constexpr int STEPS = DIM / 16, WORDS = DIM / 16, TILES = DIM / 8;
-    static constexpr int FULL = DIM / 64 * 8, REST = DIM % 64 / 8;
+    static constexpr int FULL = DIM / 64 * 8, REST = DIM % 64 / 8, PARTS = ceil_div(WORDS, 4);
+    /* Values are under way while scores are made, where registers are left for them. */
+    static constexpr bool EARLY = DIM <= 128;
     unsigned query[STEPS][4];
     float sum[TILES][4] = {}, most[2] = {-RLX_INFINITY, -RLX_INFINITY}, total[2] = {};
 
@@ -37,13 +39,16 @@ template <class T, int DIM, int ROWS, bool TENSOR> struct DecodeWarp {
         }
     }
 
-    /* The words of a token's values that lane g = lane / 4 has: dimensions as `dimension` says. */
-    RLX_MEMBER static void value_words(const T *row, int g, unsigned (&w)[WORDS]) {
+    /* The words of a part of a token's values, 64 dimensions or what is left of them, that lane
+     * g = lane / 4 has: dimensions as `dimension` says. */
+    RLX_MEMBER static void value_words(const T *row, int g, int part, unsigned (&w)[4]) {
+        if (part < DIM / 64) {
+            copy_words<4>(w, row + part * 64 + g * 8);
+        } else {
 #pragma unroll
-        for (int i = 0; i < DIM / 64; i++) copy_words<4>(w + 4 * i, row + i * 64 + g * 8);
-#pragma unroll
-        for (int i = 0; i < REST / 2; i++)
-            copy_words<1>(w + DIM / 64 * 4 + i, row + DIM / 64 * 64 + g * REST + 2 * i);
+            for (int i = 0; i < REST / 2; i++)
+                copy_words<1>(w + i, row + DIM / 64 * 64 + g * REST + 2 * i);
+        }
     }
     /* The dimension that column n of tile e of the result stands for. */
     RLX_MEMBER static int dimension(int e, int n) {
@@ -54,7 +59,7 @@ template <class T, int DIM, int ROWS, bool TENSOR> struct DecodeWarp {
     template <class Sees>
     RLX_MEMBER void page(const T *keys, const T *values, int first, float scale, const Sees &sees,
                          int lane) {
-#pragma unroll
+#pragma unroll(EARLY ? 2 : 1)
         for (int from = 0; from < RLX_PAGE; from += KEYS)
             some_keys(keys + from * DIM, values + from * DIM, first + from, scale, sees, lane);
     }
@@ -64,7 +69,16 @@ template <class T, int DIM, int ROWS, bool TENSOR> struct DecodeWarp {
                               const Sees &sees, int lane) {
         const int g = lane / 4, t = lane % 4;
         float score[KEYS / 8][4] = {};
-        unsigned value[KEYS / 4][WORDS];
+        unsigned value[EARLY ? KEYS / 16 : 1][EARLY ? PARTS : 1][4][4];
+        auto fetch = [&](int s, int part, unsigned (&w)[4][4]) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int key = s * 16 + i / 2 * 8 + 2 * t + i % 2;
+#pragma unroll
+                for (int j = 0; j < 4; j++) w[i][j] = 0; /* a slot that is free may hold NaN */
+                if (first + key < sees.end()) value_words(values + key * DIM, g, part, w[i]);
+            }
+        };
 #pragma unroll
         for (int j = 0; j < KEYS / 8; j++) {
             unsigned w[DIM / 8];
@@ -72,12 +86,11 @@ template <class T, int DIM, int ROWS, bool TENSOR> struct DecodeWarp {
 #pragma unroll
             for (int s = 0; s < STEPS; s++) mma<T>(score[j], query[s], w[2 * s], w[2 * s + 1]);
         }
+        if constexpr (EARLY) {
 #pragma unroll
-        for (int i = 0; i < KEYS / 4; i++) {
-            const int key = i / 2 * 8 + 2 * t + i % 2;
+            for (int s = 0; s < KEYS / 16; s++)
 #pragma unroll
-            for (int j = 0; j < WORDS; j++) value[i][j] = 0; /* a slot that is free may hold NaN */
-            if (first + key < sees.end()) value_words(values + key * DIM, g, value[i]);
+                for (int part = 0; part < PARTS; part++) fetch(s, part, value[s][part]);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -112,11 +125,16 @@ template <class T, int DIM, int ROWS, bool TENSOR> struct DecodeWarp {
             const unsigned weights[4] = {pack<T>(x[0], x[1]), pack<T>(x[2], x[3]),
                                          pack<T>(y[0], y[1]), pack<T>(y[2], y[3])};
 #pragma unroll
-            for (int e = 0; e < TILES; e++) {
-                const unsigned pick = e % 2 ? 0x7632 : 0x5410;
-                mma<T>(sum[e], weights,
-                       __byte_perm(value[4 * s][e / 2], value[4 * s + 1][e / 2], pick),
-                       __byte_perm(value[4 * s + 2][e / 2], value[4 * s + 3][e / 2], pick));
+            for (int part = 0; part < PARTS; part++) {
+                unsigned(&v)[4][4] = value[EARLY ? s : 0][EARLY ? part : 0];
+                if constexpr (!EARLY) fetch(s, part, v);
+#pragma unroll
+                for (int e = part * 8; e < min(part * 8 + 8, TILES); e++) {
+                    const int j = e / 2 % 4;
+                    const unsigned pick = e % 2 ? 0x7632 : 0x5410;
+                    mma<T>(sum[e], weights, __byte_perm(v[0][j], v[1][j], pick),
+                           __byte_perm(v[2][j], v[3][j], pick));
+                }
             }
         }
     }

@@ -8,7 +8,7 @@
  *   w = w[:top_k];  w = w[w >= min_p];  w = w[:1 + first(cumsum(w) / sum(w) >= top_p)]
  *   y = order[draw from w / sum(w)]
  *
- * Temperature 0 takes the first token. Draws are Philox4x32-10 of the row's seed at counter (step,
+ * Temperature 0 takes the first token, and so does a score of infinity. Draws are Philox4x32-10 of the row's seed at counter (step,
  * attempt): the same seed, step and scores give the same token in any row of any batch.
  *
  * Constants: RLX_T; RLX_ROWS, RLX_N (at most 2^22); RLX_BLOCK threads.
@@ -44,7 +44,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK, 1)
     block_argmax<WARPS>(most, place, part, digits);
     if (place == RLX_N) place = 0; /* no number at all */
     const float heat = temperature[row];
-    if (heat <= 0 || most == -RLX_INFINITY) {
+    if (!(heat > 0) || fabsf(most) == RLX_INFINITY) { /* infinity has no weight beside others */
         if (threadIdx.x == 0) y[row] = place;
         return;
     }

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlx_ray.ir.cuda_kernels import named
-from rlx_ray.ir.cuda_launch import Value
+from rlx_ray.ir.cuda_launch import SHARED, Value
 from rlx_ray.ir.expr import Acc, Expr, Fn, In
 from rlx_ray.ir.launches import ALIGNMENT
 from rlx_ray.ir.mir import Node, Op
 from rlx_ray.matrix import TILE
 from rlx_ray.passes.cuda.facts import FEW_ROWS, Facts
 from rlx_ray.shape import elements
-
-SHARED = 99 << 10
-"""Bytes of shared memory that a block has on the smallest of the architectures."""
 
 REREAD = 8 << 20
 """Bytes of normed rows that the blocks of a product may read, all together: each block norms for
@@ -177,7 +174,7 @@ def norm_for(facts: Facts, norm: int) -> int | None:
         return None
     constants = matvec_constants(facts, index, Epilogue()) | norm_constants(node)
     how = named("matvec", **constants).launch
-    reread = how.grid[0] * elements(node.shape) * facts.t.size
+    reread = -(-reader.shape[1] // TILE) * elements(node.shape) * facts.t.size
     return index if how.shared <= SHARED and reread <= REREAD else None
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlx_ray.errors import VerifyError
+from rlx_ray.errors import CompileError, VerifyError
 from rlx_ray.ir.cuda_kernels import named
-from rlx_ray.ir.cuda_launch import Value
+from rlx_ray.ir.cuda_launch import Value, refusal
 from rlx_ray.ir.launches import ALIGNMENT, Call
 from rlx_ray.ir.lir import Buffer, Plan
 from rlx_ray.launch_plan import NULL, GemmStep, Slot
@@ -70,10 +70,13 @@ class Writer:
         """Append the launch of a kernel; arguments that are not given are null.
 
         Raises:
-            CompileError: the kernel has no such constants.
+            CompileError: the kernel has no such constants, or no device takes the launch.
             VerifyError: it has no such arguments.
         """
         kernel = named(template, **constants)
+        reason = refusal(kernel.launch)
+        if reason:
+            raise CompileError(f"{origin}: {kernel.template} {reason}.", "Use a smaller variant.")
         unknown = sorted(set(places) - set(kernel.arguments))
         if unknown:
             raise VerifyError(f"CUDA kernel {template!r} has no argument {unknown[0]!r}.")
