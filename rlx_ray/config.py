@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rlx_ray.config_executors import check_executors, read_executors
+from rlx_ray.config_executors import check_executors, read_executors, slot_bytes
 from rlx_ray.config_models import FindHost, read_models, read_targets
 from rlx_ray.config_reader import Node, absolute_path, store_url
 from rlx_ray.digest import canonical_json
@@ -145,7 +145,7 @@ _SERVE: Mapping[str, Callable[[Node], object]] = {
     "replicas": _whole(1, 100_000),
     "threads": _whole(0, 1024),
     "max_slots": _whole(1, 1_000_000),
-    "max_slot_bytes": _whole(1, _TERA),
+    "max_slot_bytes": slot_bytes,
     "kv_cache_bytes": _whole(1, _TERA),
     "max_body_bytes": _whole(1, _TERA),
     "max_texts": _whole(1, 1_000_000),

@@ -8,7 +8,7 @@ from rlx_ray.serve_spec import ExecutorSpec, ServeSpec
 from rlx_ray.target import TARGETS
 
 _KINDS = ("cpu", "cuda")
-_FIELDS = ("num_cpus", "num_gpus", "label_selector", "replicas", "max_replicas")
+_FIELDS = ("num_cpus", "num_gpus", "label_selector", "replicas", "max_replicas", "max_slot_bytes")
 _MOST_REPLICAS = 100_000
 _MOST_RESOURCES = 1024
 
@@ -36,6 +36,7 @@ def _executor(name: str, node: Node) -> ExecutorSpec:
         label_selector=_labels(nodes["label_selector"]) if "label_selector" in nodes else None,
         replicas=_replicas(nodes["replicas"]) if "replicas" in nodes else None,
         max_replicas=_replicas(nodes["max_replicas"]) if "max_replicas" in nodes else None,
+        max_slot_bytes=slot_bytes(nodes["max_slot_bytes"]) if "max_slot_bytes" in nodes else None,
     )
 
 
@@ -53,6 +54,11 @@ def check_executors(serve: ServeSpec) -> None:
                 f"its {found.replicas} replicas.",
                 "Raise max_replicas, or lower replicas there or in $.serve.",
             )
+
+
+def slot_bytes(node: Node) -> int:
+    """The bytes that a replica may hold."""
+    return node.whole(1, 1 << 40)
 
 
 def _replicas(node: Node) -> int:

@@ -17,6 +17,7 @@ class ExecutorSpec:
         label_selector: node labels that a replica needs, as Ray spells them.
         replicas: how many there are, or the fewest.
         max_replicas: the most; from `replicas` up Ray Serve scales by load.
+        max_slot_bytes: what a replica may hold.
     """
 
     num_cpus: float | None = None
@@ -24,13 +25,15 @@ class ExecutorSpec:
     label_selector: tuple[tuple[str, str], ...] | None = None
     replicas: int | None = None
     max_replicas: int | None = None
+    max_slot_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where the replicas for one target run, and how many: ExecutorSpec with nothing left open.
 
-    Without `max_replicas` their number is fixed.
+    Without `max_replicas` their number is fixed; without `max_slot_bytes` a replica looks how much
+    memory there is.
     """
 
     num_cpus: float
@@ -38,6 +41,7 @@ class Placement:
     label_selector: tuple[tuple[str, str], ...]
     replicas: int
     max_replicas: int | None = None
+    max_slot_bytes: int | None = None
 
     def changed(self, spec: ExecutorSpec) -> Placement:
         """This with what a spec says."""
@@ -50,7 +54,7 @@ class ServeSpec:
     """How the HTTP endpoint runs. Sizes are in bytes, times in seconds.
 
     `max_slot_bytes` is what a replica may hold: weights, code, arenas and key-value caches, each of
-    which has up to `kv_cache_bytes`.
+    which has up to `kv_cache_bytes`. None: a share of the memory that there is.
     `executors` holds what is said of executors by target name or kind (`cpu`, `cuda`).
     """
 
@@ -59,7 +63,7 @@ class ServeSpec:
     replicas: int = 1
     threads: int = 0
     max_slots: int = 64
-    max_slot_bytes: int = 1 << 30
+    max_slot_bytes: int | None = None
     kv_cache_bytes: int = 512 << 20
     max_body_bytes: int = 8 << 20
     max_texts: int = 2048
@@ -77,7 +81,8 @@ class ServeSpec:
         A replica claims no logical CPUs: builds are Ray tasks of one CPU each and must find room.
         One for a CUDA target claims a device.
         """
-        found = Placement(0.0, float(wanted.kind == "cuda"), (), self.replicas)
+        gpus = float(wanted.kind == "cuda")
+        found = Placement(0.0, gpus, (), self.replicas, max_slot_bytes=self.max_slot_bytes)
         for name in (wanted.kind, wanted.name):
             found = found.changed(dict(self.executors).get(name, ExecutorSpec()))
         return found

@@ -121,6 +121,12 @@ class CudaDevice:
         """A context in which the device is current, and CUDA's errors are this package's."""
         return _Calling(self.current, self.errors, what)
 
+    def memory(self) -> tuple[int, int]:
+        """Free bytes and all of them; see `Device.memory`."""
+        with self.calling("how much memory it has"):
+            free, total = self._cuda.runtime.memGetInfo()
+        return int(free), int(total)
+
     def allocate(self, nbytes: int) -> CudaMemory:
         """Memory; see `Device.allocate`."""
         with self.calling(f"{nbytes} bytes of memory"):

@@ -57,6 +57,10 @@ class Device(Protocol):
     arch: str
     name: str
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes of memory that are free now, whoever has the rest, and of all memory."""
+        ...
+
     def allocate(self, nbytes: int) -> Memory:
         """Memory of at least so many bytes, at an address that is a multiple of 256.
 

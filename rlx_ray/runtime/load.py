@@ -15,6 +15,7 @@ from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.runtime.device import Device
 from rlx_ray.runtime.executable import Executable
 from rlx_ray.runtime.launches import LaunchExecutable
+from rlx_ray.runtime.memory import free_bytes
 from rlx_ray.runtime.resident import Resident
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import Host, Target
@@ -37,6 +38,14 @@ class Loader(Protocol):
             ArtifactError: a blob is not what its role says, or does not fit the weights.
             DeviceError: the device does not take it, such as a cubin that is newer than the
                 driver; DeviceMemoryError: it has no room.
+        """
+        ...
+
+    def room(self, share: float) -> int:
+        """Bytes that weights, variants and caches may take, as things are now.
+
+        Args:
+            share: of a device that is this process's, at most 1; CPUs do not heed it.
         """
         ...
 
@@ -84,6 +93,10 @@ class CpuLoader:
         pool = self._threads_from(blobs["pool"])
         return CpuExecutable(blobs["code"], binding, weights, pool, self._arenas)
 
+    def room(self, share: float) -> int:
+        """Half of the free memory: other replicas and builds want some too."""
+        return free_bytes() // 2
+
     def close(self) -> None:
         """Stop the threads."""
         if self._pool is not None:
@@ -109,6 +122,14 @@ class DeviceLoader:
         code, plan = (blobs[role].read_bytes() for role in ("code", "plan"))
         uploaded = self._resident.upload(weights)
         return LaunchExecutable(code, plan, binding, uploaded, self._resident)
+
+    def room(self, share: float) -> int:
+        """Of the free memory nine tenths, or nine tenths of this process's share of all of it.
+
+        The rest is for what grows unasked: modules, graphs, and the gaps between allocations.
+        """
+        free, total = self._resident.device.memory()
+        return int(min(free, total * share) * 0.9)
 
     def close(self) -> None:
         """Nothing to stop: what lies on the device goes with the executables."""

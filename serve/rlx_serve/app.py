@@ -25,7 +25,7 @@ from rlx_ray.runtime.load import host_for
 from rlx_ray.serve_spec import ServeSpec
 from rlx_ray.spec import Config
 from rlx_ray.store import check_shared, open_store
-from rlx_serve.budget import check_budget
+from rlx_serve.budget import budget_of, check_budget
 from rlx_serve.builds import Builds
 from rlx_serve.executor import Executor
 from rlx_serve.fleet import Cluster, Fleet, choose, deployment_options, executor_name
@@ -184,7 +184,7 @@ def _fleet(config: Config, table: Table, cluster: Cluster) -> Fleet:
             "Add 'host' to them.",
         )
     for target in fleet.targets:
-        check_budget(config, table, target)
+        check_budget(config, table, target, budget_of(config, target))
     return fleet
 
 

@@ -49,7 +49,28 @@ def needs(config: Config, table: Table, target: Target) -> tuple[Need, ...]:
     return tuple(found)
 
 
-def check_budget(config: Config, table: Table, target: Target, code: int = 0) -> None:
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a replica may hold, in bytes; `given` by the config, else what its host has for it."""
+
+    nbytes: int
+    given: bool = True
+
+    def __str__(self) -> str:
+        if self.given:
+            return f"$.serve.max_slot_bytes is {self.nbytes}"
+        return f"$.serve.max_slot_bytes is not given and the host has {self.nbytes} for it"
+
+
+def budget_of(config: Config, target: Target) -> Budget | None:
+    """What the config lets a replica for a target hold; None if that is for its host to say."""
+    most = config.serve.placement(target).max_slot_bytes
+    return None if most is None else Budget(most)
+
+
+def check_budget(
+    config: Config, table: Table, target: Target, budget: Budget | None, code: int = 0
+) -> None:
     """See that a replica for a target has room for what it never gives back, and a model beside it.
 
     Eager variants are held for good, with their models' weights and caches. The other models can
@@ -59,6 +80,7 @@ def check_budget(config: Config, table: Table, target: Target, code: int = 0) ->
         config: the whole config.
         table: its models and variants.
         target: what the replica runs.
+        budget: what it may hold; None where only its host can say.
         code: bytes of code and arenas of its eager variants, as soon as they are known.
 
     Raises:
@@ -78,14 +100,14 @@ def check_budget(config: Config, table: Table, target: Target, code: int = 0) ->
     largest = sorted(others, key=lambda need: need.weights + need.cache)[-1:]
     at_once = [*fixed, *largest]
     total = code + sum(need.weights + need.cache for need in at_once)
-    if total > limits.max_slot_bytes:
+    if budget is not None and total > budget.nbytes:
         said = [str(need) for need in at_once]
         said += [f"code and arenas of eager variants take {code}"] if code else []
-        ways = [f"Raise it to at least {total}"]
+        ways = [f"Raise it to at least {total}" if budget.given else "Take a larger host"]
         ways += ["lower serve.kv_cache_bytes"] if any(need.cache for need in at_once) else []
         ways += ["give eager rows mode lazy"] if fixed else []
         raise ConfigError(
-            f"$.serve.max_slot_bytes is {limits.max_slot_bytes}, but a replica for {target.name} "
-            f"holds {total} bytes at once: {'; '.join(said)}.",
+            f"{budget}, but a replica for {target.name} holds {total} bytes at once: "
+            f"{'; '.join(said)}.",
             f"{', or '.join(ways)}.",
         )

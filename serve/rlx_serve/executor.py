@@ -30,7 +30,7 @@ from rlx_ray.errors import (
 )
 from rlx_ray.spec import BuildSpec, Config
 from rlx_ray.target import Target
-from rlx_serve.budget import check_budget
+from rlx_serve.budget import Budget, budget_of, check_budget
 from rlx_serve.builds import Record, build_patience
 from rlx_serve.dispatch import CallResult, Route
 from rlx_serve.holding import Holding
@@ -80,9 +80,11 @@ class Executor:
         limits = config.serve
         self._advertise = serve.multiplexed(max_num_models_per_replica=limits.max_slots)(_marker)
         self._host, table = await self._in(self._loaders, lambda: self._open(config, target))
+        self._budget = await self._in(self._loaders, self._room)
+        _log.info("%s: %s", target.name, self._budget)
         self._holding = Holding(
             limits.max_slots,
-            limits.max_slot_bytes,
+            self._budget.nbytes,
             self._host.load,
             self._loaders,
             self._runners,
@@ -179,6 +181,12 @@ class Executor:
     def _open(self, config: Config, target: Target) -> tuple[Host, Table]:
         return Host(config, target, self._on_miss), open_table(config)
 
+    def _room(self) -> Budget:
+        """What this replica may hold, by the config or by what its host has."""
+        gpus = self._config.serve.placement(self._target).num_gpus
+        given = budget_of(self._config, self._target)
+        return given or Budget(self._host.room(min(gpus, 1.0)), given=False)
+
     def _on_miss(self, spec: BuildSpec, reason: str) -> None:
         """Have a variant built; runs in a loader thread."""
         _log.info("%s of %s is built: %s", spec.component.variant, spec.model, reason)
@@ -207,11 +215,11 @@ class Executor:
         rows = tuple(self._rows.values())
         if not rows:
             return
-        check_budget(self._config, table, self._target)
+        check_budget(self._config, table, self._target, self._budget)
         eager = [row for row in rows if row.mode is CompilationMode.EAGER]
         await asyncio.gather(*(self._preload(row, self._eager) for row in eager))
         code = self._holding.slots.code_bytes
-        check_budget(self._config, table, self._target, code)
+        check_budget(self._config, table, self._target, self._budget, code)
         for name in dict.fromkeys(row.route.model for row in eager):
             if name in self._speakers.names:
                 await self._speakers.hold(name, self._eager)

@@ -136,8 +136,8 @@ class Holding:
         there = self.slots.state(key) in (State.LOADING, State.LOADED)
         if not there and not self.slots.fits(model, nbytes):
             raise Busy(
-                f"$.serve.max_slot_bytes is {self.slots.max_bytes}, and what others use leaves no "
-                f"room for model {model!r} with a key-value cache of {nbytes} bytes.",
+                f"this replica may hold {self.slots.max_bytes} bytes (serve.max_slot_bytes), and "
+                f"what others use leaves no room for model {model!r} and a cache of {nbytes}.",
                 "Try again when they have ended, or raise it.",
             )
         step = self._ask(key, nbytes, partial(self._engine, make), stack)

@@ -104,6 +104,10 @@ class Host:
         size = manifest.blob("code").size + executable.arena_bytes
         return Loaded(executable, manifest.spec.digest, resolved.tier, size)
 
+    def room(self, share: float) -> int:
+        """How much memory there is for weights, variants and caches; see `Loader.room`."""
+        return self._loader.room(share)
+
     def close(self) -> None:
         """Stop the threads; nothing can run after it."""
         self._loader.close()

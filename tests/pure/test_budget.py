@@ -9,7 +9,8 @@ import pytest
 
 from rlx_ray.catalog import _packed, packed_bytes
 from rlx_ray.errors import ConfigError
-from rlx_serve.budget import check_budget, needs
+from rlx_ray.target import Target
+from rlx_serve.budget import Budget, budget_of, check_budget, needs
 from rlx_serve.table import Table, open_table
 from tests.support.llama_checkpoint import write_tiny_llama
 from tests.support.serving import tiny_model, write_config
@@ -52,6 +53,10 @@ def test_packed_weights_are_as_large_as_was_said(tmp_path: Path, fields: dict[st
         assert packed_bytes(table.models["talk"], row.spec) == data.nbytes > 50_000
 
 
+def check(config: Any, table: Table, target: Target, code: int = 0) -> None:
+    check_budget(config, table, target, budget_of(config, target), code)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_model_must_fit_beside_what_is_eager(tmp_path: Path, target: str) -> None:
     models = [
@@ -67,14 +72,14 @@ def test_each_model_must_fit_beside_what_is_eager(tmp_path: Path, target: str) -
     assert [need.eager for need in found.values()] == [False, True, False, False]
     most = 2 * (CACHE + found["lazy"].weights)
     allowed, _ = opened(tmp_path, *models, max_slot_bytes=most)
-    check_budget(allowed, table, wanted)
+    check(allowed, table, wanted)
     with pytest.raises(ConfigError) as caught:
-        check_budget(allowed, table, wanted, code=1)
+        check(allowed, table, wanted, code=1)
     assert f"holds {most + 1} bytes" in caught.value.message
     assert "eager variants take 1." in caught.value.message
     short, _ = opened(tmp_path, *models, max_slot_bytes=most - 1)
     with pytest.raises(ConfigError) as caught:
-        check_budget(short, table, wanted)
+        check(short, table, wanted)
     assert caught.value.message == (
         f"$.serve.max_slot_bytes is {most - 1}, but a replica for {target} holds {most} bytes at "
         f"once: {found['eager']}; {found['aot']}."
@@ -92,7 +97,7 @@ def test_an_encoder_whose_weights_alone_are_too_large_is_refused(tmp_path: Path)
     with pytest.raises(
         ConfigError, match=r"'bert' takes \d+ of weights\. Raise it to at least \d+\.$"
     ):
-        check_budget(config, table, table.all_targets[0])
+        check(config, table, table.all_targets[0])
 
 
 def test_a_target_without_variants_needs_nothing(tmp_path: Path) -> None:
@@ -101,4 +106,16 @@ def test_a_target_without_variants_needs_nothing(tmp_path: Path) -> None:
     _, other = opened(tmp_path, talker(tmp_path, "talk", targets=TARGETS[1:]))
     (cuda,) = other.all_targets
     assert needs(config, table, cuda) == ()
-    check_budget(config, table, cuda)
+    check(config, table, cuda)
+
+
+def test_without_a_budget_the_host_says_what_there_is(tmp_path: Path) -> None:
+    executors = {"cuda": {"max_slot_bytes": 7}}
+    config, table = opened(tmp_path, talker(tmp_path, "talk"), executors=executors)
+    cpu, cuda = table.all_targets
+    assert (budget_of(config, cpu), budget_of(config, cuda)) == (None, Budget(7))
+    check_budget(config, table, cpu, None)
+    with pytest.raises(ConfigError) as caught:
+        check_budget(config, table, cpu, Budget(5, given=False))
+    assert "max_slot_bytes is not given and the host has 5 for it, but" in caught.value.message
+    assert caught.value.remedy.startswith("Take a larger host, or lower serve.kv_cache_bytes")

@@ -489,10 +489,11 @@ def test_serve_reads_every_field(tmp_path: Path) -> None:
     assert set(_SERVE) == {f.name for f in dataclasses.fields(ServeSpec)}
     values = {
         f.name: getattr(ServeSpec(), f.name) for f in dataclasses.fields(ServeSpec)
-    } | {"port": 9000, "warm": ["minilm"], "request_timeout_s": 2, "executors": {}}  # fmt: skip
+    } | {"port": 9000, "warm": ["minilm"], "request_timeout_s": 2, "executors": {},
+         "max_slot_bytes": 5}  # fmt: skip
     serve = loaded(tmp_path, (("serve",), values)).serve
     assert serve == dataclasses.replace(
-        ServeSpec(), port=9000, warm=("minilm",), request_timeout_s=2.0
+        ServeSpec(), port=9000, warm=("minilm",), request_timeout_s=2.0, max_slot_bytes=5
     )
     assert loaded(tmp_path, (("serve",), None)).serve == ServeSpec()
     assert loaded(tmp_path, (("serve",), {"warm": []})).serve == ServeSpec()

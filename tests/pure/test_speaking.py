@@ -207,7 +207,7 @@ def test_a_model_with_a_stream_is_not_cut_and_the_other_is_told_to_come_again(ca
         first = asyncio.create_task(replica.say("ann", 20))
         await until(lambda: "ann" in card.running)
         for _ in range(3):
-            with pytest.raises(Busy, match=r"max_slot_bytes is 685.*'bob'.*640 bytes") as caught:
+            with pytest.raises(Busy, match=r"hold 685 bytes .*'bob' and a cache of 640") as caught:
                 await replica.say("bob")
         answer = problem(Failure.of(caught.value).error())  # as it reaches the ingress
         assert (answer.status, answer.code, answer.retry_after) == (503, "overloaded", 1)
@@ -403,7 +403,7 @@ def test_what_is_eager_stays_for_good_and_what_is_warm_as_long_as_there_is_room(
 ) -> None:
     checked: list[int] = []
 
-    def check(config: object, table: object, target: object, code: int = 0) -> None:
+    def check(_config, _table, _target, _budget, code: int = 0) -> None:
         checked.append(code)
 
     monkeypatch.setattr(executor, "check_budget", check)
@@ -415,7 +415,7 @@ def test_what_is_eager_stays_for_good_and_what_is_warm_as_long_as_there_is_room(
             one.mode = mode
         made._rows = {str(one.variant): one for one in rows}
         made._config = SimpleNamespace(serve=SimpleNamespace(warm=("ann",)))
-        made._target, made._eager = None, contextlib.ExitStack()
+        made._target, made._budget, made._eager = None, None, contextlib.ExitStack()
         made._holding, made._speakers = replica.holding, replica.speakers
         made._advertise = executor._marker
         await made._warm_up(None)

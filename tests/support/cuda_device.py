@@ -128,6 +128,10 @@ class EmulatedDevice:
         else:
             self._captured.append(work)
 
+    def memory(self) -> tuple[int, int]:
+        """What is left of its room, and its room."""
+        return self.room - self.held, self.room
+
     def allocate(self, nbytes: int) -> HostMemory:
         """Memory; its bytes are NaN in every type."""
         self._not_captured("memory")

@@ -127,6 +127,7 @@ class FakeCupy:
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=lambda: fake.call("count") or len(fake.archs),
             getDeviceProperties=lambda index: {"name": b"Card", "totalGlobalMem": 80 << 30},
+            memGetInfo=self._memory,
             runtimeGetVersion=lambda: 13020,
             driverGetVersion=lambda: fake.driver,
             memcpyHostToDevice=1,
@@ -161,6 +162,11 @@ class FakeCupy:
     def of(self, name: str) -> list[tuple[Any, ...]]:
         """The arguments of all calls of a name."""
         return [call[1:] for call in self.calls if call[0] == name]
+
+    def _memory(self) -> tuple[int, int]:
+        assert self.held["current"] == 1
+        self.call("memory")
+        return 60 << 30, 80 << 30
 
     def _copy(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
         assert self.held["current"] == 1
