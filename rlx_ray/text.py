@@ -120,10 +120,9 @@ class TextModel:
         Raises:
             InputError: a value is out of range, or prompt and answer exceed the context.
         """
-        left = max(1, self.engine.context - len(prompt))
         request = Request(
             tuple(prompt),
-            left if max_tokens is None else max_tokens,
+            max_tokens,
             sampling or Sampling(temperature=0),
             tuple(stop),
             frozenset(self.model.model.facts.stop_ids),

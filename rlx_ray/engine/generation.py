@@ -19,14 +19,14 @@ class Request:
 
     Attributes:
         prompt: token ids.
-        max_tokens: most new tokens, at least 1.
+        max_tokens: most new tokens, at least 1; None for as many as the context leaves.
         sampling: how they are chosen.
         stop: strings that end the text.
         stop_ids: tokens that end it; they are counted, but no part of the text.
     """
 
     prompt: tuple[int, ...]
-    max_tokens: int
+    max_tokens: int | None
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
@@ -50,14 +50,21 @@ class Piece:
 
 
 class Generation:
-    """A stream of pieces; iterate over it, or cancel it. Ends with a piece that has `finish`."""
+    """A stream of pieces; iterate over it, or cancel it. Ends with a piece that has `finish`.
 
-    def __init__(self, request: Request, sampler: Sampler, text: TextStream) -> None:
+    Args:
+        request: what to generate.
+        most: most tokens of prompt and answer.
+        sampler: chooses the tokens.
+        text: what they say.
+    """
+
+    def __init__(self, request: Request, most: int, sampler: Sampler, text: TextStream) -> None:
         self._over = False
         self.request = request
         self.sampler = sampler
         self.text = text
-        self.stream = Stream(list(request.prompt), len(request.prompt) + request.max_tokens)
+        self.stream = Stream(list(request.prompt), most)
         self.ran: list[ModelVariant] = []
         self.cancelled = False
         self._pieces: queue.SimpleQueue[Piece | RlxError] = queue.SimpleQueue()

@@ -106,8 +106,10 @@ class Engine:
             EngineError: the engine has been closed or has failed.
         """
         self._check(request)
+        most = request.max_tokens
         generation = Generation(
             request,
+            self.context if most is None else len(request.prompt) + most,
             Sampler(request.sampling, request.prompt),
             TextStream(self._decode, request.stop),
         )
@@ -132,8 +134,9 @@ class Engine:
         self._thread.join()
 
     def _check(self, request: Request) -> None:
-        if request.max_tokens < 1:
-            raise InputError(f"max_tokens is {request.max_tokens}.", "Use at least 1.")
+        most = request.max_tokens
+        if most is not None and most < 1:
+            raise InputError(f"max_tokens is {most}.", "Use at least 1.")
         if not request.prompt:
             raise InputError("the prompt has no tokens.", "Send at least one.")
         if len(request.prompt) >= self.context:
@@ -142,10 +145,10 @@ class Engine:
                 "the answer.",
                 "Shorten it.",
             )
-        if len(request.prompt) + request.max_tokens > self.context:
+        if most is not None and len(request.prompt) + most > self.context:
             raise InputError(
-                f"max_tokens is {request.max_tokens}, but the prompt's {len(request.prompt)} "
-                f"tokens leave {self.context - len(request.prompt)} of the context's "
+                f"max_tokens is {most}, but the prompt's {len(request.prompt)} tokens "
+                f"leave {self.context - len(request.prompt)} of the context's "
                 f"{self.context}.",
                 "Lower max_tokens or shorten the prompt.",
             )

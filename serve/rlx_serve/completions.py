@@ -221,10 +221,9 @@ def _job(
                 param="messages" if chat else "prompt",
                 code="context_length_exceeded",
             )
-        most = left if max_tokens is None else max_tokens
-        if most > left:
+        if max_tokens is not None and max_tokens > left:
             raise RequestError(
-                f"max_tokens is {most}, but the prompt's {len(prompt)} tokens leave {left} of the "
+                f"max_tokens is {max_tokens}, but the prompt's {len(prompt)} tokens leave {left} of the "
                 f"context of {speaker.context}.",
                 "Lower max_tokens or shorten the prompt.",
                 param="max_tokens",
@@ -233,7 +232,7 @@ def _job(
         for i in range(n):
             seed = sampling.seed
             own = sampling if seed is None else replace(sampling, seed=(seed + i) % (1 << 64))
-            requests.append(Request(prompt, most, own, tuple(stop), speaker.stop_ids))
+            requests.append(Request(prompt, max_tokens, own, tuple(stop), speaker.stop_ids))
     usage = body.stream_options is not None and body.stream_options.include_usage
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     return Job(speaker, tuple(requests), chat, usage, name)

@@ -14,7 +14,7 @@ from rlx_ray.engine.generation import Request
 from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.engine.scheduler import Scheduler
-from rlx_ray.errors import EngineError, StoreError
+from rlx_ray.errors import EngineError, InputError, StoreError
 from rlx_ray.shape import PAGE
 
 VARIANTS = [
@@ -35,7 +35,8 @@ class Flaky:
         self.fails: list[Exception] = []
 
     def run(self, inputs, cache=None, wanted=None):
-        assert (len(cache), set(wanted)) == (64, {"logits"})
+        assert set(wanted) == {"logits"}
+        assert inputs["pages"].max() < len(cache)
         if self.fails:
             raise self.fails.pop()
         logits = np.zeros((len(inputs["lengths"]), 5), np.float32)
@@ -75,6 +76,16 @@ def test_the_engine_knows_the_window() -> None:
         engine = Engine(VARIANTS, lambda _: Flaky(), decode, cache, 5, window)
         assert engine.context == context
         engine.close()
+
+
+def test_who_names_no_length_gets_what_the_cache_has_room_for() -> None:
+    cache = range(2)  # fewer pages than the variants could take
+    engine = Engine(VARIANTS, lambda _: Flaky(), lambda ids: "x" * len(ids), cache, 5)
+    pieces = list(engine.submit(Request((1, 2, 4), None, Sampling(temperature=0))))
+    assert (len(pieces), pieces[-1].finish) == (2 * PAGE - 3, "length")
+    with pytest.raises(InputError, match=f"max_tokens is 62, but .* leave 61 of .* {2 * PAGE}"):
+        engine.submit(Request((1, 2, 4), 62))
+    engine.close()
 
 
 def test_a_fault_of_the_scheduler_ends_every_stream_and_closes_the_engine(
