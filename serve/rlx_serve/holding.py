@@ -209,7 +209,7 @@ class Holding:
         if step is Step.LOAD:
             task = asyncio.get_running_loop().create_task(self._fill(key, load))
             self._loads[key] = task
-            task.add_done_callback(lambda _: self._loads.pop(key, None))
+            self.changed.set()
         return step
 
     async def _value(self, key: SlotKey, step: Step) -> Any:
@@ -234,6 +234,7 @@ class Holding:
             self.slots.failed(key, RlxError(f"{type(error).__name__}: {error}"))
         else:
             self.slots.loaded(key, value, nbytes)
+        del self._loads[key]  # with its slot's state: who comes next may load it anew
         self.changed.set()
 
     async def _variant(self, spec: BuildSpec) -> tuple[Loaded, int]:
@@ -248,6 +249,7 @@ class Holding:
 
     def _end(self, key: SlotKey, engine: Closing) -> None:
         self._ends[key] = asyncio.get_running_loop().create_task(self._ending(key, engine))
+        self.changed.set()
 
     async def _ending(self, key: SlotKey, engine: Closing) -> None:
         """End an engine, which runs at most one step more."""

@@ -19,6 +19,7 @@ import pytest
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
 from rlx_serve.holding import Holding
 from rlx_serve.problems import problem
+from rlx_serve.slots import State
 
 
 class Memory:
@@ -179,6 +180,36 @@ def test_a_slot_of_another_artifact_is_never_run(device, threads) -> None:
         wrong.spec.digest = "2"
         with pytest.raises(ArtifactError, match="slot of 1 holds 2"):
             await held.run(wrong, device.run)
+
+    asyncio.run(story())
+
+
+def test_a_slot_that_is_loaded_anew_at_once_has_its_own_load(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        with contextlib.ExitStack() as left:
+            first = asyncio.create_task(held.hold(row("1"), left))
+            await asyncio.sleep(0)
+            first.cancel()
+        held.changed.clear()
+        await held.changed.wait()  # loaded, in this very turn of the loop
+        assert held.slots.evict_idle() == 1
+        late = asyncio.create_task(ask(held, device, "1"))
+        assert await ask(held, device, "1") == await late == 1
+        assert device.loads == ["1", "1"]
+
+    asyncio.run(story())
+
+
+def test_a_load_is_told_when_it_begins_and_when_it_is_through(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        asked = asyncio.create_task(ask(held, device, "1"))
+        for state in (State.LOADING, State.LOADED):
+            await held.changed.wait()
+            held.changed.clear()
+            assert list(held.slots.states().values()) == [state]
+        await asked
 
     asyncio.run(story())
 
