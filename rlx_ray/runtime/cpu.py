@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from rlx_ray.artifact import Binding, BindingManifest
-from rlx_ray.errors import ArtifactError, InputError
+from rlx_ray.errors import ArtifactError, DeviceMemoryError, InputError
 from rlx_ray.runtime.executable import NUMPY, Cache, check_inputs, check_tables, select
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import ABI
@@ -212,8 +212,18 @@ class CpuExecutable:
             self._arenas.give(arena)
 
     def make_cache(self, pages: int) -> np.ndarray:
-        """Zeroed pages, uint8 [pages, binding.page], 64-byte aligned; see `cache_pages`."""
-        return cache_pages(pages, self.binding.page)
+        """Zeroed pages, uint8 [pages, binding.page], 64-byte aligned; see `cache_pages`.
+
+        Raises:
+            DeviceMemoryError: the host does not give that much address space.
+        """
+        try:
+            return cache_pages(pages, self.binding.page)
+        except MemoryError:
+            raise DeviceMemoryError(
+                f"this host has no room for a cache of {pages * self.binding.page} bytes.",
+                "Lower serve.kv_cache_bytes.",
+            ) from None
 
 
 def cache_pages(count: int, size: int) -> np.ndarray:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-_UNIFIED = ("memory.max", "memory.current", "inactive_file")
-_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-"""Names of the limit, of what is used, and of the part of it that gives way for more."""
+_UNIFIED = ("memory.max", "memory.current", "")
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+"""Names of the limit and of what is used, and what names in `memory.stat` begin with."""
+
+_CACHED = ("active_file", "inactive_file")
+"""The part of it that gives way for more: weights that a replica before this one has read, too."""
 
 
 def free_bytes(root: Path = Path("/")) -> int:
@@ -37,7 +40,7 @@ def _allowed(root: Path) -> Iterator[int]:
                 yield from _left(mount / str(group).lstrip("/"), *names)
 
 
-def _left(group: Path, limit: str, used: str, cached: str) -> Iterator[int]:
+def _left(group: Path, limit: str, used: str, prefix: str) -> Iterator[int]:
     """What a control group leaves; nothing if it has no limit, or is not visible here."""
     try:
         most, now = (group / limit).read_text().strip(), int((group / used).read_text())
@@ -45,4 +48,4 @@ def _left(group: Path, limit: str, used: str, cached: str) -> Iterator[int]:
     except OSError:
         return
     if most != "max":
-        yield int(most) - now + int(stat.get(cached, 0))
+        yield int(most) - now + sum(int(stat.get(prefix + name, 0)) for name in _CACHED)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rlx_ray.errors import DeviceMemoryError
+from rlx_ray.runtime.cpu import CpuExecutable
 from rlx_ray.runtime.memory import free_bytes
 
 GIB = 1 << 30
@@ -26,7 +29,7 @@ def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
 
 def group(where: str, limit: str, used: int, cached: int) -> dict[str, str]:
     """Files of a group of version 2."""
-    stat = f"anon 5\ninactive_file {cached}\n"
+    stat = f"anon 5\nactive_file {cached // 2}\ninactive_file {cached // 2}\n"
     names = {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": stat}
     return {f"{where}{name}": text for name, text in names.items()}
 
@@ -55,7 +58,7 @@ def test_version_1_is_read_too(tmp_path: Path) -> None:
     files = {
         "memory/box/memory.limit_in_bytes": str(2 * GIB),
         "memory/box/memory.usage_in_bytes": str(GIB),
-        "memory/box/memory.stat": f"total_inactive_file {GIB // 2}\n",
+        "memory/box/memory.stat": f"inactive_file 7\ntotal_active_file {GIB // 4}\ntotal_inactive_file {GIB // 4}\n",
     }
     groups = "9:name=systemd:/\n4:cpu,memory:/box\n1:cpu:/box\n0::/\n"
     assert free_bytes(machine(tmp_path, groups, files)) == GIB + GIB // 2
@@ -63,3 +66,10 @@ def test_version_1_is_read_too(tmp_path: Path) -> None:
 
 def test_this_machine_has_some() -> None:
     assert 1 << 20 < free_bytes() < 1 << 50
+
+
+def test_a_cache_that_the_host_does_not_give_is_told_as_a_devices_would() -> None:
+    variant = CpuExecutable.__new__(CpuExecutable)
+    variant.binding = SimpleNamespace(page=1 << 20)  # type: ignore[assignment]
+    with pytest.raises(DeviceMemoryError, match=f"no room for a cache of {1 << 60} bytes"):
+        variant.make_cache(1 << 40)
