@@ -10,6 +10,7 @@ from rlx_ray.errors import (
     ArtifactError,
     CheckpointError,
     CompileError,
+    ConfigError,
     DeviceError,
     DeviceMemoryError,
     EngineError,
@@ -123,6 +124,7 @@ _RETRY_LATER: tuple[tuple[type[RlxError], str, int], ...] = (
     (StoreError, "store_error", 5),
     (ArtifactError, "artifact_error", 1),
     (CheckpointError, "checkpoint_error", 0),
+    (ConfigError, "config_error", 0),
 )
 """Errors that are the server's, with their code and when to try again: all are 503."""
 

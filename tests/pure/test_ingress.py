@@ -18,6 +18,7 @@ from rlx_ray.engine.generator import Request
 from rlx_ray.errors import (
     ArtifactError,
     CompileError,
+    ConfigError,
     DeviceMemoryError,
     StoreError,
     ToolchainMissing,
@@ -228,6 +229,7 @@ def test_a_body_that_is_no_json_object_is_400(site: Site, body: bytes) -> None:
         (CompileError("it broke"), 503, "compile_error"),
         (StoreError("gone"), 503, "store_error"),
         (Busy("full", "Try again."), 503, "overloaded"),
+        (ConfigError("$.serve.kv_cache_bytes is 1."), 503, "config_error"),
         (ValueError("a bug"), 500, "internal_error"),
     ],
 )
