@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import threading
+from typing import TYPE_CHECKING
 
 from rlx_ray.commands.output import config_options, err, write_json
+
+if TYPE_CHECKING:
+    from rlx_ray.spec import Config, ModelSpec
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         url = start(config, host=args.host, port=args.port)
         # After the start, since Ray has handlers of its own.
         signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-        _announce(url, [model.name for model in config.models], args.json)
+        _announce(url, config, args.json)
         while not stopped.wait(0.5):  # finite waits let Ctrl-C through
             pass
     finally:
@@ -47,12 +52,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _announce(url: str, models: list[str], as_json: bool) -> None:
+def _announce(url: str, config: Config, as_json: bool) -> None:
+    models = [model.name for model in config.models]
     if as_json:
         write_json({"url": url, "models": models})
         return
     err.print(f"serving {', '.join(models)} at {url} (Ctrl-C stops)")
-    err.print(
-        f"""try: curl {url}/v1/embeddings -H 'content-type: application/json' """
-        f"""-d '{{"model": "{models[0]}", "input": "hello"}}'"""
-    )
+    err.print(f"try: {example(url, config.models[0])}")
+
+
+def example(url: str, model: ModelSpec) -> str:
+    """A command that asks a model for something."""
+    from rlx_ray.component import ModelPhase
+
+    embeds = any(row.phase is ModelPhase.ENCODER for row in model.matrix)
+    path, said = ("embeddings", "input") if embeds else ("completions", "prompt")
+    body = json.dumps({"model": model.name, said: "hello"})
+    return f"curl {url}/v1/{path} -H 'content-type: application/json' -d '{body}'"

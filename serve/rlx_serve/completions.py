@@ -223,8 +223,8 @@ def _job(
             )
         if max_tokens is not None and max_tokens > left:
             raise RequestError(
-                f"max_tokens is {max_tokens}, but the prompt's {len(prompt)} tokens leave {left} of the "
-                f"context of {speaker.context}.",
+                f"max_tokens is {max_tokens}, but the prompt's {len(prompt)} tokens leave {left} "
+                f"of the context of {speaker.context}.",
                 "Lower max_tokens or shorten the prompt.",
                 param="max_tokens",
                 code="context_length_exceeded",

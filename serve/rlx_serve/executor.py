@@ -39,7 +39,7 @@ from rlx_serve.lanes import Handle
 from rlx_serve.outbox import Spoken
 from rlx_serve.problems import Failure
 from rlx_serve.speaking import Speakers
-from rlx_serve.table import Row, Table, open_table
+from rlx_serve.table import Row, Table, names_of, open_table
 from rlx_serve.variants import Held
 
 _LOADERS = 32
@@ -223,7 +223,7 @@ class Executor:
         for name in dict.fromkeys(row.route.model for row in eager):
             if name in self._speakers.names:
                 await self._speakers.hold(name, self._eager)
-        hot = [row for row in rows if is_warm(row.route, self._config.serve.warm)]
+        hot = [row for row in rows if names_of(row.route) & set(self._config.serve.warm)]
         with contextlib.ExitStack() as stack:
             work = {row.route.route_id: self._preload(row, stack) for row in hot}
             await self._as_well_as_it_goes(work)
@@ -264,8 +264,3 @@ class Executor:
 async def _marker(route_id: str) -> str:
     """What Ray caches and advertises for a route; awaits nothing, so that its lock is free."""
     return route_id
-
-
-def is_warm(route: Route, warm: tuple[str, ...]) -> bool:
-    """Whether a hot set names a variant: by `MODEL`, or by `MODEL/VARIANT`."""
-    return route.model in warm or f"{route.model}/{route.variant}" in warm

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rlx_ray.catalog import OpenModel, open_model
 from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
-from rlx_ray.errors import ConfigError
+from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.job.matrix import expand
 from rlx_ray.spec import BuildSpec, Config
 from rlx_ray.target import Target
@@ -74,7 +74,8 @@ def open_table(config: Config) -> Table:
     """Open every model of a config and expand its matrix. No tensor's weights are packed here.
 
     Raises:
-        ConfigError: the config has no models, or a matrix that cannot be meant.
+        ConfigError: the config has no models, a matrix that cannot be meant, or names something as
+            warm that is not there.
         CheckpointError: a checkpoint is missing or damaged.
     """
     if not config.models:
@@ -93,4 +94,20 @@ def open_table(config: Config) -> Table:
                 cell.spec.packed_rows,
             )
             rows.append(Row(route, cell.spec, cell.unsupported))
+    _check_warm(config.serve.warm, rows)
     return Table(models, tuple(rows))
+
+
+def names_of(route: Route) -> frozenset[str]:
+    """What a hot set may name a variant by: `MODEL`, or `MODEL/VARIANT`."""
+    return frozenset((route.model, f"{route.model}/{route.variant}"))
+
+
+def _check_warm(warm: Iterable[str], rows: Iterable[Row]) -> None:
+    known = sorted({name for row in rows for name in names_of(row.route)})
+    for place, name in enumerate(warm):
+        if name not in known:
+            raise ConfigError(
+                f"$.serve.warm[{place}] is {name!r}, which is no model or variant here.",
+                nearest(name, known) or "Name a model, or MODEL/VARIANT as `rlx-ray plan` has it.",
+            )

@@ -119,3 +119,14 @@ def test_without_a_budget_the_host_says_what_there_is(tmp_path: Path) -> None:
         check_budget(config, table, cpu, Budget(5, given=False))
     assert "max_slot_bytes is not given and the host has 5 for it, but" in caught.value.message
     assert caught.value.remedy.startswith("Take a larger host, or lower serve.kv_cache_bytes")
+
+
+def test_what_is_called_warm_must_be_there(tmp_path: Path) -> None:
+    talk = talker(tmp_path, "talk", targets=TARGETS[:1])
+    for warm in ("talk", "talk/prefill:b1:s16"):
+        opened(tmp_path, talk, warm=[warm])
+    message = r"serve.warm\[1\] is 'tlak', which is no model .* did you mean 'talk'"
+    with pytest.raises(ConfigError, match=message):
+        opened(tmp_path, talk, warm=["talk", "tlak"])
+    with pytest.raises(ConfigError, match=r"warm\[0\] is 'talk/decode:b9:s1:p63'"):
+        opened(tmp_path, talk, warm=["talk/decode:b9:s1:p63"])

@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -25,10 +26,11 @@ from rlx_ray.errors import (
     VariantMissing,
 )
 from rlx_ray.store import AotStore
+from rlx_serve import completions
 from rlx_serve.dispatch import CallResult, Lane, Route
 from rlx_serve.ingress import make_app
 from rlx_serve.presence import Presence
-from rlx_serve.problems import Busy
+from rlx_serve.problems import Busy, RequestError
 from rlx_serve.service import Service, served
 from rlx_serve.speech import Speaker, Stream
 from rlx_serve.table import open_table
@@ -457,6 +459,18 @@ def test_a_generation_starts_on_the_first_executor_that_answers_and_takes_it() -
     presence.note(dict.fromkeys("abc", "starting"))
     with pytest.raises(TimeoutError, match="first token"):
         asyncio.run(speaker.start(None, 0.01, streamed=True))
+
+
+def test_who_names_no_length_is_not_given_one_that_the_cache_may_lack() -> None:
+    template = SimpleNamespace(render=lambda messages: "hi")
+    tokenizer = SimpleNamespace(encode=lambda text, special=True: [1, 2])
+    speaker = Speaker("s", 8, frozenset(), tokenizer, template, (), (), None)
+    body = {"model": "s", "messages": [{"role": "user", "content": "hi"}]}
+    for fields, most in (({}, None), ({"max_tokens": 6}, 6), ({"max_completion_tokens": 5}, 5)):
+        job = completions.chat(speaker, completions.ChatBody(**body, **fields))
+        assert [request.max_tokens for request in job.requests] == [most]
+    with pytest.raises(RequestError, match=r"max_tokens is 7, .* leave 6 of the context of 8"):
+        completions.chat(speaker, completions.ChatBody(**body, max_tokens=7))
 
 
 def test_the_page_lists_the_variants(site: Site) -> None:

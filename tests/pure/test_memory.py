@@ -55,10 +55,12 @@ def test_the_tightest_group_counts(tmp_path: Path, own, above, free: int) -> Non
 
 
 def test_version_1_is_read_too(tmp_path: Path) -> None:
+    quarter = GIB // 4
     files = {
         "memory/box/memory.limit_in_bytes": str(2 * GIB),
         "memory/box/memory.usage_in_bytes": str(GIB),
-        "memory/box/memory.stat": f"inactive_file 7\ntotal_active_file {GIB // 4}\ntotal_inactive_file {GIB // 4}\n",
+        "memory/box/memory.stat": f"active_file 7\ntotal_active_file {quarter}\n"
+        f"total_inactive_file {quarter}\n",
     }
     groups = "9:name=systemd:/\n4:cpu,memory:/box\n1:cpu:/box\n0::/\n"
     assert free_bytes(machine(tmp_path, groups, files)) == GIB + GIB // 2

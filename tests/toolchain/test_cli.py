@@ -11,10 +11,12 @@ import pytest
 from rlx_ray import cli
 from rlx_ray.codegen import nvrtc
 from rlx_ray.commands import doctor
+from rlx_ray.commands.serve import example
 from rlx_ray.errors import DeviceError
 from rlx_ray.runtime.cuda import Installation, this_host
 from rlx_ray.target import CUDA_TARGETS, NVRTC_VERSIONS
 from tests.support.programs import Bench
+from tests.support.serving import write_config
 from tests.support.tiny import write_tiny_bert
 
 ROOT = Path(__file__).parent.parent.parent
@@ -145,6 +147,23 @@ def test_embed_compiles_what_is_missing_and_publishes_it(bench: Bench, run, conf
     code, out, _ = run("plan", config, "--json", "--check")
     assert code == 1
     assert json.loads(out)["missing"] + json.loads(out)["present"] == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "row", "path", "body"),
+    [
+        ("bert", {"phase": "encoder"}, "embeddings", '{"model": "tiny", "input": "hello"}'),
+        ("llama", {"phase": "prefill"}, "completions", '{"model": "tiny", "prompt": "hello"}'),
+    ],
+)
+def test_serve_suggests_what_its_first_model_answers(
+    tmp_path: Path, family: str, row: dict[str, object], path: str, body: str
+) -> None:
+    model = {"name": "tiny", "family": family, "source": "x"}
+    config = write_config(tmp_path, [{**model, "matrix": [{"batch": 1, "seq": 8, **row}]}])
+    said = example("http://h:1", config.models[0])
+    assert said.startswith(f"curl http://h:1/v1/{path} -H 'content-type: application/json' ")
+    assert said.endswith(f" -d '{body}'")
 
 
 def test_store_verify_finds_what_was_altered(bench: Bench, run, config: str) -> None:
