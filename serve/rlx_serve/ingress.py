@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,9 @@ from rlx_serve.service import Service
 
 _log = logging.getLogger("ray.serve")
 _Body = TypeVar("_Body", bound=BaseModel)
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half of a surrogate pair; JSON may have one alone, Unicode text may not."""
 
 
 def make_app(service: Service) -> FastAPI:
@@ -103,7 +107,7 @@ def _add_oip(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/models/{name}/ready")
     async def model_ready(name: str) -> Response:
-        good = await service.model_ready(service.model(name))
+        good = await service.model_ready(name)
         return _json({"name": name, "ready": good}, status=200 if good else 503)
 
     @app.post("/v2/models/{name}/infer")
@@ -118,7 +122,8 @@ async def _read(request: Request, kind: type[_Body], limit: int) -> _Body:
     """The request's body as a model of pydantic's.
 
     Raises:
-        RequestError: it is too large (413), or not UTF-8, not JSON or of wrong types (400).
+        RequestError: it is too large (413), or not UTF-8, not JSON, no Unicode text or of wrong
+            types (400).
     """
     try:
         text = (await _bytes(request, limit)).decode("utf-8")
@@ -130,6 +135,8 @@ async def _read(request: Request, kind: type[_Body], limit: int) -> _Body:
         raise RequestError(f"the body is not JSON: {error}.", "Send one JSON object.") from None
     if not isinstance(value, dict):
         raise RequestError("the body is not a JSON object.", "Send one JSON object.")
+    if _HALF.search(text):
+        _check_halves(value)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -149,6 +156,17 @@ async def _bytes(request: Request, limit: int) -> bytes:
             )
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _check_halves(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise RequestError(
+            f"the body has {half} without its other half, which is no character.",
+            "Do not cut texts within a surrogate pair.",
+        ) from None
 
 
 def _no_constant(name: str) -> object:

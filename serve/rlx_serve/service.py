@@ -196,9 +196,13 @@ class Service:
                 "try again, or raise serve.request_timeout_s."
             ) from None
 
-    async def model_ready(self, model: Served) -> bool:
-        """Whether at least one executor answers for a model."""
-        return await self._answers(model.name, tuple(lane.target for lane in model.lanes))
+    async def model_ready(self, name: str) -> bool:
+        """Whether at least one executor answers for a model.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+        """
+        return await self._answers(name, self._places()[self.known(name)])
 
     async def _answers(self, model: str, targets: tuple[str, ...]) -> bool:
         async def ask(target: str) -> bool:
@@ -213,9 +217,12 @@ class Service:
 
     async def all_ready(self) -> bool:
         """Whether every model is ready."""
-        places = [(m.name, tuple(lane.target for lane in m.lanes)) for m in self.models.values()]
-        places += [(s.name, s.targets) for s in self.speakers.values()]
-        return all(await asyncio.gather(*(self._answers(*place) for place in places)))
+        return all(await asyncio.gather(*(self._answers(*one) for one in self._places().items())))
+
+    def _places(self) -> dict[str, tuple[str, ...]]:
+        """The targets of each model's executors."""
+        texts = {name: speaker.targets for name, speaker in self.speakers.items()}
+        return texts | {n: tuple(lane.target for lane in m.lanes) for n, m in self.models.items()}
 
     async def variants(self) -> dict[str, list[dict[str, object]]]:
         """What is there.

@@ -146,9 +146,14 @@ def handle_stream(handle: Handle, route: Route, target: Target) -> Stream:
                 if isinstance(spoken, Failure):
                     raise spoken.error()
                 yield spoken
-        except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+        except (BackPressureError, DeploymentUnavailableError) as error:
             raise Busy(
                 f"the executor for {target.name} takes no more requests: {error}",
+                "Try again in a second.",
+            ) from error
+        except RayActorError as error:
+            raise Busy(
+                f"the replica of the executor for {target.name} died: {error}",
                 "Try again in a second.",
             ) from error
         finally:

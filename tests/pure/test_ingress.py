@@ -224,6 +224,19 @@ def test_a_body_that_is_no_json_object_is_400(site: Site, body: bytes) -> None:
         assert site("POST", path, content=body).status_code == 400
 
 
+@pytest.mark.parametrize("text", [r"cut \ud83d", r"\uDE00 back to front \uD83D"])
+@pytest.mark.parametrize("where", ['{"model": "tiny", "input": "%s"}', '{"model": "%s"}'])
+def test_half_a_surrogate_pair_is_a_400_that_names_it(site: Site, text: str, where: str) -> None:
+    reply = site("POST", "/v1/embeddings", content=(where % text).encode())
+    assert reply.status_code == 400
+    assert "without its other half" in reply.json()["error"]["message"]
+
+
+def test_a_whole_surrogate_pair_is_a_character(site: Site) -> None:
+    body = rb'{"model": "tiny", "input": "\ud83d\ude00"}'
+    assert site("POST", "/v1/embeddings", content=body).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
@@ -280,6 +293,15 @@ def test_oip_tells_health_and_metadata(site: Site) -> None:
     found = site("GET", "/v2/models/tiny").json()
     assert {t["name"]: t["shape"] for t in found["inputs"]}["input_ids"] == [-1, -1]
     assert found["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, HIDDEN]}]
+
+
+def test_a_language_model_is_ready_like_any_other(site: Site) -> None:
+    speaker = Speaker("tiny", 8, frozenset(), None, None, ("cpu",), (), None)
+    site.service.models, site.service.speakers = {}, {"tiny": speaker}
+    assert site("GET", "/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
+    site.presence.note({"cpu": "its executor is starting"})
+    assert site("GET", "/v2/models/tiny/ready").json() == {"name": "tiny", "ready": False}
+    assert site("GET", "/v2/health/ready").status_code == 503
 
 
 def test_a_model_whose_executor_does_not_answer_is_not_ready(
