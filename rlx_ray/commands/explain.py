@@ -70,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
     if args.target:
         cells = _of_target(cells, args.target)
     spec = pick(cells, model.spec.name, wanted)
-    shown = args.show or [s for s in SECTIONS if s != "source"]
-    found = {name: make() for name, make in sections(spec).items() if name in shown}
+    known = sections(spec)
+    shown = args.show or [name for name in known if name != "source"]
+    _check_known(shown, known, spec.target)
+    found = {name: make() for name, make in known.items() if name in shown}
     if args.json:
         write_json({"variant": str(spec.component.variant), **found})
         return 0
@@ -85,6 +87,11 @@ def run_profile(args: argparse.Namespace, config: Config) -> int:
     from rlx_ray.local import LocalModel
     from rlx_ray.profiling import profile
 
+    if args.target or args.show:
+        raise ConfigError(
+            "--profile runs the variant on this host and prints one table.",
+            "Leave out --target and --show.",
+        )
     for option, value, most in (("--threads", args.threads, 64), ("--rounds", args.rounds, 10**6)):
         if not 1 <= value <= most:
             raise ConfigError(f"{option} is {value}.", f"Use 1 to {most}.")
@@ -106,6 +113,15 @@ def run_profile(args: argparse.Namespace, config: Config) -> int:
             f"{k.gflops:>8.1f} {k.gbytes:>6.2f}"
         )
     return 0
+
+
+def _check_known(shown: Iterable[str], known: Iterable[str], target: Target) -> None:
+    for name in shown:
+        if name not in known:
+            raise ConfigError(
+                f"--show is {name!r}, which a variant for {target.name} does not have.",
+                f"It has {', '.join(known)}.",
+            )
 
 
 def _of_target(cells: Iterable[Cell], name: str) -> tuple[Cell, ...]:

@@ -216,6 +216,22 @@ def test_explain_shows_the_launches_of_a_cuda_target(run, config: str) -> None:
     assert "--target is 'cuda-sm_80'" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--show", "key", "--show", "resources"), "--show is 'resources', which a variant for"),
+        (("--show", "launches"), "It has key, hir, mir, notes, lir, source."),
+        (("--profile", "--target", "cuda-sm_90"), "Leave out --target and --show"),
+        (("--profile", "--show", "lir"), "Leave out --target and --show"),
+    ],
+    ids=str,
+)
+def test_explain_refuses_what_it_would_not_print(run, config: str, words, said: str) -> None:
+    code, out, err = run("explain", config, "tiny", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
 def test_explain_profiles_a_variant_with_counters(bench: Bench, run, config: str) -> None:
     words = ("explain", config, "tiny", "--variant", "encoder:b2:s16", "--profile")
     code, out, _ = run(*words, "--rounds", "3", "--threads", "2", "--json")
