@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from copy import copy
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -218,7 +219,7 @@ class Holding:
             await asyncio.shield(self._loads[key])
         error = self.slots.error(key)
         if error is not None:
-            raise error
+            raise copy(error)  # one of its own for each: a raised one holds its waiters' frames
         return self.slots.value(key)
 
     async def _fill(self, key: SlotKey, load: Callable[[], Awaitable[tuple[Any, int]]]) -> None:

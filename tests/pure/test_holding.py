@@ -19,7 +19,7 @@ import pytest
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
 from rlx_serve.holding import Holding
 from rlx_serve.problems import problem
-from rlx_serve.slots import State
+from rlx_serve.slots import SlotKey, State
 
 
 class Memory:
@@ -153,7 +153,11 @@ def test_waiters_of_one_failed_load_each_get_the_error(device, threads) -> None:
             *(ask(held, device, "3") for _ in range(5)), return_exceptions=True
         )
         assert [type(a) for a in answers] == [DeviceMemoryError] * 5
+        assert {str(a) for a in answers} == {"no room. Load fewer."}
         assert len(device.loads) == 3
+        kept = held.slots.error(SlotKey("m", "3"))
+        assert kept is not None
+        assert kept.__traceback__ is None, "it would hold what each of them asked for"
 
     asyncio.run(story())
 
