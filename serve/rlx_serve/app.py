@@ -226,14 +226,16 @@ def run(
     cluster = _cluster(own=own)
     check_shared(found.store, cluster.nodes)
     fleet = fleet or _fleet(found, table, cluster)
-    options = HTTPOptions(
-        host=spec.host, port=spec.port, request_timeout_s=spec.request_timeout_s + 5
-    )
-    serve.start(proxy_location="HeadOnly", http_options=options)
+    serve.start(proxy_location="HeadOnly", http_options=http_options(spec))
     _start(found, table, fleet)
     url = f"http://{spec.host}:{spec.port}"
     _await_route(url)
     return url
+
+
+def http_options(spec: ServeSpec) -> HTTPOptions:
+    """How the proxy listens; a time limit of its own would cut texts in the middle."""
+    return HTTPOptions(host=spec.host, port=spec.port, request_timeout_s=None)
 
 
 def _start(config: Config, table: Table, fleet: Fleet) -> None:

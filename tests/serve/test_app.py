@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from rlx_ray.errors import ConfigError
+from rlx_ray.serve_spec import ServeSpec
 from rlx_serve import app
 from tests.serve.conftest import ROOT, deploy
 from tests.support.command import serving
@@ -43,6 +44,12 @@ def test_a_port_in_use_is_refused_by_its_number(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} on 127.0.0.1.*--port"):
             app.run(config, port=port)
+
+
+def test_the_proxy_cuts_no_answer_that_is_still_being_written() -> None:
+    options = app.http_options(ServeSpec(host="127.0.0.2", port=81, request_timeout_s=0.1))
+    assert (options.host, options.port) == ("127.0.0.2", 81)
+    assert options.request_timeout_s is None
 
 
 def test_the_serve_config_file_is_valid_and_names_the_builder() -> None:
