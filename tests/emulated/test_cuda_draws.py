@@ -132,10 +132,11 @@ def test_reported_logprobs_are_those_of_the_logits(
     rng = np.random.default_rng(n + counts[0])
     x = values(rng, (ROWS, n), t)
     x[0, 1::2] = -np.inf
-    x[1] = np.round(wide(x[1])).astype(x.dtype)  # many are equal, and zeros of both signs
-    x[3] = x[3, 0]  # all are
+    x[1] = np.round(wide(x[1])).astype(x.dtype)  # many are equal
+    x[2], x[2, ::2] = 0.0, -0.0
+    x[3] = x[3, 0]
     changes = [entries(rng, n, count) for count in (3, 0, n, 1)]
-    hows = [{"seed": 3, "step": row} for row in range(ROWS)]
+    hows = [{"seed": 3, "step": row, "top_p": 0.5 + row % 2} for row in range(ROWS)]
     got = run(kernels, name, x, hows, changes, [1 + count for count in counts])
     for row in range(ROWS):
         check_report(got, row, x[row], counts[row])
