@@ -81,7 +81,8 @@ def check_inputs(wanted: Sequence[Binding], inputs: Mapping[str, np.ndarray]) ->
         if array.shape != shape or array.dtype != kind:
             raise InputError(
                 f"input {tensor.name!r} is {array.dtype.name}{list(array.shape)}, the variant "
-                f"takes {kind.name}{list(tensor.shape)}."
+                f"takes {kind.name}{list(tensor.shape)}"
+                f"{', or the first rows of it' if tensor.layout == PREFIX else ''}."
             )
 
 
