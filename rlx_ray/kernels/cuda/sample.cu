@@ -8,8 +8,9 @@
  *   w = w[:top_k];  w = w[w >= min_p];  w = w[:1 + first(cumsum(w) / sum(w) >= top_p)]
  *   y = order[draw from w / sum(w)]
  *
- * Temperature 0 takes the first token, and so does a score of infinity. Draws are Philox4x32-10 of the row's seed at counter (step,
- * attempt): the same seed, step and scores give the same token in any row of any batch.
+ * Temperature 0 takes the first token, and so does a score of infinity. Draws are Philox4x32-10 of
+ * the row's seed at counter (step, attempt): the same seed, step and scores give the same token in any
+ * row of any batch.
  *
  * Constants: RLX_T; RLX_ROWS, RLX_N (at most 2^22); RLX_BLOCK threads.
  * Arguments: x [rows, n]; temperature float32, top_k int32, top_p float32, min_p float32, seed uint64
@@ -90,9 +91,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK, 1)
     }
     if (threadIdx.x == 0) y[row] = drawn.index;
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_BLOCK
