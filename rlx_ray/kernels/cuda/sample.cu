@@ -64,10 +64,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK, 1)
         report<RLX_LIKELY>(own, token, asked - 1, part, logprob + row, likely + row * RLX_LIKELY,
                            likely_logprobs + row * RLX_LIKELY);
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_LIKELY
-#undef RLX_BLOCK
