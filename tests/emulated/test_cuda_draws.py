@@ -29,7 +29,7 @@ def facts(name: str) -> tuple[int, int, DType]:
 
 
 def entries(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
-    """Changes of some tokens; their arithmetic is exact, fused or not."""
+    """Changes of some tokens, of few bits: fused or not they come out alike, or nearly so."""
     made = np.zeros(count, ENTRY)
     made["token"] = rng.permutation(n)[:count]
     made["bias"] = rng.integers(-8, 9, count) / 4
