@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlx_ray.artifact import Artifact, BlobRef, WeightsManifest
+from rlx_ray.artifact import PREFIX, Artifact, BlobRef, WeightsManifest
 from rlx_ray.compiler import compile
 from rlx_ray.component import (
     CompilationMode,
@@ -223,13 +223,17 @@ def blob_of(artifact: Artifact, role: str) -> bytes:
 def feed(run: LaunchExecutable, vocab: int, past: int = 0) -> Inputs:
     """Inputs of a variant at full length: random tokens, and pages that are each one sequence's.
 
+    Of what may be given in part (biases and penalties) there is nothing.
+
     Args:
         run: the variant.
         vocab: tokens are below it.
         past: of a decoder, tokens that the cache holds of each sequence.
     """
     rng = np.random.default_rng(0)
-    shapes: Mapping[str, tuple[int, ...]] = {t.name: t.shape for t in run.binding.inputs}
+    shapes: Mapping[str, tuple[int, ...]] = {
+        t.name: (0, *t.shape[1:]) if t.layout == PREFIX else t.shape for t in run.binding.inputs
+    }
     kinds = {t.name: {"f32": np.float32, "i32": np.int32}[t.dtype.text] for t in run.binding.inputs}
     found = {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()}
     found["input_ids"][...] = rng.integers(0, vocab, shapes["input_ids"])

@@ -15,6 +15,10 @@ from rlx_ray.spec import BuildSpec
 FORMAT = "rlx-artifact/1"
 """Format of the manifest file. Bump it when a field changes its meaning."""
 
+PREFIX = "prefix"
+"""Layout of an input [rows, ...] of which a caller gives as many rows as are used, from the first
+on: another input says how many, and the others are not read."""
+
 
 def _seal(value: dict[str, object]) -> bytes:
     """Canonical JSON of an object with the digest of all its other fields as `check`."""
@@ -35,8 +39,8 @@ class Binding:
     """One tensor that a caller binds: name, dtype, shape, and where it lies.
 
     `offset` is in bytes: of an input or output in the arena, of a parameter unused (-1), since
-    parameters are found by name in the packed weights. `layout` is `plain` or a
-    packed layout.
+    parameters are found by name in the packed weights. `layout` is `plain`, of a
+    parameter also a packed layout, of an input also PREFIX.
     """
 
     name: str

@@ -60,6 +60,8 @@ PAGES = Dim(1, (16,))
 """Entries of a sequence's page table: enough for past_seq and seq tokens."""
 PAGE = 32
 """Tokens of one page of a key-value cache; CACHE_PAGE in kernels/c/cache.h."""
+LIKELIEST = 20
+"""Most tokens that are reported beside a chosen one as the likeliest."""
 
 
 def elements(shape: tuple[int, ...]) -> int:

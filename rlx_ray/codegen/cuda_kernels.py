@@ -1,7 +1,7 @@
 """CUDA text of kernel instances.
 
 A unit includes each kernel's file (kernels/cuda) once per instance, with the instance's constants
-defined before.
+defined around it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ def unit(instances: Iterable[Instance]) -> str:
     """The CUDA text of some kernels, which have different names."""
     parts = []
     for one in instances:
-        lines = [f"#define RLX_NAME {one.name}"]
-        lines += [f"#define RLX_{_define(key, value)}" for key, value in one.constants]
-        parts.append("\n".join([*lines, f'#include "{one.template}.cu"', ""]))
+        defines = [f"NAME {one.name}", *(_define(key, value) for key, value in one.constants)]
+        names = ["NAME", *(key.upper() for key, _ in one.constants)]
+        lines = [f"#define RLX_{text}" for text in defines]
+        ends = [f"#undef RLX_{name}" for name in names]
+        parts.append("\n".join([*lines, f'#include "{one.template}.cu"', *ends, ""]))
     return "\n".join(parts)
 
 

@@ -249,7 +249,9 @@ class Engine:
         for row, (generation, count) in enumerate(zip(generations, step.counts, strict=True)):
             generation.ran.append(step.variant)
             whole = count == generation.stream.left
-            chosen.append(choose(found, row, generation.sampler) if whole else None)
+            chosen.append(
+                choose(executable.binding, found, row, generation.sampler) if whole else None
+            )
         self._scheduler.done(step, [None if c is None else c.token for c in chosen])
         for generation, one in zip(generations, chosen, strict=True):
             if one is not None:

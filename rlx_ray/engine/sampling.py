@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rlx_ray.engine.changes import Changes
 from rlx_ray.errors import InputError
+from rlx_ray.shape import LIKELIEST
 
 Logits = npt.NDArray[np.float32]
 
@@ -49,17 +50,6 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
 
-    @property
-    def needs_logits(self) -> bool:
-        """Whether choosing takes the logits themselves: penalties, biases, reported logprobs."""
-        return bool(
-            self.repetition_penalty != 1
-            or self.presence_penalty
-            or self.frequency_penalty
-            or self.logit_bias
-            or self.logprobs is not None
-        )
-
     def check(self, vocab: int) -> None:
         """See that every value is in its range.
 
@@ -84,8 +74,8 @@ class Sampling:
             raise InputError(f"top_k is {self.top_k}.", "Use 0 for all tokens, or more.")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
             raise InputError(f"seed is {self.seed}.", "Use 0 to 2**64 - 1.")
-        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
-            raise InputError(f"logprobs is {self.logprobs}.", "Use 0 to 20.")
+        if self.logprobs is not None and not 0 <= self.logprobs <= LIKELIEST:
+            raise InputError(f"logprobs is {self.logprobs}.", f"Use 0 to {LIKELIEST}.")
         for token, bias in self.logit_bias.items():
             if not 0 <= token < vocab or not (math.isfinite(bias) and abs(bias) <= 100):
                 raise InputError(
@@ -113,45 +103,32 @@ class Sampler:
     Attributes:
         sampling: as it was given.
         seed: of the draws, below 2^64: the one that was given, or one that nobody knows.
+        changes: what its biases and penalties do, as of the tokens so far.
     """
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
         self.sampling = sampling
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        self._seen = set(prompt) if sampling.repetition_penalty != 1 else set()
-        self._generated: Counter[int] = Counter()
+        self.changes = Changes(
+            sampling.logit_bias,
+            prompt,
+            sampling.repetition_penalty,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+        )
         self._random: np.random.Generator | None = None
         if sampling.temperature > 0:
             self._random = np.random.Generator(np.random.Philox(self.seed))
 
     def choose(self, logits: Logits) -> Chosen:
         """The next token from float32 logits [vocab], which stay as they are."""
-        scores = self._adjusted(logits)
+        scores = self.changes.apply(logits)
         random = self._random
         token = int(scores.argmax()) if random is None else self._draw(scores, random)
-        self._generated[token] += 1
-        if self.sampling.repetition_penalty != 1:
-            self._seen.add(token)
+        self.changes.generated(token)
         if self.sampling.logprobs is None:
             return Chosen(token)
         return _reported(logits, token, self.sampling.logprobs)
-
-    def _adjusted(self, logits: Logits) -> npt.NDArray[Any]:
-        """The logits with biases and penalties, in float64; as they are where there are none."""
-        how = self.sampling
-        if not (how.logit_bias or self._seen or how.presence_penalty or how.frequency_penalty):
-            return logits
-        scores = logits.astype(np.float64)
-        for token, bias in how.logit_bias.items():
-            scores[token] += bias
-        if self._seen:
-            seen = np.fromiter(self._seen, np.int64)
-            old, penalty = scores[seen], how.repetition_penalty
-            scores[seen] = np.where(old > 0, old / penalty, old * penalty)
-        if how.presence_penalty or how.frequency_penalty:
-            for token, count in self._generated.items():
-                scores[token] -= how.presence_penalty + how.frequency_penalty * count
-        return scores
 
     def _draw(self, scores: npt.NDArray[Any], random: np.random.Generator) -> int:
         how = self.sampling

@@ -173,7 +173,11 @@ TEMPLATES: dict[str, Template] = {
     "dequantize": _template("w y", "t n k bits", _BLOCKS, launch.dequantize),
     "argmax": _template("x lengths y", "t rows n", {}, launch.argmax),
     "sample": _template(
-        "x temperature top_k top_p min_p seed step lengths y", "t rows n", {}, launch.sample
+        "x temperature top_k top_p min_p seed step change_starts changes reported lengths y"
+        " logprob likely likely_logprobs",
+        "t rows n",
+        {},
+        launch.sample,
     ),
     "strided": _template("x y", "t n0 n1 n2 n3 s0 s1 s2 s3", {"shift": 0}, launch.strided),
     "reduce": _template("x y", "t outer extent inner reduce", {}, launch.reduce),

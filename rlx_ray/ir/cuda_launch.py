@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Expr
-from rlx_ray.shape import PAGE
+from rlx_ray.shape import LIKELIEST, PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +301,7 @@ def _prefill(c: Constants, tokens: int, keys: int) -> Launch:
 
 def sample(c: Constants) -> Launch:
     """A block for each row."""
+    c.setdefault("likely", min(LIKELIEST, _number(c, "n")))
     like = argmax(c)
     return Launch(like.grid, like.block, 4 * (2048 + 64))
 

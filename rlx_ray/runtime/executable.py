@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from rlx_ray.artifact import Binding, BindingManifest
+from rlx_ray.artifact import PREFIX, Binding, BindingManifest
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import InputError
 
@@ -33,7 +33,8 @@ class Executable(Protocol):
         """One forward pass; thread-safe.
 
         Args:
-            inputs: for each input of the binding an array of its dtype and shape.
+            inputs: for each input of the binding an array of its dtype and shape; of one whose
+                layout is PREFIX, as many of its first rows as are used.
             cache: of a decoder: the pages that the sequences' tables name are read and written, so
                 no two passes at once may name one that either writes. All decode and prefill
                 variants of a model on one device take the same cache.
@@ -75,10 +76,13 @@ def check_inputs(wanted: Sequence[Binding], inputs: Mapping[str, np.ndarray]) ->
             raise InputError(f"input {tensor.name!r} is missing.", f"The inputs are {names}.")
         array = inputs[tensor.name]
         kind = NUMPY[tensor.dtype.text]
-        if array.shape != tensor.shape or array.dtype != kind:
+        prefix = tensor.layout == PREFIX and array.ndim and len(array) <= tensor.shape[0]
+        shape = (len(array), *tensor.shape[1:]) if prefix else tensor.shape
+        if array.shape != shape or array.dtype != kind:
             raise InputError(
                 f"input {tensor.name!r} is {array.dtype.name}{list(array.shape)}, the variant "
-                f"takes {kind.name}{list(tensor.shape)}."
+                f"takes {kind.name}{list(tensor.shape)}"
+                f"{', or the first rows of it' if tensor.layout == PREFIX else ''}."
             )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlx_ray.artifact import Binding, BindingManifest
+from rlx_ray.artifact import PREFIX, Binding, BindingManifest
 from rlx_ray.errors import (
     ArtifactError,
     DeviceError,
@@ -56,12 +56,21 @@ class Stretch:
     Attributes:
         offset: in the arena, in bytes.
         staged: uint8, what is copied.
-        views: of it, by the input's name.
+        views: of it, by the input's name; in the order of their places.
     """
 
     offset: int
     staged: np.ndarray
     views: Mapping[str, np.ndarray]
+
+    def filled(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What is to be copied of the given inputs: nothing behind the last one's last row."""
+        end = self.staged.nbytes
+        for name, view in self.views.items():
+            given = inputs[name]
+            view[: len(given)] = given
+            end = self.staged.nbytes - view.nbytes + given.nbytes
+        return self.staged[:end]
 
 
 class LaunchExecutable:
@@ -132,9 +141,7 @@ class LaunchExecutable:
                 for offset, nbytes in self._plan.zeroed:
                     self._device.zero(arena + offset, nbytes)
             for stretch in self._stretches:
-                for name, view in stretch.views.items():
-                    view[...] = inputs[name]
-                self._device.write(arena + stretch.offset, stretch.staged)
+                self._device.write(arena + stretch.offset, stretch.filled(inputs))
             self._go(arena, pages)
             found = {o.name: self._read(arena, o) for o in outputs}
             resident.last = weakref.ref(self)
@@ -217,12 +224,14 @@ class LaunchExecutable:
 def stretches(inputs: Sequence[Binding], alignment: int) -> tuple[Stretch, ...]:
     """Inputs by copies: those with less than an aligned offset between them go together.
 
-    Nothing can begin between two such inputs, so the gap's bytes are nobody's.
+    Nothing can begin between two such inputs, so the gap's bytes are nobody's. An input that may be
+    given in part is the last of its copy, which ends with what is given.
     """
     groups: list[list[Binding]] = []
     end = 0
     for tensor in sorted(inputs, key=lambda one: one.offset):
-        if not groups or tensor.offset - end >= alignment:
+        apart = tensor.offset - end >= alignment
+        if not groups or apart or groups[-1][-1].layout == PREFIX:
             groups.append([])
         groups[-1].append(tensor)
         end = tensor.offset + tensor.nbytes

@@ -41,6 +41,9 @@ from rlx_serve.variants import Held
 APP = "rlx"
 """Name of the Serve application."""
 
+_STARTS = 3
+"""Times that a replica's start is tried before its executor is given up."""
+
 _ROUTE_S = 10.0
 
 _log = logging.getLogger("rlx_serve")
@@ -158,7 +161,7 @@ def _deploy(
             backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
             graceful_shutdown_wait_loop_s=0.5,
             graceful_shutdown_timeout_s=10,
-            max_constructor_retry_count=3,
+            max_constructor_retry_count=_STARTS,
             **options,
         )
         deployment: serve.Deployment = declare(body)

@@ -29,6 +29,11 @@ _log = logging.getLogger("ray.serve")
 
 Outputs = dict[str, np.ndarray]
 
+_PATIENCE_S = 1.0
+"""How long a model's first stream waits for room that others use, before it is refused."""
+
+_LOOK_S = 0.02
+
 
 class Closing(Protocol):
     """What has to be ended before its memory is free."""
@@ -131,19 +136,33 @@ class Holding:
             Busy: what others use leaves no room for it.
             RlxError: it cannot be made.
         """
+        await self._admit(model, nbytes)
         key = engine_key(model)
-        while key in self._ends:
-            await asyncio.shield(self._ends[key])
-        there = self.slots.state(key) in (State.LOADING, State.LOADED)
-        if not there and not self.slots.fits(model, nbytes):
-            raise Busy(
-                f"this replica may hold {self.slots.max_bytes} bytes (serve.max_slot_bytes), and "
-                f"what others use leaves no room for model {model!r} and a cache of {nbytes}.",
-                "Try again when they have ended, or raise it.",
-            )
         step = self._ask(key, nbytes, partial(self._engine, make), stack)
         engine: _Engine = await self._value(key, step)
         return engine
+
+    async def _admit(self, model: str, nbytes: int) -> None:
+        """Wait until a model's engine is there, or there is room for it.
+
+        Raises:
+            Busy: there is none for a while.
+        """
+        key, until = engine_key(model), time.monotonic() + _PATIENCE_S
+        while True:
+            while key in self._ends:
+                await asyncio.shield(self._ends[key])
+            there = self.slots.state(key) in (State.LOADING, State.LOADED)
+            if there or self.slots.fits(model, nbytes):
+                return
+            if time.monotonic() >= until:
+                raise Busy(
+                    f"this replica may hold {self.slots.max_bytes} bytes (serve.max_slot_bytes), "
+                    f"and what others use leaves no room for model {model!r} and a cache of "
+                    f"{nbytes}.",
+                    "Try again when they have ended, or raise it.",
+                )
+            await asyncio.sleep(_LOOK_S)  # what is short ends in a moment
 
     def hold_open(self, model: str, stack: contextlib.ExitStack) -> None:
         """Hold an engine that is there, while it asks for something itself.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rlx_ray.engine.generation import Piece
@@ -17,9 +17,15 @@ from rlx_ray.engine.sampling import Chosen
 from rlx_ray.errors import RlxError
 from rlx_serve.dispatch import Route
 
-PACE_S = 0.04
-"""Least seconds between two messages of a stream that is read while it runs: a message costs some
-milliseconds of processor time in its three processes, and 25 a second still look fluent."""
+_PACE_S = 0.04
+"""Least seconds between two messages of a stream: 25 a second look fluent."""
+
+_SLOW_S = 0.25
+"""The most that many streams make of it."""
+
+_MESSAGES = 100
+"""Messages a second of a replica, within these bounds: each costs some milliseconds of processor
+time in its three processes, and in the replica's own it holds up the engine's thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +51,35 @@ def joined(pieces: Sequence[Piece], used: tuple[tuple[Route, str], ...] = ()) ->
     return Spoken("".join(p.text for p in pieces), pieces[-1].finish, chosen, used)
 
 
+class Pace:
+    """How often the streams of a replica send something while they are read."""
+
+    def __init__(self) -> None:
+        self._streams = 0
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Count a stream for as long as it is read."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    def __call__(self) -> float:
+        """Least seconds between two batches of a stream, as many as there are now."""
+        return min(max(_PACE_S, self._streams / _MESSAGES), _SLOW_S)
+
+
 class Outbox:
     """The pieces of one stream, put in by the engine's thread and taken in the event loop.
 
     Args:
-        pace: least seconds between two batches, the first and the last excepted; None if only
-            these two are wanted.
+        pace: gives the least seconds between two batches, the first and the last excepted; None if
+            only these two are wanted.
     """
 
-    def __init__(self, pace: float | None) -> None:
+    def __init__(self, pace: Callable[[], float] | None) -> None:
         self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[Piece | RlxError] = deque()
@@ -96,7 +122,7 @@ class Outbox:
 
     async def _rest(self) -> None:
         """Wait until the next batch may go, or the stream is over."""
-        until = None if self._pace is None else self._last + self._pace
+        until = None if self._pace is None else self._last + self._pace()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 while not self._over:

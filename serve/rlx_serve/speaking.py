@@ -17,7 +17,7 @@ from rlx_ray.errors import ConfigError, EngineError
 from rlx_serve.dispatch import Route
 from rlx_serve.holding import Holding
 from rlx_serve.host import Loaded
-from rlx_serve.outbox import PACE_S, Outbox, Spoken, joined
+from rlx_serve.outbox import Outbox, Pace, Spoken, joined
 from rlx_serve.table import Row
 
 SPEAKING = (ModelPhase.PREFILL, ModelPhase.DECODE)
@@ -49,6 +49,7 @@ class Speakers:
         self._holding = holding
         self._cache_bytes = cache_bytes
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._pace = Pace()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ class Speakers:
         config = json.loads(opened.facts.config)
         vocab, window = int(config["vocab"]), int(config.get("window", 0))
         engine = Engine(rows, variants.load, self._tokenizers[model].decode, cache, vocab, window)
-        return HeldEngine(engine, variants), pages * page
+        return HeldEngine(engine, variants, self._pace), pages * page
 
 
 class Variants:
@@ -152,11 +153,13 @@ class HeldEngine:
     Args:
         engine: the engine.
         variants: that it runs.
+        pace: of the replica's streams.
     """
 
-    def __init__(self, engine: Engine, variants: Variants) -> None:
+    def __init__(self, engine: Engine, variants: Variants, pace: Pace) -> None:
         self._engine = engine
         self._variants = variants
+        self._pace = pace
 
     @property
     def closed(self) -> str:
@@ -174,10 +177,13 @@ class HeldEngine:
         Raises:
             RlxError: the request is refused, or a variant cannot be loaded.
         """
-        outbox = Outbox(PACE_S if streamed else None)
+        outbox = Outbox(self._pace if streamed else None)
         generation = self._engine.submit(request, outbox.put)
         seen: set[ModelVariant] = set()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._engine.cancel, generation)
+            if streamed:
+                stack.enter_context(self._pace.stream())
             while True:
                 pieces = await outbox.take()
                 ran = dict.fromkeys(v for piece in pieces for v in piece.variants)
@@ -186,8 +192,6 @@ class HeldEngine:
                 yield joined(pieces, tuple(self._variants.used(v) for v in new))
                 if pieces[-1].finish:
                     return
-        finally:
-            self._engine.cancel(generation)
 
     def close(self) -> None:
         """End the engine, after the step that it runs; its cache and executables are free then."""

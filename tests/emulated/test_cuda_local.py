@@ -1,4 +1,4 @@
-"""A model in this process on an emulated card: the ladder of targets, and text generation."""
+"""A model in this process on an emulated card: the ladder of targets."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ import pytest
 
 from rlx_ray.codegen import nvrtc, zig
 from rlx_ray.config import load
-from rlx_ray.engine.sampling import Sampling
 from rlx_ray.errors import ConfigError, DeviceError, VariantMissing
 from rlx_ray.job.build import build
 from rlx_ray.local import LocalModel
 from rlx_ray.runtime.executable import pad_tokens
 from rlx_ray.target import target, this_host
-from rlx_ray.text import TextModel
 from rlx_serve.host import Host
 from rlx_serve.table import open_table
 from tests.support.emulated_loader import put_in_card
-from tests.support.llama_checkpoint import write_tiny_llama
 from tests.support.needs import needs
 from tests.support.tiny import write_tiny_bert
 
@@ -154,45 +151,3 @@ def test_a_replica_runs_on_the_card_and_says_why_it_cannot(
     del loaded
     assert device.held == 0
     replica.close()
-
-
-ROWS = "{phase: prefill, batch: 1, seq: 16}, {phase: decode, batch: [1, 2], seq: 1, past_seq: 63}"
-PROMPT = tuple(range(5, 25))
-
-
-def speaker(folder: Path, targets: Sequence[str]) -> TextModel:
-    if not (folder / "model").exists():
-        write_tiny_llama(folder / "model")
-    return TextModel(LocalModel(config(folder, "llama", ROWS, targets), "tiny", 1), 1 << 20)
-
-
-def test_text_of_a_card_is_the_cpus_and_only_token_ids_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_cpu = speaker(tmp_path, [CPU])
-    greedy, reported = Sampling(temperature=0), Sampling(temperature=0, logprobs=2)
-    want = on_cpu.generate(PROMPT, 12, greedy).token_ids
-    device = put_in_card(monkeypatch, tmp_path / "units")
-    on_card = speaker(tmp_path, LADDER)
-    assert on_card.model.cells[0].spec.target.name == "cuda-sm_90"
-    read: list[int] = []
-    copy = device.read
-
-    def counted(address: int, out: np.ndarray) -> None:
-        read.append(out.nbytes)
-        copy(address, out)
-
-    monkeypatch.setattr(device, "read", counted)
-    assert on_card.generate(PROMPT, 12, greedy).token_ids == want
-    assert max(read) <= 8, "a step of two sequences reads two token ids"
-    assert on_card.generate(PROMPT, 12, reported).token_ids == want
-    assert max(read) == 4 * 320
-    seeded = Sampling(temperature=1.0, top_p=0.9, seed=7)
-    first = on_card.generate(PROMPT, 12, seeded).token_ids
-    both = [on_card.start(PROMPT, 12, how) for how in (seeded, greedy)]
-    answers = [tuple(p.chosen.token for p in one if p.chosen) for one in both]
-    assert answers == [first, want]
-    assert first != want
-    for one in (on_card, on_cpu):
-        one.close()
-        one.model.close()

@@ -41,9 +41,8 @@ def on_host(gpu, device: EmulatedDevice):
     return load
 
 
-@pytest.mark.parametrize(
-    "precision", ["f16", *(pytest.param(p, marks=pytest.mark.slow) for p in ("f32", "bf16"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["f32", "f16", "bf16"])
 def test_the_small_models_are_right(gpu, tmp_path: Path, monkeypatch, precision: str) -> None:
     monkeypatch.setattr(gpu, "LIMIT", {precision: gpu.LIMIT[precision]})
     device = EmulatedDevice(tmp_path, level="-O1")

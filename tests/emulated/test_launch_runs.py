@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.artifact import Binding, BindingManifest, BlobRef, WeightsManifest
+from rlx_ray.artifact import PREFIX, Binding, BindingManifest, BlobRef, WeightsManifest
 from rlx_ray.codegen.cuda_kernels import unit
 from rlx_ray.codegen.zig import installed_version
 from rlx_ray.dtype import DType
@@ -84,11 +84,12 @@ class Card(EmulatedDevice):
         super().__init__(folder, unit([ADD]), level="-O0")
         self.fault: Exception | None = None
         self.refusal: Exception | None = None
-        self.captures = self.replays = self.writes = 0
+        self.captures = self.replays = 0
         self.copied: list[int] = []
+        self.written: list[int] = []
 
     def write(self, address: int, values: np.ndarray) -> None:
-        self.writes += 1
+        self.written.append(values.nbytes)
         super().write(address, values)
 
     def read(self, address: int, out: np.ndarray) -> None:
@@ -222,9 +223,9 @@ def test_inputs_go_over_in_as_few_copies_as_their_places_allow(
 ) -> None:
     run = load(Resident(card), weights)
     cache = run.make_cache(1)
-    before = card.writes
+    card.written.clear()
     run.run(inputs(1), cache)
-    assert card.writes - before == 1
+    assert len(card.written) == 1
     near = [Binding("a", DType.I32, (60,), 0), Binding("b", DType.F32, (2, 2), 256)]
     far = Binding("c", DType.I32, (1,), 768)
     (first, second) = stretches((far, *reversed(near)), 256)
@@ -232,6 +233,34 @@ def test_inputs_go_over_in_as_few_copies_as_their_places_allow(
     assert (second.offset, second.staged.nbytes) == (768, 4)
     first.views["b"][...] = 2
     assert first.staged[256:].view(np.float32).tolist() == [2, 2, 2, 2]
+
+
+def test_of_an_input_that_is_given_in_part_only_the_part_is_copied(
+    card: Card, weights: Weights
+) -> None:
+    some = replace(BINDING.inputs[0], layout=PREFIX)
+    binding = replace(BINDING, inputs=(*BINDING.inputs[1:], some))
+    run = load(Resident(card), weights, binding=binding)
+    cache = run.make_cache(1)
+    check(run.run(inputs(1), cache), 1)
+    want = run.run(inputs(1), cache)["h"]
+    for seed, count in ((2, 3), (3, 1), (4, 0), (5, ROWS)):
+        card.written.clear()
+        part = inputs(seed)
+        part["x"] = part["x"][:count]
+        got = run.run(part, cache)["h"]
+        assert card.written == [4 * K * count, 256 + 12], "what lies behind it goes by itself"
+        np.testing.assert_allclose(got[:count], part["x"] @ W.T, atol=1e-5)
+        assert got[count:].tolist() == want[count:].tolist(), "the rest is as it was"
+        want = got
+    one = inputs(1)["x"]
+    for bad in (np.repeat(one, 2, 0), one[:, :-1], one[0], one.astype(np.float64), np.float32(1)):
+        with pytest.raises(
+            InputError, match=r"input 'x' is .*takes float32\[4, 16\], or the first rows"
+        ):
+            run.run({**inputs(1), "x": np.asarray(bad)}, cache)
+    with pytest.raises(InputError, match=r"input 'steps' is int32\[2\]"):
+        run.run({**inputs(1), "steps": np.zeros(2, np.int32)}, cache)
 
 
 def test_executables_share_weights_and_one_arena(card: Card, weights: Weights) -> None:

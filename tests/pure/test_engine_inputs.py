@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from rlx_ray.component import ModelVariant
+from rlx_ray.engine.draws import sampling_inputs
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.generator import Engine
-from rlx_ray.engine.inputs import feed, sampling_inputs
+from rlx_ray.engine.inputs import feed
 from rlx_ray.engine.sampling import Sampler, Sampling
 from rlx_ray.engine.scheduler import Step, Stream
 
@@ -24,15 +25,28 @@ VARIANTS = [
 VOCAB = 7
 
 
+ROOM = 4
+LOGPROBS = {"tokens", "logprob", "likely", "likely_logprobs"}
+
+
 class Drawing:
     """A decoder with `tokens`: a model whose logits are highest at the past's remainder.
 
-    Draws are a sum of the seed and the step: nothing that a host's generator would give.
+    Draws are a sum of the seed and the step: nothing that a host's generator would give. Without a
+    temperature the best token by the row's changes is drawn, and logprobs are reported, by plain
+    loops. A sequence has room for ROOM changes.
     """
 
     def __init__(self, *outputs: str) -> None:
-        self.binding = SimpleNamespace(outputs=[SimpleNamespace(name=o) for o in outputs])
+        self.binding = SimpleNamespace(
+            outputs=[SimpleNamespace(name=o) for o in outputs],
+            inputs=[
+                SimpleNamespace(name="temperature", shape=(2,)),
+                SimpleNamespace(name="changes", shape=(2 * ROOM, 4)),
+            ],
+        )
         self.read: list[set[str]] = []
+        self.changed: list[int] = []
         self.go_on = threading.Event()
         self.go_on.set()
 
@@ -40,14 +54,34 @@ class Drawing:
         assert self.go_on.wait(10)
         self.read.append(set(wanted))
         best = (inputs["past"] + inputs["lengths"]) % VOCAB
-        logits = np.zeros((len(best), VOCAB), np.float32)
-        logits[np.arange(len(best)), best] = 9
+        logits = np.linspace(0, 1, VOCAB, dtype=np.float32) * np.ones((len(best), 1), np.float32)
+        logits[np.arange(len(best)), best] = 3
         found = {"logits": logits}
         if "temperature" in inputs:
-            drawn = (inputs["seed"][:, 0] + inputs["step"]) % VOCAB
-            tokens = np.where(inputs["temperature"] > 0, drawn, best)
-            found["tokens"] = tokens.astype(np.int32)
+            self.changed.append(len(inputs["changes"]))
+            found |= self._drawn(logits, inputs)
         return {name: found[name] for name in wanted}
+
+    def _drawn(self, logits, inputs):
+        seeded = (inputs["seed"][:, 0] + inputs["step"]) % VOCAB
+        batch, starts = len(logits), inputs["change_starts"]
+        assert starts[-1] == len(inputs["changes"])
+        tokens, logprob = np.zeros(batch, np.int32), np.full(batch, np.nan, np.float32)
+        likely = np.full((batch, VOCAB), -1, np.int32)
+        logs = np.full((batch, VOCAB), np.nan, np.float32)
+        for row in range(batch):
+            scores = logits[row].copy()
+            for token, *bits in inputs["changes"][starts[row] : starts[row + 1]].tolist():
+                bias, penalty, less = np.array(bits, np.int32).view(np.float32)
+                x = scores[token] + bias
+                scores[token] = (x / penalty if x > 0 else x * penalty) - less
+            tokens[row] = seeded[row] if inputs["temperature"][row] > 0 else scores.argmax()
+            count = inputs["reported"][row] - 1
+            if count >= 0:
+                own = logits[row] - np.log(np.exp(logits[row]).sum())
+                logprob[row], order = own[tokens[row]], np.argsort(-own, kind="stable")[:count]
+                likely[row, :count], logs[row, :count] = order, own[order]
+        return {"tokens": tokens, "logprob": logprob, "likely": likely, "likely_logprobs": logs}
 
 
 def engine(decoder: Drawing) -> Engine:
@@ -56,7 +90,7 @@ def engine(decoder: Drawing) -> Engine:
 
 @pytest.fixture
 def device() -> Iterator[tuple[Drawing, Engine]]:
-    decoder = Drawing("logits", "tokens")
+    decoder = Drawing("logits", *LOGPROBS)
     made = engine(decoder)
     yield decoder, made
     made.close()
@@ -86,65 +120,120 @@ def test_a_seed_draws_the_same_beside_any_other_stream(device) -> None:
         on_device.submit(Request((3,), 9, Sampling(seed=1))),
         on_device.submit(request),
         on_device.submit(Request((4,), 9, Sampling(temperature=0, logprobs=2))),
+        on_device.submit(Request((1, 2, 3, 4, 5), 9, Sampling(seed=3, repetition_penalty=1.5))),
     ]
     decoder.go_on.set()
     assert tokens(beside[1]) == alone
     assert tokens(beside[2])[:2] == [1, 2]
     tokens(beside[0])
-    assert {"logits", "tokens"} in decoder.read, "one step ran for both kinds of streams"
+    tokens(beside[3])
+    assert {"logits", *LOGPROBS} in decoder.read, "one step ran for all kinds of streams"
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(seed=1, repetition_penalty=1.5),
-        Sampling(seed=1, presence_penalty=-0.5),
-        Sampling(seed=1, frequency_penalty=0.5),
-        Sampling(seed=1, logit_bias={3: 1.0}),
-        Sampling(seed=1, logprobs=0),
-    ],
-    ids=str,
-)
-def test_what_only_the_host_does_reads_the_logits(device, sampling: Sampling) -> None:
+KINDS = [
+    Sampling(temperature=0, repetition_penalty=1.5),
+    Sampling(temperature=0, presence_penalty=2.0),
+    Sampling(temperature=0, frequency_penalty=-0.5),
+    Sampling(temperature=0, logit_bias={3: 1.5, 4: -9.0}),
+    Sampling(temperature=0, logprobs=0),
+    Sampling(temperature=0, logprobs=20),
+    Sampling(temperature=0, presence_penalty=1.0, logit_bias={0: 2.5}, logprobs=3),
+]
+
+
+@pytest.mark.parametrize("sampling", KINDS, ids=str)
+def test_penalties_biases_and_logprobs_are_the_devices_and_as_the_hosts(
+    device, sampling: Sampling
+) -> None:
     decoder, on_device = device
     on_host = engine(Drawing("logits"))
-    request = Request((1, 2), 5, sampling)
-    assert tokens(on_device.submit(request)) == tokens(on_host.submit(request))
-    assert decoder.read == [{"logits"}] * 5
+    request = Request((1, 2), 2, sampling)
+    got, want = ([p.chosen for p in e.submit(request)] for e in (on_device, on_host))
+    assert [one.token for one in got] == [one.token for one in want]
+    for one, other in zip(got, want, strict=True):
+        assert one.logprob == (other.logprob and pytest.approx(other.logprob, abs=1e-5))
+        assert [token for token, _ in one.top] == [token for token, _ in other.top]
+        assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-5)
+    reported = {"logprob"} if sampling.logprobs == 0 else LOGPROBS
+    assert decoder.read == [{"tokens", *(reported if sampling.logprobs is not None else ())}] * 2
+    on_host.close()
+
+
+def test_the_device_counts_what_it_has_drawn(device) -> None:
+    decoder, on_device = device
+    penalised = Sampling(temperature=0, presence_penalty=1.0, logit_bias={6: 1.0})
+    tokens(on_device.submit(Request((1, 2), 4, penalised)))
+    assert decoder.changed == [1, 2, 3, 4]
+
+
+def test_a_stream_with_more_changes_than_there_is_room_for_is_drawn_from_the_logits(device) -> None:
+    decoder, on_device = device
+    on_host = engine(Drawing("logits"))
+    long = Request((1, 2, 3, 4, 5), 3, Sampling(seed=1, repetition_penalty=1.5))
+    assert tokens(on_device.submit(long)) == tokens(on_host.submit(long))
+    assert decoder.read == [{"logits"}] * 3
+    assert decoder.changed == [0] * 3
+    on_host.close()
+
+
+def test_a_stream_that_outgrows_the_room_goes_on_alike_beside_any_other(device) -> None:
+    """From the step on in which it has ROOM + 1 different tokens."""
+    decoder, on_device = device
+    growing = Request((1, 2), 6, Sampling(temperature=0, repetition_penalty=100.0))
+    on_host = engine(Drawing("logits"))
+    alone = tokens(on_device.submit(growing))
+    assert alone == tokens(on_host.submit(growing))
+    assert decoder.read == [{"tokens"}] * 3 + [{"logits"}] * 3
+    seeded = Request((1, 2), 6, Sampling(seed=3, repetition_penalty=1.1))
+    want = tokens(on_device.submit(seeded))
+    decoder.go_on.clear()
+    beside = [on_device.submit(Request((3,), 8, how)) for how in KINDS[:3]]
+    one = on_device.submit(seeded)
+    decoder.go_on.set()
+    assert tokens(one) == want
+    for other in beside:
+        tokens(other)
     on_host.close()
 
 
 def test_a_prompt_that_goes_on_is_still_waited_for(device) -> None:
     decoder, on_device = device
-    tokens(on_device.submit(Request((1,) * 40, 1, Sampling(logprobs=1))))
+    how = Sampling(logprobs=1, repetition_penalty=1.1)
+    tokens(on_device.submit(Request((1,) * 40, 1, how)))
     assert len(decoder.read) > 2
-    assert decoder.read == [{"tokens"}] * (len(decoder.read) - 1) + [{"logits"}]
+    assert decoder.read == [{"tokens"}] * (len(decoder.read) - 1) + [LOGPROBS]
+    assert decoder.changed == [0] * (len(decoder.read) - 1) + [1]
 
 
 def test_how_to_draw_goes_over_row_by_row() -> None:
-    streams = (Stream([1, 2, 5], 9, 2), Stream([1], 9), Stream([1], 9))
-    streams[0].prompt = 2
-    samplers = [
-        Sampler(Sampling(0.5, 1 << 40, 0.9, 0.1, seed=(1 << 63) + (3 << 32) + 7), ()),
-        Sampler(Sampling(2.0, 5, seed=1, logprobs=1), ()),
-        Sampler(Sampling(temperature=0), ()),
-    ]
-    step = Step(VARIANTS[2], streams, (1, 1, 1))
-    got = sampling_inputs(step, samplers)
-    assert {name: (array.dtype.name, array.shape) for name, array in got.items()} == {
-        "temperature": ("float32", (4,)),
-        "top_k": ("int32", (4,)),
-        "top_p": ("float32", (4,)),
-        "min_p": ("float32", (4,)),
-        "seed": ("int32", (4, 2)),
-        "step": ("int32", (4,)),
+    samplers = {
+        0: Sampler(Sampling(0.5, 1 << 40, 0.9, 0.1, seed=(1 << 63) + (3 << 32) + 7), ()),
+        2: Sampler(Sampling(0, logit_bias={6: 2.5}, repetition_penalty=1.5, logprobs=5), (1, 6)),
+        3: Sampler(Sampling(2.0, 5, seed=1, logprobs=0, logit_bias={4: -1.0}), ()),
     }
-    assert got["temperature"].tolist() == [0.5, 0, 0, 0]
-    assert got["top_k"].tolist() == [2**31 - 1, 0, 0, 0]
-    np.testing.assert_allclose(got["top_p"], [0.9, 0, 1, 0])
-    np.testing.assert_allclose(got["min_p"], [0.1, 0, 0, 0])
+    got = sampling_inputs(5, samplers, {0: 1, 1: 9, 2: 0, 3: 7})
+    assert {name: (array.dtype.name, array.shape) for name, array in got.items()} == {
+        "temperature": ("float32", (5,)),
+        "top_k": ("int32", (5,)),
+        "top_p": ("float32", (5,)),
+        "min_p": ("float32", (5,)),
+        "seed": ("int32", (5, 2)),
+        "step": ("int32", (5,)),
+        "reported": ("int32", (5,)),
+        "change_starts": ("int32", (6,)),
+        "changes": ("int32", (3, 4)),
+    }
+    assert got["temperature"].tolist() == [0.5, 0, 0, 2, 0]
+    assert got["top_k"].tolist() == [2**31 - 1, 0, 0, 5, 0]
+    np.testing.assert_allclose(got["top_p"], [0.9, 0, 1, 1, 0])
+    np.testing.assert_allclose(got["min_p"], [0.1, 0, 0, 0, 0])
     assert got["seed"][0].view(np.uint32).tolist() == [7, (1 << 31) + 3]
-    assert got["step"].tolist() == [1, 0, 0, 0]
+    assert got["step"].tolist() == [1, 0, 0, 7, 0]
+    assert got["reported"].tolist() == [0, 0, 6, 1, 0]
+    assert got["change_starts"].tolist() == [0, 0, 0, 2, 3, 3]
+    assert got["changes"][:, 0].tolist() == [6, 1, 4]
+    numbers = got["changes"][:, 1:].copy().view(np.float32)
+    assert numbers.tolist() == [[2.5, 1.5, 0], [0, 1.5, 0], [-1, 1, 0]]
 
 
 def test_a_variant_that_does_not_draw_gets_no_such_inputs() -> None:

@@ -148,6 +148,9 @@ def test_types_are_the_profiles_but_for_vectors_and_outputs(precision: str) -> N
     assert [(o.name, o.dtype) for o in program.outputs] == [
         ("logits", DType.F32),
         ("tokens", DType.I32),
+        ("logprob", DType.F32),
+        ("likely", DType.I32),
+        ("likely_logprobs", DType.F32),
     ]
     assert {s.dtype for s in program.steps if isinstance(s, GemmStep)} == {t}
     assert program.page == 2 * 2 * 2 * 32 * 10 * t.size
@@ -166,8 +169,19 @@ def test_inputs_lie_side_by_side_and_stay() -> None:
     offsets = [tensor.offset for tensor in program.inputs]
     assert offsets == list(range(offsets[0], offsets[0] + 256 * len(offsets), 256))
     assert [t.name for t in program.inputs[4:]] == [
-        *("temperature", "top_k", "top_p", "min_p", "seed", "step")
+        *("temperature", "top_k", "top_p", "min_p", "seed", "step"),
+        *("reported", "change_starts", "changes"),
     ]
+    assert [t.name for t in program.inputs if t.layout != "plain"] == ["changes"]
+
+
+@pytest.mark.parametrize("vocab", [5, 50, 9000])
+def test_changes_have_the_same_room_for_a_sequence_in_every_variant(vocab: int) -> None:
+    few, many = decoder(1, 1, vocab=vocab), decoder(3, 16, 0, vocab=vocab)
+    room = [one.inputs[-1].shape for one in (few, many)]
+    assert room == [(min(vocab, 4096), 4), (3 * min(vocab, 4096), 4)]
+    likely = min(vocab, 20)
+    assert [o.shape for o in many.outputs[1:]] == [(3,), (3,), (3, likely), (3, likely)]
 
 
 @settings(deadline=None, max_examples=40)
@@ -228,7 +242,9 @@ def test_the_text_has_a_line_for_each_launch() -> None:
     assert len(launches) == len(program.steps)
     assert any("layer.0.qkv: gemm [64, 24] x [24, 100] bf16" in line for line in launches)
     (drawn,) = (line for line in launches if "sample" in line)
-    assert drawn.endswith("tokens: sample n=50 rows=2 t=f32 | grid 2,1,1 block 32 shared 8448")
+    assert drawn.endswith(
+        "tokens: sample likely=20 n=50 rows=2 t=f32 | grid 2,1,1 block 32 shared 8448"
+    )
 
 
 def test_a_graph_without_the_inputs_that_launches_need_is_refused() -> None:

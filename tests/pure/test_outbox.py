@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from rlx_ray.component import ModelVariant
 from rlx_ray.engine.generation import Piece
 from rlx_ray.engine.sampling import Chosen
 from rlx_ray.errors import EngineError
-from rlx_serve.outbox import Outbox, Spoken, joined
+from rlx_serve.outbox import Outbox, Pace, Spoken, joined
 
 VARIANT = ModelVariant.decode(1, 63)
 
@@ -42,7 +43,7 @@ async def batches(outbox: Outbox) -> list[Spoken]:
 @pytest.mark.parametrize("pace", [0.0, 0.002, None])
 def test_batches_hold_every_piece_once_and_in_order(pace: float | None) -> None:
     async def run() -> list[Spoken]:
-        outbox = Outbox(pace)
+        outbox = Outbox(None if pace is None else lambda: pace)
         thread = feed(outbox, 500)
         found = await batches(outbox)
         thread.join()
@@ -69,7 +70,7 @@ def test_what_is_not_read_while_it_runs_comes_in_two_batches() -> None:
 
 def test_a_running_stream_waits_for_more_unless_it_is_over() -> None:
     async def run() -> tuple[int, int]:
-        outbox = Outbox(60.0)
+        outbox = Outbox(lambda: 60.0)
         outbox.put(piece(0))
         await outbox.take()
         waiting = asyncio.ensure_future(outbox.take())
@@ -84,7 +85,7 @@ def test_a_running_stream_waits_for_more_unless_it_is_over() -> None:
 
 def test_an_error_comes_after_the_pieces_before_it() -> None:
     async def run() -> None:
-        outbox = Outbox(0.0)
+        outbox = Outbox(lambda: 0.0)
         outbox.put(piece(0))
         outbox.put(piece(1))
         outbox.put(EngineError("a step failed."))
@@ -97,7 +98,7 @@ def test_an_error_comes_after_the_pieces_before_it() -> None:
 
 def test_a_batch_can_be_given_up_while_it_is_held_back() -> None:
     async def run() -> None:
-        outbox = Outbox(60.0)
+        outbox = Outbox(lambda: 60.0)
         outbox.put(piece(0))
         await outbox.take()
         outbox.put(piece(1))
@@ -105,3 +106,15 @@ def test_a_batch_can_be_given_up_while_it_is_held_back() -> None:
             await asyncio.wait_for(outbox.take(), 0.05)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("streams", "seconds"), [(0, 0.04), (1, 0.04), (4, 0.04), (8, 0.08), (20, 0.2), (99, 0.25)]
+)
+def test_many_streams_send_less_often_within_bounds(streams: int, seconds: float) -> None:
+    pace = Pace()
+    with contextlib.ExitStack() as stack:
+        for _ in range(streams):
+            stack.enter_context(pace.stream())
+        assert pace() == seconds
+    assert pace() == 0.04

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlx_ray.engine.changes import Changes
 from rlx_ray.engine.sampling import Sampler, Sampling, _nucleus
 from rlx_ray.engine.text import TextStream
 from rlx_ray.errors import InputError
@@ -70,6 +71,68 @@ def test_penalties() -> None:
     assert best(Sampling(temperature=0, repetition_penalty=2.0), [1], 1) == [2]
     assert best(Sampling(temperature=0, presence_penalty=1.5), [1], 3) == [1, 2, 1]
     assert best(Sampling(temperature=0, frequency_penalty=0.6), [], 4) == [1, 1, 2, 1]
+
+
+def plainly(scores: list[float], bias: dict[int, float], seen, answer, penalties) -> list[float]:
+    """Biases and penalties by the book, token by token."""
+    repetition, presence, frequency = penalties
+    found = list(scores)
+    for token in range(len(scores)):
+        x = scores[token] + bias.get(token, 0.0)
+        if token in (*seen, *answer):
+            x = x / repetition if x > 0 else x * repetition
+        if token in answer:
+            x -= presence + frequency * answer.count(token)
+        found[token] = x
+    return found
+
+
+_tokens = st.integers(0, 9)
+
+
+@given(
+    scores=st.lists(st.floats(-20, 20, width=32), min_size=10, max_size=10),
+    bias=st.dictionaries(_tokens, st.floats(-100, 100)),
+    prompt=st.lists(_tokens, max_size=12),
+    answer=st.lists(_tokens, max_size=12),
+    penalties=st.tuples(
+        st.sampled_from([1.0, 1.3, 0.5]), st.sampled_from([0, 0.7]), st.sampled_from([0, -0.25])
+    ),
+)
+def test_changes_are_the_biases_and_penalties_of_the_tokens_so_far(
+    scores, bias, prompt, answer, penalties
+) -> None:
+    changes = Changes(bias, prompt, *penalties)
+    for token in answer:
+        changes.generated(token)
+    x = np.array(scores, np.float32)
+    want = plainly([float(v) for v in x], bias, prompt, answer, penalties)
+    np.testing.assert_allclose(changes.apply(x), want, rtol=1e-12, atol=1e-12)
+    assert x.tolist() == scores, "the logits stay"
+    packed = changes.packed()
+    assert packed.dtype == np.int32
+    assert packed.shape == (len(changes), 4)
+    assert len(set(packed[:, 0].tolist())) == len(changes), "a token has one entry"
+    for token, *values in packed.tolist():
+        change, penalty, less = np.array(values, np.int32).view(np.float32).astype(float)
+        y = scores[token] + change
+        y = (y / penalty if y > 0 else y * penalty) - less
+        assert y == pytest.approx(want[token], rel=1e-5, abs=1e-4)
+
+
+def test_changes_are_of_the_tokens_that_they_touch_alone() -> None:
+    assert len(Changes({}, range(100))) == 0
+    assert len(Changes({7: 1.0}, range(100), presence=1.0)) == 1
+    assert len(Changes({7: 1.0, 100: 2.0}, range(100), repetition=1.1)) == 101
+    grown = Changes({}, [5] * 9, frequency=0.5)
+    for token in [*range(300), 5]:
+        grown.generated(token)
+    assert len(grown) == 300
+    assert grown.apply(np.zeros(300, np.float32)).tolist() == [-0.5] * 5 + [-1.0] + [-0.5] * 294
+    plain = Changes({}, [5])
+    plain.generated(5)
+    assert len(plain) == 0
+    assert plain.apply(LOGITS) is LOGITS
 
 
 def test_logprobs_are_of_the_model_itself() -> None:

@@ -13,7 +13,7 @@ from ray import serve
 
 from rlx_ray.runtime.cuda import visible_devices
 from rlx_ray.store import AotStore, Hit
-from rlx_serve import presence
+from rlx_serve import app, presence
 from rlx_serve.app import bind
 from rlx_serve.presence import wait_until_served
 from tests.serve.conftest import Site, specs
@@ -29,6 +29,7 @@ def test_cuda_executors_without_a_node_or_a_driver_keep_nobody_waiting(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presence, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(app, "_STARTS", 1)
     targets = ["cuda-sm_90", "cuda-sm_80", "host"]
     labels = {"ray.io/accelerator-type": "H100"}  # of no node here
     config = write_config(
@@ -39,8 +40,8 @@ def test_cuda_executors_without_a_node_or_a_driver_keep_nobody_waiting(
     names = tuple(target.name for target in config.models[0].targets)
     site = Site("fleet", config, f"http://127.0.0.1:{port}/fleet")
     try:
-        app = serve.RunTarget(bind(config), name="fleet", route_prefix="/fleet")
-        serve.run_many([app], wait_for_applications_running=False)
+        target = serve.RunTarget(bind(config), name="fleet", route_prefix="/fleet")
+        serve.run_many([target], wait_for_applications_running=False)
         absent = wait_until_served("fleet", {"ann": names})
         assert set(absent) == {"cuda-sm_90", "cuda-sm_80"}
         assert site.embed("ann", ["a", "b"]).status_code == 200

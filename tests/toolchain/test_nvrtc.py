@@ -65,11 +65,10 @@ def test_every_kernel_has_instances_and_says_what_it_takes() -> None:
     assert set(TEMPLATES) == {f.stem for f in KERNELS.glob("*.cu")} == set(sets(DType.F16))
     for one in every(DType.F16):
         text = (KERNELS / f"{one.template}.cu").read_text(encoding="utf-8")
-        head, _, body = text.partition("*/")
+        head, _, _ = text.partition("*/")
         for name, _ in one.constants:
             macro = f"RLX_{name.upper()}".partition("(")[0]
             assert re.search(rf"\b{macro}\b", head), f"{one.template}: {macro} is not explained"
-            assert f"#undef {macro}\n" in body, f"{one.template}: {macro} stays defined"
         described = re.search(r"Arguments: (.*?)Launch: ", head, re.S)
         assert described, one.template
         for argument in one.arguments:

@@ -172,10 +172,13 @@ def quantised(tensors: Mapping[str, np.ndarray], quant: str) -> dict[str, np.nda
 @pytest.mark.parametrize(
     "quant",
     [
-        *("gguf_q5_0", "int8a/64", "nvfp4/16", "fp8e4m3"),
+        *("gguf_q5_0", "int8a/64"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("fp8e5m2", "gguf_q5_1", "gguf_q8_0", "int8/32", "int4/64")
+            for name in (
+                *("nvfp4/16", "fp8e4m3", "fp8e5m2", "gguf_q5_1", "gguf_q8_0"),
+                *("int8/32", "int4/64"),
+            )
         ),
     ],
 )

@@ -24,9 +24,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, const int *leng
     block_argmax<RLX_BLOCK / 32>(best, place, values, places);
     if (threadIdx.x == 0) y[blockIdx.x] = place < RLX_N ? place : 0;
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_BLOCK

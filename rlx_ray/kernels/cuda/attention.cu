@@ -77,19 +77,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
                     out + (((long)span.first + token) * RLX_HEADS + of) * RLX_DIM, d, sum);
         });
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_BATCH
-#undef RLX_SEQ
-#undef RLX_RAGGED
-#undef RLX_HEADS
-#undef RLX_KV_HEADS
-#undef RLX_DIM
-#undef RLX_BIAS
-#undef RLX_CAUSAL
-#undef RLX_WINDOW
-#undef RLX_WARPS
-#undef RLX_M
-#undef RLX_KEYS
-#undef RLX_BLOCK

@@ -22,12 +22,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     out[at] = from_float<RLX_T>(combine_parts<RLX_SPLITS>(partial + part * RLX_DIM + at % RLX_DIM,
                                                           RLX_DIM, stats + part * 2));
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_BATCH
-#undef RLX_SEQ
-#undef RLX_HEADS
-#undef RLX_DIM
-#undef RLX_SPLITS
-#undef RLX_BLOCK

@@ -64,17 +64,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
         }
     }
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_BATCH
-#undef RLX_SEQ
-#undef RLX_HEADS
-#undef RLX_KV_HEADS
-#undef RLX_DIM
-#undef RLX_TABLE
-#undef RLX_PAGE_STRIDE
-#undef RLX_WINDOW
-#undef RLX_SPLITS
-#undef RLX_WARPS
-#undef RLX_BLOCK

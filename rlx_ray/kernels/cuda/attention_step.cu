@@ -99,20 +99,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
             combine_parts<RLX_SPLITS>(partial + part * RLX_DIM + i % RLX_DIM, RLX_DIM, stats + part * 2));
     }
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_BATCH
-#undef RLX_HEADS
-#undef RLX_KV_HEADS
-#undef RLX_DIM
-#undef RLX_TABLE
-#undef RLX_PAGE_STRIDE
-#undef RLX_POSITIONS
-#undef RLX_BIAS
-#undef RLX_GAINS
-#undef RLX_EPS
-#undef RLX_WINDOW
-#undef RLX_SPLITS
-#undef RLX_WARPS
-#undef RLX_BLOCK

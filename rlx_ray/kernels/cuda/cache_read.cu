@@ -24,13 +24,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
                        ((head * 2 + RLX_VALUES) * RLX_PAGE + i % RLX_PAGE) * RLX_DIM + d;
     y[at] = page < 0 ? from_float<RLX_T>(0.0f) : *own;
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_BATCH
-#undef RLX_KV_HEADS
-#undef RLX_DIM
-#undef RLX_TABLE
-#undef RLX_PAGE_STRIDE
-#undef RLX_VALUES
-#undef RLX_BLOCK

@@ -27,13 +27,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     to[0] = k[at];
     to[RLX_PAGE * RLX_DIM] = v[at];
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_SEQ
-#undef RLX_KV_HEADS
-#undef RLX_DIM
-#undef RLX_TABLE
-#undef RLX_PAGE_STRIDE
-#undef RLX_BLOCK

@@ -16,11 +16,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const int *past, RLX_T *y) {
     const int before = past[row / RLX_TOKENS] + row % RLX_TOKENS - at % RLX_KEYS;
     y[at] = from_float<RLX_T>(before >= 0 && (!RLX_WINDOW || before < RLX_WINDOW) ? 1.0f : 0.0f);
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_BATCH
-#undef RLX_TOKENS
-#undef RLX_KEYS
-#undef RLX_WINDOW
-#undef RLX_BLOCK

@@ -14,10 +14,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *a, const RLX_T *b,
     const int row = at / (RLX_M + RLX_N), i = at % (RLX_M + RLX_N);
     y[at] = i < RLX_M ? a[row * RLX_M + i] : b[row * RLX_N + i - RLX_M];
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_M
-#undef RLX_N
-#undef RLX_BLOCK

@@ -31,12 +31,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const unsigned char *w, RLX_T *
         }
     }
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_N
-#undef RLX_K
-#undef RLX_BITS
-#undef RLX_HALVES
-#undef RLX_OFFSETS
-#undef RLX_BLOCK

@@ -42,12 +42,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
 #undef RLX_PARAMETER
 #undef RLX_READ
 #undef RLX_PICK
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_SEQ
-#undef RLX_OPERANDS
-#undef RLX_EXPR
-#undef RLX_V
-#undef RLX_BLOCK

@@ -40,17 +40,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     if constexpr (RLX_TYPES > 0) add<V>(kind + known_row<RLX_TYPES>(types[row]) * RLX_N + i, sum);
     store<V>(y + (long)row * RLX_N + i, sum);
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_SEQ
-#undef RLX_RAGGED
-#undef RLX_VOCAB
-#undef RLX_POSITIONS
-#undef RLX_TYPES
-#undef RLX_FIRST
-#undef RLX_BASE
-#undef RLX_Q8
-#undef RLX_BLOCK

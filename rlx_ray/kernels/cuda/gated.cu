@@ -24,12 +24,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     for (int j = 0; j < V; j++) g[j] = RLX_ACT(g[j]) * u[j];
     store<V>(y + (long)row * RLX_N + i, g);
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_PITCH
-#undef RLX_SEQ
-#undef RLX_ACT
-#undef RLX_BLOCK

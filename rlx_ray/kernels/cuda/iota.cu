@@ -10,10 +10,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const int *base, int *y) {
     if (at >= RLX_ROWS) return;
     y[at] = at % RLX_PERIOD + RLX_FIRST + (RLX_BASE ? base[at / RLX_PERIOD] : 0);
 }
-
-#undef RLX_NAME
-#undef RLX_ROWS
-#undef RLX_PERIOD
-#undef RLX_FIRST
-#undef RLX_BASE
-#undef RLX_BLOCK

@@ -28,11 +28,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, RLX_OUT *y) {
         store<Row::V>(y + at + column, v);
     });
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_OUT
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_WARPS
-#undef RLX_BLOCK

@@ -10,9 +10,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const int *lengths, RLX_T *y) {
     if (at >= RLX_BATCH * RLX_TOKENS) return;
     y[at] = from_float<RLX_T>(at % RLX_TOKENS < lengths[at / RLX_TOKENS] ? 1.0f : 0.0f);
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_BATCH
-#undef RLX_TOKENS
-#undef RLX_BLOCK

@@ -94,24 +94,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
         y[at] = from_float<RLX_OUT>(out);
     }
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_OUT
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_K
-#undef RLX_BITS
-#undef RLX_HALVES
-#undef RLX_OFFSETS
-#undef RLX_NORM
-#undef RLX_EPS
-#undef RLX_KEEP
-#undef RLX_BIAS
-#undef RLX_RESIDUAL
-#undef RLX_GATED
-#undef RLX_ACT
-#undef RLX_EACH
-#undef RLX_WARPS
-#undef RLX_CHUNKS
-#undef RLX_BLOCK

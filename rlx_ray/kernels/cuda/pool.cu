@@ -64,16 +64,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, const int *leng
     for (int i = threadIdx.x; i < columns; i += RLX_BLOCK)
         y[(long)batch * RLX_N + first + i] = from_float<RLX_OUT>(done[i] * scale);
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_OUT
-#undef RLX_BATCH
-#undef RLX_SEQ
-#undef RLX_RAGGED
-#undef RLX_N
-#undef RLX_POOL
-#undef RLX_L2
-#undef RLX_COLUMNS
-#undef RLX_GROUPS
-#undef RLX_BLOCK

@@ -24,12 +24,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, RLX_OUT *y) {
     sum = MOST ? warp_max<LANES>(sum) : warp_sum<LANES>(sum);
     if (threadIdx.x % LANES == 0) y[at] = from_float<RLX_OUT>(sum);
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_OUT
-#undef RLX_OUTER
-#undef RLX_EXTENT
-#undef RLX_INNER
-#undef RLX_REDUCE
-#undef RLX_BLOCK

@@ -1,8 +1,8 @@
 /* The contract of these kernels with who launches them.
  *
  * A .cu file is a template. A unit includes it once for each instance, with RLX_NAME (the name of
- * the extern "C" __global__ function) and the file's constants defined before; the file undefines
- * them at its end. What each file wants is written at its top, and held by ir/cuda_kernels.py
+ * the extern "C" __global__ function) and the file's constants defined before and undefined behind
+ * it; macros of its own the file undefines. What each file wants is written at its top, and held by ir/cuda_kernels.py
  * (names and defaults of the constants, order of the arguments) and ir/cuda_launch.py (grid,
  * block, dynamic shared memory, and constants that follow from others).
  *

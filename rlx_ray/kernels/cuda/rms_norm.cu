@@ -39,15 +39,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
         store<Row::V>(y + at + column, v);
     });
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_SEQ
-#undef RLX_EPS
-#undef RLX_BIAS
-#undef RLX_RESIDUAL
-#undef RLX_SUM
-#undef RLX_WARPS
-#undef RLX_BLOCK

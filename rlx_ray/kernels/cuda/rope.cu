@@ -52,18 +52,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     head.write(cache + (long)page * RLX_PAGE_STRIDE +
                ((own * 2 + value) * RLX_PAGE + token % RLX_PAGE) * RLX_DIM);
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_ROWS
-#undef RLX_SEQ
-#undef RLX_HEADS
-#undef RLX_KV_HEADS
-#undef RLX_DIM
-#undef RLX_TABLE
-#undef RLX_PAGE_STRIDE
-#undef RLX_POSITIONS
-#undef RLX_BIAS
-#undef RLX_GAINS
-#undef RLX_EPS
-#undef RLX_BLOCK

@@ -1,4 +1,5 @@
-/* What sample.cu is made of: random numbers, a row's order, and selections over it by one block. */
+/* What draw.cuh and report.cuh are made of: random numbers, a row's order, selections over it by one
+ * block. */
 #ifndef RLX_SAMPLE_CUH
 #define RLX_SAMPLE_CUH
 
@@ -21,9 +22,9 @@ RLX_DEVICE float uniform(uint2 key, int step, int round) {
     return ((x >> 8) + 0.5f) * 5.9604645e-8f;
 }
 
-/* Whole numbers in the order of float32; NaN is below all. */
+/* Whole numbers in the order of float32; zeros are equal, NaN is below all. */
 RLX_DEVICE unsigned order_of(float x) {
-    const unsigned bits = __float_as_uint(x);
+    const unsigned bits = __float_as_uint(x + 0.0f); /* -0 becomes 0 */
     return x != x ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 

@@ -47,11 +47,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, RLX_OUT *y) {
         store<V>(y + at + i, v);
     }
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_OUT
-#undef RLX_ROWS
-#undef RLX_N
-#undef RLX_WARPS
-#undef RLX_BLOCK

@@ -31,9 +31,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     const int length = min(min(lengths[batch], RLX_SEQ), RLX_ROWS - start);
     for (int i = lane; i < length; i += 32) places[start + i] = i;
 }
-
-#undef RLX_NAME
-#undef RLX_BATCH
-#undef RLX_SEQ
-#undef RLX_ROWS
-#undef RLX_BLOCK

@@ -17,16 +17,3 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK) RLX_NAME(const RLX_T *x, RLX_T *y) {
     const long i0 = at / ((long)RLX_N3 * RLX_N2 * RLX_N1);
     y[at] = x[RLX_SHIFT + i0 * RLX_S0 + i1 * RLX_S1 + i2 * RLX_S2 + i3 * RLX_S3];
 }
-
-#undef RLX_NAME
-#undef RLX_T
-#undef RLX_N0
-#undef RLX_N1
-#undef RLX_N2
-#undef RLX_N3
-#undef RLX_S0
-#undef RLX_S1
-#undef RLX_S2
-#undef RLX_S3
-#undef RLX_SHIFT
-#undef RLX_BLOCK

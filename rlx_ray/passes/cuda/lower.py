@@ -8,14 +8,13 @@ from dataclasses import replace
 from rlx_ray.component.profile import CompileProfile
 from rlx_ray.dtype import DType
 from rlx_ray.errors import VerifyError
-from rlx_ray.ir.cuda_launch import Value
 from rlx_ray.ir.launches import ALIGNMENT, Launches
 from rlx_ray.ir.lir import Tensor
 from rlx_ray.ir.mir import Mir, Node, Op, node_flops
 from rlx_ray.launch_plan import Slot
 from rlx_ray.matrix import BLOCK, QUANT_ROWS, ROWS_LAYOUT, tiles_layout
 from rlx_ray.passes.arena import align
-from rlx_ray.passes.cuda import attention, matmuls, primitives, rows
+from rlx_ray.passes.cuda import attention, matmuls, primitives, rows, sampling
 from rlx_ray.passes.cuda.facts import Facts, find
 from rlx_ray.passes.cuda.state import Array, State
 from rlx_ray.passes.cuda.writer import Local, Place, behind
@@ -49,17 +48,6 @@ RULES: dict[Op, Rule] = {
 }
 """How each operation becomes launches."""
 
-SAMPLING = {
-    "temperature": DType.F32,
-    "top_k": DType.I32,
-    "top_p": DType.F32,
-    "min_p": DType.F32,
-    "seed": DType.I32,
-    "step": DType.I32,
-}
-"""Inputs of a decoder by which the device draws tokens, [batch] each. A seed is 64 bits, the low
-word first: [batch, 2]."""
-
 
 def lower(
     mir: Mir, profile: CompileProfile, formats: Mapping[str, str], names: tuple[str, ...]
@@ -77,7 +65,7 @@ def lower(
     t, tf32 = DType.parse(profile.precision.compute), bool(dict(profile.backend).get("tf32"))
     s = State(find(mir, t, tf32, formats))
     inputs = _inputs(s)
-    _place_tensors(s, inputs)
+    _place_tensors(s, _places(inputs))
     if s.facts.ragged:
         rows.find_starts(s)
     for index, node in enumerate(mir.nodes):
@@ -85,42 +73,42 @@ def lower(
             RULES[node.op](s, index)
         elif index not in s.values:
             raise VerifyError(f"MIR op {node.op.value!r} has no launch.")
-    outputs = {
-        name: (s.cast(index, DType.F32).place, DType.F32, mir.nodes[index].shape)
+    outputs: _Placed = [
+        (s.cast(index, DType.F32).place, Tensor(name, DType.F32, mir.nodes[index].shape, -1))
         for name, index in zip(names, mir.outputs, strict=True)
-    }
+    ]
     if attention.page_bytes(s.facts):
-        _sample(s, inputs, outputs)
+        ((logits, tensor),) = outputs
+        outputs += sampling.sample(s, logits, tensor.shape, _places(inputs))
     return _finish(s, inputs, outputs)
 
 
-_Tensors = dict[str, tuple[Place, DType, tuple[int, ...]]]
+_Placed = list[tuple[Place, Tensor]]
+"""Inputs or outputs, which have no offset yet."""
 
 
-def _inputs(s: State) -> _Tensors:
+def _places(found: _Placed) -> dict[str, Place]:
+    return {tensor.name: place for place, tensor in found}
+
+
+def _inputs(s: State) -> _Placed:
     """The program's inputs, one behind the other in a buffer, so that one copy fills them."""
-    nodes = [n for n in s.facts.mir.nodes if n.op is Op.INPUT]
-    found = {str(n.attr("name")): (n.dtype, n.shape) for n in nodes}
+    mir = s.facts.mir
+    nodes = [n for n in mir.nodes if n.op is Op.INPUT]
+    found = [Tensor(str(n.attr("name")), n.dtype, n.shape, -1) for n in nodes]
     if attention.page_bytes(s.facts):
-        batch = s.facts.batch
-        found |= {
-            name: (dtype, (batch, 2) if name == "seed" else (batch,))
-            for name, dtype in SAMPLING.items()
-        }
-    sizes = [align(elements(shape) * dtype.size, ALIGNMENT) for dtype, shape in found.values()]
+        found += sampling.sampling_inputs(*mir.nodes[mir.outputs[0]].shape)
+    sizes = [align(elements(t.shape) * t.dtype.size, ALIGNMENT) for t in found]
     whole = s.writer.buffer("inputs", sum(sizes))
     s.writer.keep(whole, from_start=True)
-    return {
-        name: (behind(whole, sum(sizes[:i])), dtype, shape)
-        for i, (name, (dtype, shape)) in enumerate(found.items())
-    }
+    return [(behind(whole, sum(sizes[:i])), tensor) for i, tensor in enumerate(found)]
 
 
-def _place_tensors(s: State, inputs: _Tensors) -> None:
+def _place_tensors(s: State, inputs: Mapping[str, Place]) -> None:
     """Inputs and parameters are in memory from the start."""
     for index, node in enumerate(s.facts.mir.nodes):
         if node.op is Op.INPUT:
-            s.values[index] = Array(inputs[str(node.attr("name"))][0], node.dtype)
+            s.values[index] = Array(inputs[str(node.attr("name"))], node.dtype)
         elif node.op is Op.PARAM:
             slot = Slot("param", 0, s.facts.table[index])
             s.values[index] = Array(slot, s.facts.param_dtype(index))
@@ -139,20 +127,9 @@ def _without_single_rows(mir: Mir) -> Mir:
     return drop_dead(replace(mir, nodes=tuple(nodes), outputs=outputs))
 
 
-def _sample(s: State, inputs: _Tensors, outputs: _Tensors) -> None:
-    """Draw a token of each sequence from its logits."""
-    logits, _, (batch, vocab) = outputs["logits"]
-    places = {name: inputs[name][0] for name in SAMPLING}
-    tokens = s.writer.buffer("tokens", batch * DType.I32.size)
-    outputs["tokens"] = (tokens, DType.I32, (batch,))
-    constants: dict[str, Value] = {"t": DType.F32, "rows": batch, "n": vocab}
-    places |= {"x": logits, "lengths": s.lengths, "y": tokens}
-    s.writer.call("sample", "tokens", constants, **places)
-
-
-def _finish(s: State, inputs: _Tensors, outputs: _Tensors) -> Launches:
+def _finish(s: State, inputs: _Placed, outputs: _Placed) -> Launches:
     """The program with its arena planned."""
-    for place, _, _ in outputs.values():
+    for place, _ in outputs:
         s.writer.keep(place)
     steps, arena, offsets = s.writer.finish()
 
@@ -160,8 +137,8 @@ def _finish(s: State, inputs: _Tensors, outputs: _Tensors) -> Launches:
         assert isinstance(place, Local)
         return offsets[place.buffer] + place.offset
 
-    def tensors(found: _Tensors) -> tuple[Tensor, ...]:
-        return tuple(Tensor(name, t, shape, offset(p)) for name, (p, t, shape) in found.items())
+    def tensors(found: _Placed) -> tuple[Tensor, ...]:
+        return tuple(replace(tensor, offset=offset(place)) for place, tensor in found)
 
     nodes = s.facts.mir.nodes
     return Launches(
