@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import CompileError, nearest
-from rlx_ray.ir import cuda_launch as launch
+from rlx_ray.ir import cuda_grids as grids
 from rlx_ray.ir.cuda_launch import Constants, Launch, Value
 
 
@@ -107,16 +107,16 @@ _BLOCKS = {"halves": 0, "offsets": 0}
 _CACHED = "t batch seq heads kv_heads dim table page_stride"
 
 TEMPLATES: dict[str, Template] = {
-    "rms_norm": _template("x residual bias gain lengths sum y", "t rows n eps", _NORM, launch.rows),
+    "rms_norm": _template("x residual bias gain lengths sum y", "t rows n eps", _NORM, grids.rows),
     "layer_norm": _template(
-        "x residual bias gain shift lengths sum y", "t rows n eps", _NORM, launch.rows
+        "x residual bias gain shift lengths sum y", "t rows n eps", _NORM, grids.rows
     ),
-    "l2": _template("x y", "t rows n", {}, launch.into),
-    "softmax": _template("x y", "t rows n", {}, launch.into),
+    "l2": _template("x y", "t rows n", {}, grids.into),
+    "softmax": _template("x y", "t rows n", {}, grids.into),
     "elementwise": _template(
-        "x* lengths y", "t rows n operands expr", {"seq": 0}, launch.elementwise
+        "x* lengths y", "t rows n operands expr", {"seq": 0}, grids.elementwise
     ),
-    "gated": _template("gate up lengths y", "t rows n", {"seq": 0, "act": "vsilu"}, launch.gated),
+    "gated": _template("gate up lengths y", "t rows n", {"seq": 0, "act": "vsilu"}, grids.gated),
     "embed": _template(
         "ids types places word position kind base lengths y",
         "t rows n",
@@ -124,42 +124,42 @@ TEMPLATES: dict[str, Template] = {
             **{"seq": 0, "ragged": 0, "vocab": 0, "positions": 0, "types": 0},
             **{"first": 0, "base": 0, "q8": 0},
         },
-        launch.embed,
+        grids.embed,
     ),
-    "starts": _template("lengths starts rows places", "batch seq rows", {}, launch.starts),
-    "pool": _template("x lengths y", "t batch seq n pool", {"ragged": 0, "l2": 0}, launch.pool),
+    "starts": _template("lengths starts rows places", "batch seq rows", {}, grids.starts),
+    "pool": _template("x lengths y", "t batch seq n pool", {"ragged": 0, "l2": 0}, grids.pool),
     "rope": _template(
         "qkv bias turns q_gain k_gain lengths past pages cache q",
         "t rows seq heads kv_heads dim table page_stride positions",
         {"bias": 0, "gains": 0, "eps": 0.0},
-        launch.rope,
+        grids.rope,
     ),
     "attention": _template(
         "qkv bias lengths out",
         "t batch seq heads kv_heads dim",
         {"ragged": 0, "bias": 0, "causal": 0, "window": 0},
-        launch.attention,
+        grids.attention,
     ),
     "attention_cached": _template(
-        "q cache lengths past pages out", _CACHED, {"window": 0}, launch.attention_cached
+        "q cache lengths past pages out", _CACHED, {"window": 0}, grids.attention_cached
     ),
     "attention_decode": _template(
         "q cache lengths past pages partial stats out",
         _CACHED,
         {"window": 0},
-        launch.attention_decode,
+        grids.attention_decode,
     ),
     "attention_combine": _template(
         "partial stats lengths out",
         "t batch seq heads dim splits",
         {},
-        launch.attention_combine,
+        grids.attention_combine,
     ),
     "attention_step": _template(
         "qkv bias turns q_gain k_gain lengths past pages cache partial stats tickets out",
         "t batch heads kv_heads dim table page_stride positions",
         {"bias": 0, "gains": 0, "eps": 0.0, "window": 0},
-        launch.attention_step,
+        grids.attention_step,
     ),
     "matvec": _template(
         "x gain shift w bias residual kept y",
@@ -168,34 +168,34 @@ TEMPLATES: dict[str, Template] = {
             **{"bits": 0, **_BLOCKS, "norm": 0, "eps": 0.0, "keep": 0},
             **{"bias": 0, "residual": 0, "gated": 0},
         },
-        launch.matvec,
+        grids.matvec,
     ),
-    "dequantize": _template("w y", "t n k bits", _BLOCKS, launch.dequantize),
-    "argmax": _template("x lengths y", "t rows n", {}, launch.argmax),
+    "dequantize": _template("w y", "t n k bits", _BLOCKS, grids.dequantize),
+    "argmax": _template("x lengths y", "t rows n", {}, grids.argmax),
     "sample": _template(
         "x temperature top_k top_p min_p seed step change_starts changes reported lengths y"
         " logprob likely likely_logprobs",
         "t rows n",
         {},
-        launch.sample,
+        grids.sample,
     ),
-    "strided": _template("x y", "t n0 n1 n2 n3 s0 s1 s2 s3", {"shift": 0}, launch.strided),
-    "reduce": _template("x y", "t outer extent inner reduce", {}, launch.reduce),
-    "iota": _template("base y", "rows period", {"first": 0, "base": 0}, launch.iota),
-    "length_mask": _template("lengths y", "t batch tokens", {}, launch.length_mask),
-    "causal_mask": _template("past y", "t batch tokens keys", {"window": 0}, launch.causal_mask),
-    "concat": _template("a b y", "t rows m n", {}, launch.concat),
+    "strided": _template("x y", "t n0 n1 n2 n3 s0 s1 s2 s3", {"shift": 0}, grids.strided),
+    "reduce": _template("x y", "t outer extent inner reduce", {}, grids.reduce),
+    "iota": _template("base y", "rows period", {"first": 0, "base": 0}, grids.iota),
+    "length_mask": _template("lengths y", "t batch tokens", {}, grids.length_mask),
+    "causal_mask": _template("past y", "t batch tokens keys", {"window": 0}, grids.causal_mask),
+    "concat": _template("a b y", "t rows m n", {}, grids.concat),
     "cache_write": _template(
         "k v lengths past pages cache",
         "t rows seq kv_heads dim table page_stride",
         {},
-        launch.cache_write,
+        grids.cache_write,
     ),
     "cache_read": _template(
         "cache lengths past pages y",
         "t batch kv_heads dim table page_stride values",
         {},
-        launch.cache_read,
+        grids.cache_read,
     ),
 }
 """The kernels by name. `x*` stands for x0, x1 and so on, one for each operand."""

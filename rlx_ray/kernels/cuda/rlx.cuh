@@ -2,9 +2,9 @@
  *
  * A .cu file is a template. A unit includes it once for each instance, with RLX_NAME (the name of
  * the extern "C" __global__ function) and the file's constants defined before and undefined behind
- * it; macros of its own the file undefines. What each file wants is written at its top, and held by ir/cuda_kernels.py
- * (names and defaults of the constants, order of the arguments) and ir/cuda_launch.py (grid,
- * block, dynamic shared memory, and constants that follow from others).
+ * it; macros of its own the file undefines. What each file wants is written at its top, and held by
+ * ir/cuda_kernels.py (names and defaults of the constants, order of the arguments) and
+ * ir/cuda_grids.py (grid, block, dynamic shared memory, and constants that follow from others).
  *
  *   RLX_T      element type of activations, weights and cache: float, __half or __nv_bfloat16.
  *              Sums are float32 throughout; gains, biases and rotary tables are float32 always.
