@@ -103,6 +103,8 @@ class FsspecFiles:
         except FileExistsError:
             return False
         except (TypeError, ValueError, NotImplementedError):
+            # In these ways file systems say that they have no conditional create. Of two writers
+            # at once the last one wins; what is wrong besides fails in `replace` again.
             if self.size(path) is not None:
                 return False
             self.replace(path, data)

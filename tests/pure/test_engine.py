@@ -9,22 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlx_ray.component import ModelVariant
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.engine.scheduler import Scheduler
 from rlx_ray.errors import EngineError, InputError, StoreError
 from rlx_ray.shape import PAGE
-
-VARIANTS = [
-    ModelVariant.prefill(1, 16),
-    ModelVariant.prefill(1, 64),
-    ModelVariant.prefill(1, 32).with_extra(3, 480),
-    ModelVariant.decode(1, 255),
-    ModelVariant.decode(4, 255),
-    ModelVariant.decode(4, 511),
-]
+from tests.support.specs import TEXT_VARIANTS
 
 
 class Flaky:
@@ -47,7 +38,7 @@ class Flaky:
 @pytest.fixture
 def flaky() -> Iterator[tuple[Flaky, Engine]]:
     decoder = Flaky()
-    engine = Engine(VARIANTS, lambda _: decoder, lambda ids: "x" * len(ids), range(64), 5)
+    engine = Engine(TEXT_VARIANTS, lambda _: decoder, lambda ids: "x" * len(ids), range(64), 5)
     yield decoder, engine
     engine.close()
 
@@ -73,14 +64,14 @@ def test_a_failed_step_ends_its_streams_and_not_the_engine(
 def test_the_engine_knows_the_window() -> None:
     for window, context in ((0, 4 * PAGE), (32, 512)):
         decode, cache = lambda ids: "x" * len(ids), range(4)
-        engine = Engine(VARIANTS, lambda _: Flaky(), decode, cache, 5, window)
+        engine = Engine(TEXT_VARIANTS, lambda _: Flaky(), decode, cache, 5, window)
         assert engine.context == context
         engine.close()
 
 
 def test_who_names_no_length_gets_what_the_cache_has_room_for() -> None:
     cache = range(2)  # fewer pages than the variants could take
-    engine = Engine(VARIANTS, lambda _: Flaky(), lambda ids: "x" * len(ids), cache, 5)
+    engine = Engine(TEXT_VARIANTS, lambda _: Flaky(), lambda ids: "x" * len(ids), cache, 5)
     pieces = list(engine.submit(Request((1, 2, 4), None, Sampling(temperature=0))))
     assert (len(pieces), pieces[-1].finish) == (2 * PAGE - 3, "length")
     with pytest.raises(InputError, match=f"max_tokens is 62, but .* leave 61 of .* {2 * PAGE}"):

@@ -2,106 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 from rlx_ray.config import load
-from rlx_ray.engine.generator import Request
 from rlx_ray.errors import (
-    ArtifactError,
     CompileError,
     ConfigError,
-    DeviceMemoryError,
     StoreError,
-    ToolchainMissing,
     VariantMissing,
 )
-from rlx_ray.store import AotStore
 from rlx_serve import completions
-from rlx_serve.dispatch import CallResult, Lane, Route
-from rlx_serve.ingress import make_app
-from rlx_serve.presence import Presence
 from rlx_serve.problems import Busy, RequestError
-from rlx_serve.service import Service, served
-from rlx_serve.speech import Speaker, Stream
+from rlx_serve.speech import Speaker
 from rlx_serve.table import open_table
-from rlx_serve.variants import Held
 from tests.support.serving import tiny_model, write_config
-
-HIDDEN, VOCAB = 32, 120
-
-
-class Backend:
-    """An executor whose vectors are the text's length and its token ids."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-        self.seconds = 0.0
-        self.inputs: list[Mapping[str, np.ndarray]] = []
-
-    async def __call__(self, route: Route, inputs: Mapping[str, np.ndarray]) -> CallResult:
-        self.inputs.append(inputs)
-        await asyncio.sleep(self.seconds)
-        if self.error:
-            raise self.error
-        ids = inputs["input_ids"][:, :16]
-        vectors = np.zeros((len(ids), HIDDEN), np.float32)
-        vectors[:, 0] = inputs["lengths"]
-        vectors[:, 1 : 1 + ids.shape[1]] = ids / np.float32(3)
-        return CallResult({"embedding": vectors}, "memory")
-
-
-class Site:
-    """A client of the application."""
-
-    def __init__(self, folder: Path, **fields: Any) -> None:
-        limits = {"max_texts": 8, "max_body_bytes": 4000, "request_timeout_s": 0.2}
-        config = write_config(folder, [tiny_model(folder, "tiny", 1, **fields)], **limits)
-        table = open_table(config)
-        targets = table.targets("tiny")
-        self.backends = {target.name: Backend() for target in targets}
-        self.backend = self.backends[targets[0].name]
-        self.answers = True
-        self.presence = Presence("", list(self.backends), {})
-        lanes = tuple(Lane(t.name, self.backends[t.name], table.routes("tiny", t)) for t in targets)
-
-        async def board() -> Mapping[str, Held]:
-            slots = {row.route.slot_id: "loaded" for row in table.rows[:1]}
-            return {"cpu/replica-1": Held(slots, {"talk": ("loaded", 640)})}
-
-        async def ready(target: str, model: str) -> bool:
-            if not self.answers:
-                await asyncio.sleep(60)
-            return True
-
-        models = {"tiny": served(table, "tiny", lanes)}
-        self.table = table
-        store = AotStore(config.store.url)
-        self.service = Service(config, table, models, store, board, ready, presence=self.presence)
-        self.app = make_app(self.service)
-
-    def __call__(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        async def go() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-                return await client.request(method, path, **kwargs)
-
-        return asyncio.run(go())
-
-    def embed(self, value: object, **fields: object) -> httpx.Response:
-        return self("POST", "/v1/embeddings", json={"model": "tiny", "input": value, **fields})
-
-    def infer(self, *inputs: dict[str, object], **fields: object) -> httpx.Response:
-        return self("POST", "/v2/models/tiny/infer", json={"inputs": list(inputs), **fields})
+from tests.support.site import HIDDEN, Site
 
 
 @pytest.fixture
@@ -389,98 +310,6 @@ def test_variants_have_a_row_each_with_the_replicas_that_hold_them(site: Site) -
     assert [len(row["replicas"]) for row in rows] == [1, 0, 0, 0]
     engine = dict(zip(ENGINE, ("talk", "cpu/replica-1", "loaded", 640), strict=True))
     assert answer["engines"] == [engine]
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Site:
-    """A model with executors for two targets."""
-    return Site(tmp_path, targets=["cpu-aarch64", "cpu-x86_64-v3"])
-
-
-def asked(site: Site) -> dict[str, int]:
-    return {name: len(backend.inputs) for name, backend in site.backends.items()}
-
-
-def test_an_executor_that_does_not_answer_is_passed_over_with_its_reason(pair: Site) -> None:
-    assert pair.embed("fox").status_code == 200
-    assert asked(pair) == {"cpu-aarch64": 1, "cpu-x86_64-v3": 0}
-    absent = {"cpu-aarch64": "its executor has no replica yet: no node"}
-    pair.presence.note(absent)
-    pair.backends["cpu-aarch64"].seconds = 60  # what Serve does with a request for it
-    assert pair.embed("fox").status_code == 200
-    assert asked(pair) == {"cpu-aarch64": 1, "cpu-x86_64-v3": 1}
-    rows = pair("GET", "/variants").json()["rows"]
-    assert {(r["target"], r["passed_over"]) for r in rows} == {
-        *absent.items(),
-        ("cpu-x86_64-v3", ""),
-    }
-    assert "no node" in pair("GET", "/").text
-
-
-def test_where_no_executor_answers_a_request_waits_for_one_that_comes(pair: Site) -> None:
-    starting = dict.fromkeys(pair.backends, "its executor is starting")
-
-    async def come() -> tuple[str, ...]:
-        pair.presence.note(starting)
-        waiting = asyncio.ensure_future(pair.presence.present(list(pair.backends)))
-        for _ in range(3):
-            pair.presence.note(starting)
-            await asyncio.sleep(0)
-            assert not waiting.done()
-        pair.presence.note({"cpu-aarch64": "its executor is starting"})
-        return await waiting
-
-    assert asyncio.run(come()) == ("cpu-x86_64-v3",)
-    pair.presence.note(starting)
-    assert pair("GET", "/v2/health/ready").status_code == 503
-    assert pair.embed("fox").status_code == 504
-    assert asked(pair) == {"cpu-aarch64": 0, "cpu-x86_64-v3": 0}
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        Busy("full"),
-        VariantMissing("not built"),
-        ArtifactError("the device refuses the code"),
-        ToolchainMissing("no NVRTC"),
-        DeviceMemoryError("3 GiB wanted, 1 GiB free"),
-    ],
-)
-def test_what_one_target_cannot_do_the_next_one_does(pair: Site, error: Exception) -> None:
-    first, second = pair.backends.values()
-    first.error = error
-    assert pair.embed("fox").status_code == 200
-    second.error = Busy("full too")
-    reply = pair.embed("fox")
-    assert reply.status_code == 503
-    assert type(error).__name__ in reply.json()["error"]["message"]
-
-
-def test_a_generation_starts_on_the_first_executor_that_answers_and_takes_it() -> None:
-    presence = Presence("", "abc", {})
-    asked = []
-
-    def stream_of(name: str, error: Exception | None = None) -> Stream:
-        async def stream(request: Request, streamed: bool) -> AsyncGenerator[str]:
-            asked.append(name)
-            if error:
-                raise error
-            yield name
-
-        return stream
-
-    streams = (stream_of("a"), stream_of("b", DeviceMemoryError("full")), stream_of("c"))
-    speaker = Speaker("s", 8, frozenset(), None, None, ("a", "b", "c"), streams, presence.present)
-    presence.note({"a": "its executor is starting"})
-    first, _ = asyncio.run(speaker.start(None, 1, streamed=True))
-    assert (first, asked) == ("c", ["b", "c"])
-    presence.note({"a": "starting", "c": "starting"})
-    with pytest.raises(DeviceMemoryError, match="full"):
-        asyncio.run(speaker.start(None, 1, streamed=True))
-    presence.note(dict.fromkeys("abc", "starting"))
-    with pytest.raises(TimeoutError, match="first token"):
-        asyncio.run(speaker.start(None, 0.01, streamed=True))
 
 
 def test_who_names_no_length_is_not_given_one_that_the_cache_may_lack() -> None:

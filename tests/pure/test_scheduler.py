@@ -13,19 +13,11 @@ from rlx_ray.engine.pages import GONE, PagePool, chain
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream, bound
 from rlx_ray.errors import ConfigError, InputError
 from rlx_ray.shape import PAGE
-
-VARIANTS = [
-    ModelVariant.prefill(1, 16),
-    ModelVariant.prefill(1, 64),
-    ModelVariant.prefill(1, 32).with_extra(3, 480),
-    ModelVariant.decode(1, 255),
-    ModelVariant.decode(4, 255),
-    ModelVariant.decode(4, 511),
-]
+from tests.support.specs import TEXT_VARIANTS
 
 
 def scheduler(pages: int = 64, cost=None, window: int = 0) -> Scheduler:
-    return Scheduler(VARIANTS, PagePool(pages), cost or (lambda v: None), window)
+    return Scheduler(TEXT_VARIANTS, PagePool(pages), cost or (lambda v: None), window)
 
 
 def stream(tokens: int, new: int, first: int = 0) -> Stream:
@@ -216,7 +208,7 @@ def test_names_depend_on_all_that_came_before() -> None:
 
 
 def test_prefill_and_decode_take_turns_and_chunks_do_not_stall() -> None:
-    costs = dict.fromkeys(VARIANTS, 1.0) | {VARIANTS[1]: 9.0, VARIANTS[0]: 1.5}
+    costs = dict.fromkeys(TEXT_VARIANTS, 1.0) | {TEXT_VARIANTS[1]: 9.0, TEXT_VARIANTS[0]: 1.5}
     s = scheduler(cost=costs.get)
     for i in range(3):
         s.add(stream(10, 50, 100 * i))
@@ -258,4 +250,4 @@ def test_what_exceeds_the_context_is_refused_with_both_numbers() -> None:
         s.add(stream(500, 13))
     assert scheduler(pages=4).context == 128
     with pytest.raises(ConfigError, match="no decode rows"):
-        Scheduler(VARIANTS[:3], PagePool(4), lambda v: None)
+        Scheduler(TEXT_VARIANTS[:3], PagePool(4), lambda v: None)

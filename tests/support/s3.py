@@ -70,6 +70,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     command += ["-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false"]
     command += ["-volume.max=30", "-volume.preStopSeconds=0"]
     command += ["-s3.autoCreateBucket=false", f"-s3.config={identities}"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # fixed ports, which another server has
     log = folder / "weed.log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=folder)

@@ -134,3 +134,14 @@ def make_weights(data: bytes = b"\x01\x02\x03\x04" * 64) -> tuple[WeightsManifes
     blob = BlobRef("weights", sha256_hex(data), len(data))
     tensors = (Binding("layer.0.query", DType.F32, (8, 8), 0, "panel16"),)
     return WeightsManifest("m", "a5" * 32, PACK_VERSION, "cpu-p16", blob, tensors), data
+
+
+TEXT_VARIANTS = [
+    ModelVariant.prefill(1, 16),
+    ModelVariant.prefill(1, 64),
+    ModelVariant.prefill(1, 32).with_extra(3, 480),
+    ModelVariant.decode(1, 255),
+    ModelVariant.decode(4, 255),
+    ModelVariant.decode(4, 511),
+]
+"""Of a model that generates text: prompts of two lengths and one that goes on, and steps."""
