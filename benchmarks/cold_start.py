@@ -29,7 +29,7 @@ CASE = (1, 128)
 
 
 def open_ours(threads: int):
-    from rlx_ray.config import load
+    from rlx_ray.config.load import load
     from rlx_ray.local import LocalModel
 
     config = load(

@@ -107,7 +107,7 @@ def engine_call(engine: str, batch: int, seq: int, threads: int):
     ids = feed(batch, seq)
     if engine.startswith("ours"):
         from rlx_ray.component import ModelVariant
-        from rlx_ray.config import load
+        from rlx_ray.config.load import load
         from rlx_ray.local import LocalModel
 
         low = engine.partition("_")[2]

@@ -24,14 +24,14 @@ from rlx_ray.component import (
     ModelVariant,
     preset_for_phase,
 )
+from rlx_ray.config.spec import MatrixRow, ModelSpec
 from rlx_ray.dtype import DType
 from rlx_ray.job.matrix import expand
 from rlx_ray.models.family import family
-from rlx_ray.models.packing_cuda import pack
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.resident import Resident
-from rlx_ray.spec import MatrixRow, ModelSpec
 from rlx_ray.target import PACK_VERSION, Target
+from rlx_ray.weights.packing_cuda import pack
 from tests.support.llama_checkpoint import llama_shapes
 from tests.support.tiny import tiny_tensors
 

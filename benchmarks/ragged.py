@@ -62,7 +62,7 @@ def answers() -> np.ndarray:
 
 def ours(threads: int):
     """A function that embeds the list and returns [texts, 384], and what it runs on."""
-    from rlx_ray.config import load
+    from rlx_ray.config.load import load
     from rlx_ray.local import LocalModel
     from rlx_ray.routing.ladder import bucket, pad_waste
     from rlx_ray.runtime.executable import pad_tokens

@@ -7,23 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlx_ray.artifact import Binding, BlobRef, WeightsManifest
-from rlx_ray.blocks import Blocks, as_blocks, quantise
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tensor import StoredTensor
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import ModelPhase, QuantScheme
+from rlx_ray.config.spec import ModelSpec
 from rlx_ray.digest import json_digest, sha256_hex
 from rlx_ray.dtype import DType
 from rlx_ray.engine.template import ChatTemplate, read_template
 from rlx_ray.errors import CheckpointError, StoreError
-from rlx_ray.matrix import QUANT_ROWS
-from rlx_ray.models import packing, packing_cuda
 from rlx_ray.models.family import Family, ModelFacts
 from rlx_ray.models.family import family as find_family
 from rlx_ray.runtime.weights import Weights
-from rlx_ray.spec import BuildSpec, ModelSpec
+from rlx_ray.spec import BuildSpec
 from rlx_ray.store import HostCache, Miss, Store, TieredStore
 from rlx_ray.target import PACK_VERSION
+from rlx_ray.weights import packing_cpu, packing_cuda
+from rlx_ray.weights.blocks import Blocks, as_blocks, quantise
+from rlx_ray.weights.formats import QUANT_ROWS
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _ROWS = QuantScheme.parse("gguf_q8_0")
@@ -151,7 +152,7 @@ def packed_bytes(model: OpenModel, spec: BuildSpec) -> int:
     params, formats, kind = model.facts.params, dict(spec.matrices), spec.profile.precision.compute
     if spec.target.kind == "cuda":
         return packing_cuda.places(params, DType.parse(kind), formats)[1]
-    return packing.places(params, spec.target.panel, kind, formats)[1]
+    return packing_cpu.places(params, spec.target.panel, kind, formats)[1]
 
 
 def _packed(model: OpenModel, spec: BuildSpec) -> tuple[Any, tuple[Binding, ...]]:
@@ -167,7 +168,7 @@ def _packed(model: OpenModel, spec: BuildSpec) -> tuple[Any, tuple[Binding, ...]
 
     if spec.target.kind == "cuda":
         return packing_cuda.pack(params, read, DType.parse(precision), formats, read_blocks)
-    return packing.pack(params, read, spec.target.panel, precision, formats, read_blocks)
+    return packing_cpu.pack(params, read, spec.target.panel, precision, formats, read_blocks)
 
 
 def _blocks(tensor: StoredTensor, form: str, scheme: QuantScheme | None) -> Blocks:

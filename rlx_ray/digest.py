@@ -10,7 +10,7 @@ from pathlib import Path
 
 COMPILE_SIDE = (
     "compiler.py",
-    "matrix.py",
+    "weights",
     "launch_plan.py",
     "ir",
     "graphs",

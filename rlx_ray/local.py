@@ -14,7 +14,8 @@ import numpy as np
 from rlx_ray.catalog import OpenModel, load_weights, open_model
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
-from rlx_ray.config import load as load_config
+from rlx_ray.config.load import load as load_config
+from rlx_ray.config.spec import Config, ModelSpec
 from rlx_ray.errors import (
     ArtifactError,
     ConfigError,
@@ -32,7 +33,7 @@ from rlx_ray.routing.ladder import Rung, bucket, pad_waste
 from rlx_ray.runtime.executable import Executable, pad_tokens
 from rlx_ray.runtime.load import Loader, host_for, loader_for
 from rlx_ray.runtime.weights import Weights
-from rlx_ray.spec import BuildSpec, Config, ModelSpec
+from rlx_ray.spec import BuildSpec
 from rlx_ray.store import HostCache, TieredStore, open_store
 from rlx_ray.store.tiered import Fetched
 

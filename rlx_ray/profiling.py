@@ -21,11 +21,11 @@ from rlx_ray.artifact import BindingManifest
 from rlx_ray.codegen import c, zig
 from rlx_ray.compiler import binding, stages
 from rlx_ray.ir.lir import Call, Lir, Region, Space
-from rlx_ray.matrix import laid_out
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.shape import PAGE
 from rlx_ray.spec import BuildSpec
+from rlx_ray.weights.formats import laid_out
 
 _THREADS, _CALLS = 64, 1024  # COUNTER_THREADS and COUNTER_CALLS of kernels/c/counters.h
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlx_ray.blocks import unpack
 from rlx_ray.checkpoint.folder import RangedFile
 from rlx_ray.component.quant import QuantScheme
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
+from rlx_ray.weights.blocks import unpack
 
 _NUMPY = {
     DType.F64: "<f8",

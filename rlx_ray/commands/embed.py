@@ -28,7 +28,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed every line of standard input."""
-    from rlx_ray.config import load
+    from rlx_ray.config.load import load
     from rlx_ray.local import LocalModel
 
     if args.threads < 0:

@@ -13,9 +13,9 @@ from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.spec import BuildSpec
 
 if TYPE_CHECKING:
+    from rlx_ray.config.spec import Config
     from rlx_ray.ir.launches import Launches
     from rlx_ray.job.matrix import Cell
-    from rlx_ray.spec import Config
     from rlx_ray.target import Target
 
 SECTIONS = ("key", "hir", "mir", "lir", "launches", "resources", "notes", "source")
@@ -57,7 +57,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the sections, or one JSON document with them."""
     from rlx_ray.catalog import open_model
-    from rlx_ray.config import load
+    from rlx_ray.config.load import load
     from rlx_ray.job.matrix import expand
     from rlx_ray.local import find_model, pick
 

@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer the prompt on standard input."""
-    from rlx_ray.config import load
+    from rlx_ray.config.load import load
     from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
     from rlx_ray.local import LocalModel

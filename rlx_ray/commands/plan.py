@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from rlx_ray.catalog import OpenModel, open_model
 from rlx_ray.commands.listing import print_listing
 from rlx_ray.commands.output import config_options, err, select_options, write_json
-from rlx_ray.config import load
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import Config
 from rlx_ray.job.matrix import Cell, expand
 from rlx_ray.job.plan import absent, make_plan, select
 from rlx_ray.job.prebuild import look_up
 from rlx_ray.job.toolchains import refusals
-from rlx_ray.spec import Config
 from rlx_ray.store import open_store
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rlx_ray.commands.output import config_options, err, write_json
 
 if TYPE_CHECKING:
-    from rlx_ray.spec import Config, ModelSpec
+    from rlx_ray.config.spec import Config, ModelSpec
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,7 +32,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
-    from rlx_ray.config import load
+    from rlx_ray.config.load import load
     from rlx_serve.app import run as start
     from rlx_serve.app import stop
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rlx_ray.commands.listing import print_listing
 from rlx_ray.commands.output import config_options, err, json_option, select_options, write_json
+from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError
-from rlx_ray.spec import Config
 
 if TYPE_CHECKING:
     from rlx_ray.spec import BuildSpec
@@ -42,7 +42,7 @@ def _where(parser: argparse.ArgumentParser) -> None:
 
 
 def _store(args: argparse.Namespace) -> Store:
-    from rlx_ray.config import load
+    from rlx_ray.config.load import load
     from rlx_ray.store import open_store
 
     if args.config:
@@ -83,7 +83,7 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_pull(args: argparse.Namespace) -> int:
     """Bring a config's artifacts and weights to this host's cache; 1 if any is missing."""
     from rlx_ray.catalog import load_weights, open_model
-    from rlx_ray.config import load
+    from rlx_ray.config.load import load
     from rlx_ray.job.matrix import expand
     from rlx_ray.job.plan import select
     from rlx_ray.store import HostCache, TieredStore, open_store

@@ -11,9 +11,9 @@ from rlx_ray.component import reader
 from rlx_ray.component.dispatch import KernelDispatchConfig, KernelDispatchPolicy, OpKind
 from rlx_ray.component.quant import QuantScheme
 from rlx_ray.component.rust_enum import RustEnum
+from rlx_ray.component.rust_hash import U32, RustHasher
 from rlx_ray.component.variant import ModelPhase, ModelVariant
 from rlx_ray.errors import ConfigError
-from rlx_ray.rust_hash import U32, RustHasher
 
 
 class CompilationMode(RustEnum):

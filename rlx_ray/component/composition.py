@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rlx_ray.component import reader
+from rlx_ray.component.rust_hash import RustHasher
 from rlx_ray.errors import ConfigError
-from rlx_ray.rust_hash import RustHasher
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from enum import Enum
 from typing import Any
 
 from rlx_ray.component import reader
+from rlx_ray.component.rust_hash import RustHasher
 from rlx_ray.component.variant import ModelPhase
 from rlx_ray.digest import canonical_json
 from rlx_ray.errors import ConfigError, nearest
-from rlx_ray.rust_hash import RustHasher
 
 
 class Preset(Enum):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
+from rlx_ray.component.rust_hash import U64
 from rlx_ray.errors import ConfigError, nearest
-from rlx_ray.rust_hash import U64
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from rlx_ray.component import reader
 from rlx_ray.component.rust_enum import RustEnum
+from rlx_ray.component.rust_hash import U32, U64, RustHasher
 from rlx_ray.errors import ConfigError
-from rlx_ray.rust_hash import U32, U64, RustHasher
 
 BATCH, SEQ, ROWS, PAST_SEQ = 0, 1, 2, 3
 """Symbols of a dim binding that RLX defines."""

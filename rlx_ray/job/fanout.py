@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from rlx_ray.config.spec import StoreSpec
 from rlx_ray.errors import ConfigError, StoreError
 from rlx_ray.job.build import Limits, build
 from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Row, row_of
 from rlx_ray.job.toolchains import Chain, refusals
-from rlx_ray.spec import BuildSpec, StoreSpec
+from rlx_ray.spec import BuildSpec
 from rlx_ray.store import check_shared, open_store
 
 _RETRIES = 2

@@ -19,9 +19,13 @@ from rlx_ray.component import (
 )
 from rlx_ray.component.dispatch import decide
 from rlx_ray.component.variant import PAST_SEQ, ROWS
+from rlx_ray.config.spec import MatrixRow, ModelSpec
 from rlx_ray.digest import build_id
 from rlx_ray.errors import ConfigError
-from rlx_ray.matrix import (
+from rlx_ray.models.family import Family, ModelFacts
+from rlx_ray.spec import BuildSpec
+from rlx_ray.target import ABI, PACK_VERSION, Target, target, toolchain_for
+from rlx_ray.weights.formats import (
     BLOCK,
     PRECISIONS,
     QUANT_ROWS,
@@ -30,9 +34,7 @@ from rlx_ray.matrix import (
     scheme_block,
     scheme_format,
 )
-from rlx_ray.models.family import Family, ModelFacts, ParamSpec
-from rlx_ray.spec import BuildSpec, MatrixRow, ModelSpec
-from rlx_ray.target import ABI, PACK_VERSION, Target, target, toolchain_for
+from rlx_ray.weights.params import ParamSpec
 
 _MATMUL = OpKind.parse("MatMul")
 

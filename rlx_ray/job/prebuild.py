@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from rlx_ray.catalog import OpenModel, ensure_weights
+from rlx_ray.config.spec import StoreSpec
 from rlx_ray.job.build import Limits
 from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Plan, Row, absent, make_plan
 from rlx_ray.job.toolchains import Chain, refusals
-from rlx_ray.spec import StoreSpec
 from rlx_ray.store import Store, open_store
 from rlx_ray.store.base import Lookup
 

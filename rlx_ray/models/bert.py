@@ -15,9 +15,10 @@ from rlx_ray.component import Homogeneous, LayerComposition, ModelPhase, Pair, S
 from rlx_ray.digest import canonical_json, json_digest
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError, ConfigError
-from rlx_ray.models.family import Family, ModelFacts, ParamSpec, Tensors, Texts
+from rlx_ray.models.family import Family, ModelFacts, Tensors, Texts
 from rlx_ray.models.head import REPAIR, read_head, read_json, read_limits
 from rlx_ray.spec import TensorSpec
+from rlx_ray.weights.params import ParamSpec
 
 _ACTIVATIONS = {
     "gelu": "gelu",

@@ -16,10 +16,11 @@ from rlx_ray.component import Homogeneous, ModelPhase, Pair, QuantScheme, Single
 from rlx_ray.digest import canonical_json, json_digest
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
-from rlx_ray.models.family import Family, Limits, ModelFacts, ParamSpec, TensorInfo, Tensors, Texts
+from rlx_ray.models.family import Family, Limits, ModelFacts, TensorInfo, Tensors, Texts
 from rlx_ray.models.head import REPAIR, read_json
 from rlx_ray.models.llama_sizes import from_config, from_gguf
 from rlx_ray.spec import TensorSpec
+from rlx_ray.weights.params import ParamSpec
 
 _FLOATS = (DType.F32, DType.F16, DType.BF16, DType.F64)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from rlx_ray.ir.lir import Space
 from rlx_ray.ir.mir import Mir, Node, Op, node_flops
-from rlx_ray.matrix import FORMATS
 from rlx_ray.passes.layout import Layout
 from rlx_ray.passes.regions import Facts, Group, reads_whole, tile_rows, value_bytes
 from rlx_ray.shape import elements
 from rlx_ray.target import Target
+from rlx_ray.weights.formats import FORMATS
 
 THREADS = (1, 2, 4)
 """Thread counts that one artifact is tuned for; each weighs the same."""

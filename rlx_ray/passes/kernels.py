@@ -7,10 +7,10 @@ from collections.abc import Callable
 from rlx_ray.errors import VerifyError
 from rlx_ray.ir.lir import Kernel
 from rlx_ray.ir.mir import Mir, Node, Op
-from rlx_ray.matrix import FORMATS
 from rlx_ray.passes.primitives import PRIMITIVES
 from rlx_ray.passes.tiled import Lowered, Tiled, grid, operand
 from rlx_ray.shape import PAGE
+from rlx_ray.weights.formats import FORMATS
 
 POOLS = {"mean": 0, "max": 1, "cls": 2, "last": 3}
 

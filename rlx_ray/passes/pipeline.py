@@ -89,7 +89,7 @@ def run(
         config: native or common kernels.
         supported: kinds that the backend has native kernels for.
         target: decides what comes behind the MIR, tile shapes and the packed layout.
-        formats: of parameters whose weights stay quantised (rlx_ray.matrix).
+        formats: of parameters whose weights stay quantised (rlx_ray.weights.formats).
 
     Raises:
         VerifyError: a pass made something that its level forbids (a bug in that pass).

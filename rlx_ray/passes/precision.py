@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from rlx_ray.dtype import DType
 from rlx_ray.ir.mir import Mir, Node, Note, Op
-from rlx_ray.matrix import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
 from rlx_ray.target import Target
+from rlx_ray.weights.formats import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
 
 _CACHED = (Op.ROPE_CACHE, Op.CACHED_ATTENTION, Op.CACHE_WRITE, Op.CACHE_READ)
 

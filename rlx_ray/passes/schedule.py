@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from rlx_ray.ir.lir import Call, Lir, Packing, Region, Slot, Space, Tensor
 from rlx_ray.ir.mir import Mir, Node, Note, Op, Shape, node_flops
-from rlx_ray.matrix import FORMATS, MatrixFormat
 from rlx_ray.passes.cost import THREADS, Cost, group_cost, latency, program_cost
 from rlx_ray.passes.kernels import lower_node
 from rlx_ray.passes.layout import Layout, lay_out
@@ -25,6 +24,7 @@ from rlx_ray.passes.regions import (
 from rlx_ray.passes.tiled import Lowered, Tiled
 from rlx_ray.shape import PAGE
 from rlx_ray.target import Target
+from rlx_ray.weights.formats import FORMATS, MatrixFormat
 
 _SCRATCH_LIMIT = 256 << 20
 """Bytes of scratch per thread beyond which a tile size is not considered if a smaller one is."""

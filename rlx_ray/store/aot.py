@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
 from rlx_ray.artifact import Artifact, BlobRef, Manifest, WeightsManifest
+from rlx_ray.config.spec import StoreSpec
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import ArtifactError, ConfigError, StoreError
-from rlx_ray.spec import BuildSpec, StoreSpec
+from rlx_ray.spec import BuildSpec
 from rlx_ray.store.base import (
     Entry,
     Hit,

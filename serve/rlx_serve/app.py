@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions
 
-from rlx_ray.config import load
+from rlx_ray.config.load import load
+from rlx_ray.config.serve import ServeSpec
+from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError, RlxError
 from rlx_ray.job.build import Limits
 from rlx_ray.runtime.load import host_for
-from rlx_ray.serve_spec import ServeSpec
-from rlx_ray.spec import Config
 from rlx_ray.store import check_shared, open_store
 from rlx_serve.budget import budget_of, check_budget
 from rlx_serve.builds import Builds

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from rlx_ray.catalog import packed_bytes
 from rlx_ray.component import CompilationMode
+from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError
-from rlx_ray.spec import Config
 from rlx_ray.target import Target
 from rlx_serve.speaking import SPEAKING
 from rlx_serve.table import Table

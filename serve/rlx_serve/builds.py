@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import ray
 
+from rlx_ray.config.spec import StoreSpec
 from rlx_ray.errors import BuildLimitError, CompileError, RlxError
 from rlx_ray.job.build import Limits, build
-from rlx_ray.spec import BuildSpec, StoreSpec
+from rlx_ray.spec import BuildSpec
 from rlx_ray.store import Hit, open_store
 from rlx_serve.problems import Failure
 from rlx_serve.variants import Held

@@ -19,6 +19,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from rlx_ray.component import CompilationMode
+from rlx_ray.config.spec import Config
 from rlx_ray.engine.generation import Request
 from rlx_ray.errors import (
     ArtifactError,
@@ -28,7 +29,7 @@ from rlx_ray.errors import (
     RlxError,
     StoreError,
 )
-from rlx_ray.spec import BuildSpec, Config
+from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_serve.budget import Budget, budget_of, check_budget
 from rlx_serve.builds import Record, build_patience

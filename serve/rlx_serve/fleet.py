@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
-from rlx_ray.serve_spec import Placement, ServeSpec
+from rlx_ray.config.serve import Placement, ServeSpec
 from rlx_ray.target import Host, Target
 
 CORE = ("Ingress", "Builds")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from rlx_ray.catalog import OpenModel, load_weights
 from rlx_ray.component import CompilationMode
+from rlx_ray.config.spec import Config
 from rlx_ray.errors import ArtifactError, ConfigError
 from rlx_ray.resolve import OnMiss, Resolver, refuse
 from rlx_ray.runtime.executable import Executable
 from rlx_ray.runtime.load import host_for, loader_for
 from rlx_ray.runtime.weights import Weights
-from rlx_ray.spec import BuildSpec, Config
+from rlx_ray.spec import BuildSpec
 from rlx_ray.store import HostCache, TieredStore, open_store
 from rlx_ray.target import Target
 

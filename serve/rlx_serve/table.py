@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from rlx_ray.catalog import OpenModel, open_model
 from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
+from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.job.matrix import expand
-from rlx_ray.spec import BuildSpec, Config
+from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_serve.dispatch import Route
 

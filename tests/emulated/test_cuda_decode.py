@@ -7,8 +7,8 @@ import pytest
 
 from rlx_ray.dtype import DType
 from rlx_ray.ir.cuda_kernels import Instance, instance
-from rlx_ray.models.rope import turns
 from rlx_ray.shape import PAGE
+from rlx_ray.weights.rope import turns
 from tests.support.cuda_cache import Sequences, sequences
 from tests.support.cuda_emulator import NUMPY, ORDERS, Unit
 from tests.support.cuda_oracle import IDS, TYPES, check, empty, floats, values, wide

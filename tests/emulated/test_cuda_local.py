@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlx_ray.codegen import nvrtc, zig
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.errors import ConfigError, DeviceError, VariantMissing
 from rlx_ray.job.build import build
 from rlx_ray.local import LocalModel

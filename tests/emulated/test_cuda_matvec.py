@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from rlx_ray.blocks import Blocks, as_blocks, quantise, unpack
 from rlx_ray.component import QuantScheme
 from rlx_ray.dtype import DType
 from rlx_ray.ir.cuda_kernels import instance
-from rlx_ray.matrix import BLOCK, FORMATS, HALF, scheme_format
-from rlx_ray.models.packing_cuda import tiled
+from rlx_ray.weights.blocks import Blocks, as_blocks, quantise, unpack
+from rlx_ray.weights.formats import BLOCK, FORMATS, HALF, scheme_format
+from rlx_ray.weights.packing_cuda import tiled
 from tests.support.cuda_emulator import NUMPY, ORDERS, Unit
 from tests.support.cuda_oracle import IDS, TYPES, check, empty, floats, values, wide
 

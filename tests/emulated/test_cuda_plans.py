@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx_ray.blocks import quantise
 from rlx_ray.codegen.zig import installed_version
 from rlx_ray.component import KernelDispatchConfig, QuantScheme
 from rlx_ray.runtime.executable import NUMPY
+from rlx_ray.weights.blocks import quantise
 from tests.support.cuda_plans import TinyCard
 from tests.support.mir_oracle import evaluate
 from tests.support.needs import needs

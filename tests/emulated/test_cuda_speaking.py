@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlx_ray.codegen import nvrtc, zig
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.errors import DeviceMemoryError

@@ -7,9 +7,9 @@ import pytest
 
 from rlx_ray.codegen.zig import installed_version
 from rlx_ray.ir.cuda_kernels import instance
-from rlx_ray.matrix import FORMATS
-from rlx_ray.models.packing_cuda import tiled
 from rlx_ray.shape import PAGE
+from rlx_ray.weights.formats import FORMATS
+from rlx_ray.weights.packing_cuda import tiled
 from tests.emulated.test_cuda_matvec import exact, random_blocks, traits
 from tests.support.cuda_cache import sequences
 from tests.support.cuda_emulator import ORDERS, Unit

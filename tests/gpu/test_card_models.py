@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlx_ray.component import CompileProfile, Preset
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.local import LocalModel
 from rlx_ray.runtime.cuda_device import CudaDevice

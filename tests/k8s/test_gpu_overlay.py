@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlx_ray.config import load
-from rlx_ray.spec import Config
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import Config
 from rlx_ray.target import Host, target
 from rlx_serve.fleet import Cluster, choose
 from tests.k8s.manifests import (

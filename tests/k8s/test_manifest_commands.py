@@ -19,8 +19,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from rlx_ray.codegen.zig import installed_version
 from rlx_ray.component import CompilationMode
-from rlx_ray.config import load
-from rlx_ray.spec import Config
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import Config
 from rlx_ray.target import target, this_host
 from tests.k8s.manifests import BASE, ROOT, base, one, pods, ray_job
 from tests.support.needs import needs

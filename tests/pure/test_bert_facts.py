@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx_ray.checkpoint import Checkpoint, open_checkpoint, to_f32
+from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
+from rlx_ray.checkpoint.tensor import to_f32
 from rlx_ray.component import (
     Homogeneous,
     LayerComposition,
@@ -19,8 +20,9 @@ from rlx_ray.component import (
     composition_key,
 )
 from rlx_ray.errors import CheckpointError, ConfigError
-from rlx_ray.models import ModelFacts, family, family_names, pack
 from rlx_ray.models.bert import FAMILY
+from rlx_ray.models.family import ModelFacts, family, family_names
+from rlx_ray.weights.packing_cpu import pack
 from tests.support.bert_reference import forward
 from tests.support.needs import needs_minilm
 from tests.support.tiny import safetensors_bytes, tiny_tensors, write_tiny_bert

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rlx_ray.blocks import as_blocks, quantise, unpack
 from rlx_ray.component import SCHEMES, QuantScheme
 from rlx_ray.errors import CheckpointError
-from rlx_ray.matrix import FORMATS, join, scheme_format
-from rlx_ray.small_floats import E2M1, E4M3, E5M2, SmallFloat
+from rlx_ray.weights.blocks import as_blocks, quantise, unpack
+from rlx_ray.weights.formats import FORMATS, join, scheme_format
+from rlx_ray.weights.small_floats import E2M1, E4M3, E5M2, SmallFloat
 
 KINDS = {
     "gguf_q4_0": gguf.GGMLQuantizationType.Q4_0,

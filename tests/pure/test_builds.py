@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import asyncio
 
+from rlx_ray.config.spec import StoreSpec
 from rlx_ray.errors import CompileError
 from rlx_ray.job.build import Limits
-from rlx_ray.spec import BuildSpec, StoreSpec
+from rlx_ray.spec import BuildSpec
 from rlx_serve.builds import Builds, Record, Run
 from rlx_serve.problems import Failure
 from rlx_serve.variants import Held

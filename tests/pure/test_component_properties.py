@@ -33,8 +33,8 @@ from rlx_ray.component import (
     composition_to_json,
     key_line,
 )
+from rlx_ray.component.rust_hash import U32, U64
 from rlx_ray.errors import ConfigError
-from rlx_ray.rust_hash import U32, U64
 
 # Few values each, so that equal parts meet often enough to matter.
 SMALL = st.integers(1, 3) | st.integers(1, U64)

@@ -16,9 +16,9 @@ from rlx_ray.component import (
     QuantScheme,
 )
 from rlx_ray.component.profile import Precision
-from rlx_ray.config import load
+from rlx_ray.config.load import load
+from rlx_ray.config.serve import ServeSpec
 from rlx_ray.errors import ConfigError
-from rlx_ray.serve_spec import ServeSpec
 from rlx_ray.target import this_host
 from tests.support.configs import (
     BASE,

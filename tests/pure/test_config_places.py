@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.config import _SERVE, load
+from rlx_ray.config.load import _SERVE, load
+from rlx_ray.config.serve import Placement, ServeSpec
 from rlx_ray.errors import ConfigError
-from rlx_ray.serve_spec import Placement, ServeSpec
 from rlx_ray.target import CPU_TARGETS, Host, target, this_host
 from tests.support.configs import (
     BASE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
-from rlx_ray.serve_spec import ExecutorSpec, Placement, ServeSpec
+from rlx_ray.config.serve import ExecutorSpec, Placement, ServeSpec
 from rlx_ray.target import Host, target
 from rlx_serve.fleet import (
     Cluster,

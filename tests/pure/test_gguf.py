@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from rlx_ray.checkpoint import open_checkpoint
+from rlx_ray.checkpoint.source import open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.errors import CheckpointError, ConfigError, RlxError
 from tests.support.gguf_file import TINY, gguf_bytes, tiny_gguf, tiny_tensors

@@ -34,7 +34,7 @@ def test_the_public_names_are_there() -> None:
 
 
 DOORS = {
-    "yaml": {"rlx_ray/config.py"},
+    "yaml": {"rlx_ray/config/load.py"},
     "fsspec": {"rlx_ray/store/fs.py", "rlx_ray/checkpoint/"},
     "ray": {"rlx_ray/job/fanout.py", "serve/rlx_serve/"},
     "cupy": {"rlx_ray/codegen/nvrtc.py", "rlx_ray/runtime/cuda.py"},

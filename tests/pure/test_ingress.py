@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.errors import (
     CompileError,
     ConfigError,

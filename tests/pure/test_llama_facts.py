@@ -13,8 +13,8 @@ from rlx_ray.component import QuantScheme
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError, ConfigError, RlxError
 from rlx_ray.models.llama import FAMILY
-from rlx_ray.models.rope import turns
-from rlx_ray.models.sources import in_halves
+from rlx_ray.weights.rope import turns
+from rlx_ray.weights.sources import in_halves
 from tests.support import llama_reference
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rlx_ray.artifact import Binding
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
-from rlx_ray.models import ParamSpec, pack
+from rlx_ray.weights.packing_cpu import pack
+from rlx_ray.weights.params import ParamSpec
 
 
 def oracle(param: ParamSpec, source: dict[str, np.ndarray], panel: int) -> list[float]:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from rlx_ray.artifact import Binding
-from rlx_ray.blocks import quantise
 from rlx_ray.component import QuantScheme
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
-from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.packing_cuda import pack, tiled
+from rlx_ray.weights.blocks import quantise
+from rlx_ray.weights.packing_cuda import pack, tiled
+from rlx_ray.weights.params import ParamSpec
 
 NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.BF16: ml_dtypes.bfloat16}
 PARAMS = (

@@ -12,14 +12,14 @@ import pytest
 
 from rlx_ray.catalog import open_model
 from rlx_ray.component import KernelDispatchConfig, KernelDispatchPolicy, ModelVariant, OpKind
-from rlx_ray.config import load
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import ModelSpec
 from rlx_ray.errors import ConfigError
 from rlx_ray.job.matrix import Cell, expand, variants
 from rlx_ray.job.plan import DEFAULT_SECONDS, Row, absent, make_plan, select
 from rlx_ray.job.prebuild import Report, look_up
 from rlx_ray.job.report import html
 from rlx_ray.job.toolchains import refusals
-from rlx_ray.spec import ModelSpec
 from rlx_ray.store import Hit, Miss, open_store
 from rlx_ray.target import target, toolchain_for
 from tests.support.specs import make_artifact

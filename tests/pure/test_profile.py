@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlx_ray.component import CompileProfile, ModelPhase, Preset, parse_preset, preset_for_phase
+from rlx_ray.component.rust_hash import RustHasher
 from rlx_ray.digest import canonical_json
 from rlx_ray.errors import ConfigError
-from rlx_ray.rust_hash import RustHasher
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rlx_keys.json").read_text())
 DECODE = (Preset.LLAMA32_DECODE, Preset.QWEN35_DECODE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlx_ray.rust_hash import U32, U64, RustHasher
+from rlx_ray.component.rust_hash import U32, U64, RustHasher
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rlx_keys.json").read_text())
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlx_ray.checkpoint import open_checkpoint, to_f32
+from rlx_ray.checkpoint.source import open_checkpoint
+from rlx_ray.checkpoint.tensor import to_f32
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
 from tests.support.needs import needs_minilm

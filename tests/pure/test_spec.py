@@ -276,7 +276,8 @@ def _other_leaf(value: Any) -> Any:
     "path",
     [
         *("kernels/cuda/matvec.cu", "kernels/cuda/rlx.cuh", "kernels/c/gemm.h", "launch_plan.py"),
-        *("matrix.py", "ir/cuda_launch.py", "passes/cuda/lower.py", "models/packing_cuda.py"),
+        *("weights/formats.py", "ir/cuda_launch.py", "passes/cuda/lower.py"),
+        "weights/packing_cuda.py",
     ],
 )
 def test_the_build_id_covers_what_decides_an_artifacts_bytes(tmp_path: Path, path: str) -> None:

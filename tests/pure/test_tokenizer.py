@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.checkpoint import Tokenizer, open_checkpoint
+from rlx_ray.checkpoint.source import open_checkpoint
+from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.errors import CheckpointError, ConfigError
 from tests.support.needs import needs_minilm
 from tests.support.tiny import tiny_vocab, write_tiny_bert

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlx_ray.component import ModelPhase, ModelVariant
+from rlx_ray.component.rust_hash import U32, U64
 from rlx_ray.errors import ConfigError
-from rlx_ray.rust_hash import U32, U64
 
 SIZE = st.integers(1, U64)
 EXTRA = st.lists(st.tuples(st.integers(0, U32), SIZE), max_size=4).map(tuple)

@@ -17,7 +17,7 @@ from rlx_ray.artifact import Manifest
 from rlx_ray.catalog import open_model
 from rlx_ray.codegen import nvrtc
 from rlx_ray.codegen.zig import installed_version
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.job.build import Limits
 from rlx_ray.job.matrix import expand
 from rlx_ray.job.plan import Plan

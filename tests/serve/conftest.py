@@ -16,10 +16,11 @@ from ray import serve
 
 from rlx_ray.catalog import open_model
 from rlx_ray.component import CompilationMode
-from rlx_ray.config import load
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import Config
 from rlx_ray.job.build import build
 from rlx_ray.job.matrix import expand
-from rlx_ray.spec import BuildSpec, Config
+from rlx_ray.spec import BuildSpec
 from rlx_ray.store import AotStore
 from rlx_serve.app import bind
 from rlx_serve.ports import free_port

@@ -15,8 +15,8 @@ import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
+from rlx_ray.config.serve import ServeSpec
 from rlx_ray.errors import ConfigError
-from rlx_ray.serve_spec import ServeSpec
 from rlx_serve import app
 from tests.serve.conftest import ROOT, deploy
 from tests.support.command import serving

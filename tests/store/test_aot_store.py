@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlx_ray.config.spec import StoreSpec
 from rlx_ray.errors import ConfigError, StoreError
-from rlx_ray.spec import StoreSpec
 from rlx_ray.store import AotStore, Hit, Miss, check_shared, open_store
 from rlx_ray.store.fs import FsspecFiles
 from tests.store.conformance import Place, StoreConformance, assert_whole, check_damage

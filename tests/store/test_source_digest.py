@@ -9,7 +9,7 @@ import pytest
 
 from rlx_ray.catalog import OpenModel, open_model
 from rlx_ray.checkpoint.source import Checkpoint
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.store import HostCache
 from tests.support.tiny import write_tiny_bert
 

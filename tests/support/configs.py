@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from rlx_ray.config import load
-from rlx_ray.spec import Config, ModelSpec
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import Config, ModelSpec
 from rlx_ray.target import this_host
 
 BASE: dict[str, Any] = {

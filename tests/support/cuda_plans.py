@@ -10,27 +10,27 @@ from typing import Any
 import numpy as np
 
 from rlx_ray.artifact import Artifact, BlobRef, WeightsManifest
-from rlx_ray.blocks import quantise
 from rlx_ray.catalog import OpenModel, load_weights, open_model
 from rlx_ray.codegen import cuda
 from rlx_ray.codegen.backend import backend_for
 from rlx_ray.compiler import binding, compile
 from rlx_ray.component import KernelDispatchConfig, QuantScheme
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.digest import canonical_json, sha256_hex
 from rlx_ray.dtype import DType
 from rlx_ray.ir.hir import Hir
 from rlx_ray.ir.launches import Launches
 from rlx_ray.job.matrix import Cell, expand
-from rlx_ray.matrix import QUANT_ROWS, scheme_block, scheme_format
-from rlx_ray.models import packing_cuda
-from rlx_ray.models.family import ParamSpec
 from rlx_ray.passes.pipeline import run
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.resident import DeviceWeights, Resident
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.store import HostCache, TieredStore, open_store
 from rlx_ray.target import target
+from rlx_ray.weights import packing_cuda
+from rlx_ray.weights.blocks import quantise
+from rlx_ray.weights.formats import QUANT_ROWS, scheme_block, scheme_format
+from rlx_ray.weights.params import ParamSpec
 from tests.support.cuda_device import EmulatedDevice
 from tests.support.programs import NATIVE, PROFILE, TINY_LLAMA
 

@@ -24,15 +24,15 @@ from rlx_ray.graphs.bert import build
 from rlx_ray.ir.hir import Hir
 from rlx_ray.ir.launches import Launches
 from rlx_ray.ir.lir import Lir
-from rlx_ray.matrix import FORMATS
-from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.packing import pack
 from rlx_ray.passes.pipeline import Stages, run
 from rlx_ray.passes.regions import Tiling
 from rlx_ray.passes.schedule import schedule
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import Target, this_host, toolchain_for
+from rlx_ray.weights.formats import FORMATS
+from rlx_ray.weights.packing_cpu import pack
+from rlx_ray.weights.params import ParamSpec
 
 NATIVE = KernelDispatchConfig(KernelDispatchPolicy.PREFER_NATIVE)
 COMMON = KernelDispatchConfig(KernelDispatchPolicy.FORCE_COMMON)

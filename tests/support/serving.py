@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from rlx_ray.config import load
-from rlx_ray.spec import Config
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import Config
 from rlx_ray.target import this_host
 from tests.support.tiny import write_tiny_bert
 

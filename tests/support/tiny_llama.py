@@ -9,7 +9,7 @@ import numpy as np
 
 from rlx_ray.ir.launches import Launches
 from rlx_ray.ir.lir import Lir
-from rlx_ray.models.rope import turns
+from rlx_ray.weights.rope import turns
 from tests.support import llama_reference
 from tests.support.programs import random_params
 

@@ -12,7 +12,7 @@ import pytest
 
 from rlx_ray.codegen.c import emit
 from rlx_ray.component import ModelVariant
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.local import LocalModel
 from rlx_ray.passes.precision import lower_precision

@@ -11,11 +11,11 @@ import pytest
 
 from rlx_ray.catalog import open_model
 from rlx_ray.component import CompilationMode, ModelVariant
-from rlx_ray.config import load
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError, InputError, UnknownModelError, VariantMissing
 from rlx_ray.job import build as job_build
 from rlx_ray.local import LocalModel
-from rlx_ray.spec import Config
 from tests.support.bert_reference import forward
 from tests.support.programs import Bench
 from tests.support.tiny import tiny_tensors, write_tiny_bert

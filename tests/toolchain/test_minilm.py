@@ -17,10 +17,10 @@ from rlx_ray.component import (
     ModelVariant,
     Preset,
 )
-from rlx_ray.config import load
+from rlx_ray.config.load import load
+from rlx_ray.config.spec import Config
 from rlx_ray.local import LocalModel
 from rlx_ray.runtime.executable import pad_tokens
-from rlx_ray.spec import Config
 from tests.support.needs import needs_minilm
 
 ROOT = Path(__file__).parent.parent.parent

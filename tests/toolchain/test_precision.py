@@ -10,11 +10,11 @@ import pytest
 
 from rlx_ray.codegen.zig import compile_c
 from rlx_ray.component.profile import Precision
-from rlx_ray.matrix import FORMATS
-from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.packing import pack
-from rlx_ray.models.sources import to_bf16
 from rlx_ray.passes.regions import Tiling
+from rlx_ray.weights.formats import FORMATS
+from rlx_ray.weights.packing_cpu import pack
+from rlx_ray.weights.params import ParamSpec
+from rlx_ray.weights.sources import to_bf16
 from tests.support.mir_oracle import evaluate
 from tests.support.programs import (
     PROFILE,

@@ -13,16 +13,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rlx_ray.blocks import Blocks
 from rlx_ray.codegen.zig import compile_c
 from rlx_ray.component import ModelVariant
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.local import LocalModel
-from rlx_ray.matrix import FORMATS, MatrixFormat
-from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.packing import pack
 from rlx_ray.runtime.cpu import cache_pages
-from rlx_ray.small_floats import FP8
+from rlx_ray.weights.blocks import Blocks
+from rlx_ray.weights.formats import FORMATS, MatrixFormat
+from rlx_ray.weights.packing_cpu import pack
+from rlx_ray.weights.params import ParamSpec
+from rlx_ray.weights.small_floats import FP8
 from tests.support.needs import needs_smollm2
 from tests.support.programs import Bench
 from tests.toolchain.test_precision import STAND_INS

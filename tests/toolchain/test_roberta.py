@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.local import LocalModel
 from tests.support.programs import Bench
 from tests.support.tiny import write_tiny_roberta

@@ -9,12 +9,12 @@ import gguf
 import numpy as np
 import pytest
 
-from rlx_ray.blocks import quantise
 from rlx_ray.component import ModelVariant, QuantScheme
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.local import LocalModel
 from rlx_ray.runtime.cpu import cache_pages
-from rlx_ray.small_floats import FP8
+from rlx_ray.weights.blocks import quantise
+from rlx_ray.weights.small_floats import FP8
 from tests.support import llama_reference
 from tests.support.gguf_file import gguf_bytes
 

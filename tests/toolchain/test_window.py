@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlx_ray.component import ModelVariant
-from rlx_ray.config import load
+from rlx_ray.config.load import load
 from rlx_ray.engine.pages import GONE, PagePool
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream
 from rlx_ray.local import LocalModel

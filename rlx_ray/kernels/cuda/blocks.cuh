@@ -2,7 +2,7 @@
  *
  * One layout serves every format. A format is the bits of a code (2, 3, 4, 5, 6 or 8), whether each
  * half of a block has a scale of its own (`halves`), and whether there is an m (`offsets`); the
- * names b4, b4m, b6h and so on, and which scheme becomes which, are rlx_ray.matrix's. Codes are
+ * names b4, b4m, b6h and so on, and which scheme becomes which, are rlx_ray.weights.formats's. Codes are
  * stored with 2^(bits - 1) added, the centre; with m, or with 8 bits (signed), as they are.
  *
  * The matrix is cut into tiles of 16 outputs, a tile into chunks of 64 terms, one after the other;

@@ -7,7 +7,7 @@
  *
  * Ragged rows have places[r] for r % SEQ. An index outside its table reads row 0: the caller has
  * checked. With RLX_Q8 the rows of `word` are N / 32 float16 scales, then N int8 codes
- * (rlx_ray.matrix.QUANT_ROWS).
+ * (rlx_ray.weights.formats.QUANT_ROWS).
  *
  * Constants: RLX_T; RLX_ROWS, RLX_N, RLX_SEQ (0 without lengths and positions), RLX_RAGGED;
  * RLX_VOCAB, RLX_POSITIONS and RLX_TYPES, rows of a table, 0 where it is not summed; RLX_FIRST;

@@ -9,9 +9,9 @@ from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError
 from rlx_ray.ir.expr import Expr, Fn, In, Lit
 from rlx_ray.ir.mir import Mir, Node, Op, Shape
-from rlx_ray.matrix import FORMATS, QUANT_ROWS, MatrixFormat
 from rlx_ray.passes.cuda.storage import float32_values
 from rlx_ray.shape import elements
+from rlx_ray.weights.formats import FORMATS, QUANT_ROWS, MatrixFormat
 
 FEW_ROWS = 32
 """Rows up to which a product with weights is `matvec`: it reads them once, whatever the rows."""

@@ -9,9 +9,9 @@ from rlx_ray.ir.cuda_launch import SHARED, Value
 from rlx_ray.ir.expr import Acc, Expr, Fn, In
 from rlx_ray.ir.launches import ALIGNMENT
 from rlx_ray.ir.mir import Node, Op
-from rlx_ray.matrix import TILE
 from rlx_ray.passes.cuda.facts import FEW_ROWS, Facts
 from rlx_ray.shape import elements
+from rlx_ray.weights.formats import TILE
 
 REREAD = 8 << 20
 """Bytes of normed rows that the blocks of a product may read, all together: each block norms for

@@ -12,7 +12,6 @@ from rlx_ray.ir.launches import ALIGNMENT, Launches
 from rlx_ray.ir.lir import Tensor
 from rlx_ray.ir.mir import Mir, Node, Op, node_flops
 from rlx_ray.launch_plan import Slot
-from rlx_ray.matrix import BLOCK, QUANT_ROWS, ROWS_LAYOUT, tiles_layout
 from rlx_ray.passes.arena import align
 from rlx_ray.passes.cuda import attention, matmuls, primitives, rows, sampling
 from rlx_ray.passes.cuda.facts import Facts, find
@@ -20,6 +19,7 @@ from rlx_ray.passes.cuda.state import Array, State
 from rlx_ray.passes.cuda.writer import Local, Place, behind
 from rlx_ray.passes.simplify import drop_dead
 from rlx_ray.shape import elements
+from rlx_ray.weights.formats import BLOCK, QUANT_ROWS, ROWS_LAYOUT, tiles_layout
 
 Rule = Callable[[State, int], None]
 
@@ -58,7 +58,7 @@ def lower(
         mir: the program, after the passes that all targets share.
         profile: its precision is the type of activations, weights and cache; `backend.tf32` says
             whether float32 products may round their factors.
-        formats: of parameters whose weights stay quantised (rlx_ray.matrix).
+        formats: of parameters whose weights stay quantised (rlx_ray.weights.formats).
         names: of the outputs.
     """
     mir = _without_single_rows(mir)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlx_ray.blocks import Blocks
 from rlx_ray.errors import CheckpointError
-from rlx_ray.matrix import FORMATS, QUANT_ROWS
-from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.rope import turns
+from rlx_ray.weights.blocks import Blocks
+from rlx_ray.weights.formats import FORMATS, QUANT_ROWS
+from rlx_ray.weights.params import ParamSpec
+from rlx_ray.weights.rope import turns
 
 LINE = 64
 """Bytes: one cache line, and the widest vector register."""

@@ -7,7 +7,7 @@ Layouts (little-endian; T is the precision's element type):
 * `tiles-` and a format: a quantised matrix in the one layout that kernels/cuda/blocks.cuh reads. It
   is cut into tiles of 16 outputs and these into chunks of 64 terms. A lane of the warp that reads a
   chunk finds there the codes that it multiplies, in the order in which it does.
-* `q8rows`: an embedding table of 8 bits (rlx_ray.matrix).
+* `q8rows`: an embedding table of 8 bits (rlx_ray.weights.formats).
 
 A change to the bytes written here must bump `target.PACK_VERSION`.
 """
@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rlx_ray.artifact import Binding
-from rlx_ray.blocks import Blocks
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
-from rlx_ray.matrix import (
+from rlx_ray.weights.blocks import Blocks
+from rlx_ray.weights.formats import (
     BLOCK,
     CHUNK,
     FORMATS,
@@ -35,8 +35,8 @@ from rlx_ray.matrix import (
     TILE,
     tiles_layout,
 )
-from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.sources import (
+from rlx_ray.weights.params import ParamSpec
+from rlx_ray.weights.sources import (
     Read,
     ReadBlocks,
     check_finite,
@@ -70,7 +70,7 @@ def pack(
         params: what to pack, in this order.
         read: gives a checkpoint tensor by name as float32.
         t: of matrices and embedding tables that are not quantised: f32, f16 or bf16.
-        formats: of parameters that stay quantised, or are quantised (rlx_ray.matrix).
+        formats: of parameters that stay quantised, or are quantised (rlx_ray.weights.formats).
         read_blocks: gives a checkpoint tensor [N, K] as blocks that a format holds.
 
     Returns:

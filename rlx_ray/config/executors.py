@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rlx_ray.config_reader import Node
+from rlx_ray.config.reader import Node
+from rlx_ray.config.serve import ExecutorSpec, ServeSpec
 from rlx_ray.errors import ConfigError
-from rlx_ray.serve_spec import ExecutorSpec, ServeSpec
 from rlx_ray.target import TARGETS
 
 _KINDS = ("cpu", "cuda")

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from rlx_ray.component.quant import QuantScheme
 from rlx_ray.errors import CheckpointError
-from rlx_ray.matrix import BLOCK, HALF, MatrixFormat, scheme_block, scheme_format
-from rlx_ray.small_floats import E2M1, E4M3
+from rlx_ray.weights.formats import BLOCK, HALF, MatrixFormat, scheme_block, scheme_format
+from rlx_ray.weights.small_floats import E2M1, E4M3
 
 Bytes = npt.NDArray[np.uint8]
 Floats = Any  # float32 arrays; NumPy widens beyond what its types can say

@@ -3,8 +3,9 @@
 Layouts (little-endian):
 
 * `plain`: float32, row-major.
-* `panelP` and its kin: a (K, N) matrix of a precision in panels of P columns, as `rlx_ray.matrix`
-  says. A kernel that computes P columns of y = x W walks one panel from its first byte to its last.
+* `panelP` and its kin: a (K, N) matrix of a precision in panels of P columns, as
+  `weights.formats` says. A kernel that computes P columns of y = x W walks one panel from its
+  first byte to its last.
 
 A change to the bytes written here must bump `target.PACK_VERSION`.
 """
@@ -20,9 +21,10 @@ import numpy.typing as npt
 
 from rlx_ray.artifact import Binding
 from rlx_ray.dtype import DType
-from rlx_ray.matrix import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
-from rlx_ray.models.family import ParamSpec
-from rlx_ray.models.sources import (
+from rlx_ray.weights.formats import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
+from rlx_ray.weights.params import ParamSpec
+from rlx_ray.weights.small_floats import FP8, SmallFloat
+from rlx_ray.weights.sources import (
     LINE,
     Read,
     ReadBlocks,
@@ -34,7 +36,6 @@ from rlx_ray.models.sources import (
     to_bf16,
     zeros,
 )
-from rlx_ray.small_floats import FP8, SmallFloat
 
 TAIL = 256
 """Zero bytes behind the last parameter: a kernel may read a few vectors past the end."""
@@ -56,7 +57,7 @@ def pack(
         panel: columns of one panel of a matrix.
         precision: of the matrices: `f32`, `bf16` (rounded to nearest, ties to even) or `int8` (each
             column scaled so that its largest magnitude is 127).
-        formats: of parameters that have one of their own: a quantised one of `rlx_ray.matrix`.
+        formats: of parameters that have one of their own: a quantised one of `weights.formats`.
         read_blocks: gives a checkpoint tensor [N, K] as blocks that a format, given by its name,
             holds; `q8rows` holds those of `b8`.
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import yaml
 
-from rlx_ray.config_executors import check_executors, read_executors, slot_bytes
-from rlx_ray.config_models import FindHost, read_models, read_targets
-from rlx_ray.config_reader import Node, absolute_path, store_url
+from rlx_ray.config.executors import check_executors, read_executors, slot_bytes
+from rlx_ray.config.models import FindHost, read_models, read_targets
+from rlx_ray.config.reader import Node, absolute_path, store_url
+from rlx_ray.config.serve import ServeSpec
+from rlx_ray.config.spec import Config, StoreSpec
 from rlx_ray.digest import canonical_json
 from rlx_ray.errors import ConfigError
 from rlx_ray.runtime.cuda import this_host
-from rlx_ray.serve_spec import ServeSpec
-from rlx_ray.spec import Config, StoreSpec
 
 _CUDA_MAJORS = {"12": 12, "13": 13}
 

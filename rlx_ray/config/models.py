@@ -19,10 +19,10 @@ from rlx_ray.component import (
     QuantScheme,
     preset_for_phase,
 )
-from rlx_ray.config_reader import MOST, Node, absolute_url
+from rlx_ray.config.reader import MOST, Node, absolute_url
+from rlx_ray.config.spec import MatrixRow, ModelSpec
 from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.models.family import family_names, is_family
-from rlx_ray.spec import MatrixRow, ModelSpec
 from rlx_ray.target import Host, Target, target
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

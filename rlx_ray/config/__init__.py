@@ -1,0 +1,1 @@
+"""The config: plain data (`spec`, `serve`), and the one door that reads it from YAML (`load`)."""

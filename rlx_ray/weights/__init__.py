@@ -1,0 +1,1 @@
+"""Weights: the formats of packed matrices, and packing for each kind of target."""
