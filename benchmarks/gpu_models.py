@@ -26,11 +26,12 @@ from rlx_ray.component import (
 )
 from rlx_ray.config.spec import MatrixRow, ModelSpec
 from rlx_ray.dtype import DType
+from rlx_ray.identity import packing_id
 from rlx_ray.job.matrix import expand
 from rlx_ray.models.family import family
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.resident import Resident
-from rlx_ray.target import PACK_VERSION, Target
+from rlx_ray.target import Target
 from rlx_ray.weights.packing_cuda import pack
 from tests.support.llama_checkpoint import llama_shapes
 from tests.support.tiny import tiny_tensors
@@ -178,7 +179,7 @@ class Model:
         data, bindings = pack(self.facts.params, lambda name: read[name](), dtype, {}, no_blocks)
         blob = BlobRef("weights", f"{self.name} {self.precision}", data.nbytes)
         return Packed(
-            WeightsManifest(self.name, "random", PACK_VERSION, "cuda", blob, bindings), data
+            WeightsManifest(self.name, "random", packing_id("cuda"), "cuda", blob, bindings), data
         )
 
     def load(self, artifact: Artifact, resident: Resident) -> LaunchExecutable:

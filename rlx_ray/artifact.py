@@ -5,32 +5,50 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
+from rlx_ray import record
 from rlx_ray.digest import canonical_json, json_digest, sha256_hex
 from rlx_ray.dtype import DType
-from rlx_ray.errors import ArtifactError
+from rlx_ray.errors import ArtifactError, FormatError
 from rlx_ray.spec import BuildSpec
 
-FORMAT = "rlx-artifact/1"
-"""Format of the manifest file. Bump it when a field changes its meaning."""
+FORMAT = "rlx-artifact/2"
+"""Format of the manifest file. Bump it when a field is added, goes, or changes its meaning."""
+
+WEIGHTS_FORMAT = "rlx-weights/2"
+"""The same of the file that says where packed weights lie."""
 
 PREFIX = "prefix"
 """Layout of an input [rows, ...] of which a caller gives as many rows as are used, from the first
 on: another input says how many, and the others are not read."""
 
 
-def _seal(value: dict[str, object]) -> bytes:
-    """Canonical JSON of an object with the digest of all its other fields as `check`."""
+def _seal(form: str, value: dict[str, object]) -> bytes:
+    """Canonical JSON of an object with its format, and the digest of all that as `check`."""
+    value = {"format": form, **value}
     return canonical_json({**value, "check": json_digest(value)})
 
 
-def _unseal(data: bytes) -> dict[str, Any]:
-    """The object that `_seal` wrote, without `check`; ArtifactError if any field was altered."""
-    value: dict[str, Any] = json.loads(data)
+def _unseal(form: str, data: bytes) -> dict[str, Any]:
+    """The object that `_seal` wrote, without `format` and `check`.
+
+    The format is looked at first: of another one nothing else is known, not even the check.
+
+    Raises:
+        ArtifactError: it has another format, or any field was altered.
+        ValueError: it is no JSON.
+    """
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise ArtifactError(f"it is no JSON object, but a {type(value).__name__}.")
+    found = value.get("format")
+    if found != form:
+        raise FormatError(f"its format is {found!r}, this version of rlx_ray reads {form!r}.")
     check = value.pop("check", None)
     if check != json_digest(value):
         raise ArtifactError("it was altered: its 'check' is not the digest of its other fields.")
+    del value["format"]
     return value
 
 
@@ -57,27 +75,6 @@ class Binding:
             total *= extent
         return total
 
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        return {
-            "name": self.name,
-            "dtype": self.dtype.text,
-            "shape": list(self.shape),
-            "offset": self.offset,
-            "layout": self.layout,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Binding:
-        """The inverse of `to_json`."""
-        return cls(
-            str(value["name"]),
-            DType.parse(value["dtype"]),
-            tuple(int(v) for v in value["shape"]),
-            int(value["offset"]),
-            str(value["layout"]),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class BindingManifest:
@@ -103,33 +100,6 @@ class BindingManifest:
     entry: str
     page: int = 0
 
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        return {
-            "inputs": [b.to_json() for b in self.inputs],
-            "params": [b.to_json() for b in self.params],
-            "outputs": [b.to_json() for b in self.outputs],
-            "arena": self.arena,
-            "scratch": self.scratch,
-            "alignment": self.alignment,
-            "entry": self.entry,
-            "page": self.page,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> BindingManifest:
-        """The inverse of `to_json`."""
-        return cls(
-            tuple(Binding.from_json(b) for b in value["inputs"]),
-            tuple(Binding.from_json(b) for b in value["params"]),
-            tuple(Binding.from_json(b) for b in value["outputs"]),
-            int(value["arena"]),
-            int(value["scratch"]),
-            int(value["alignment"]),
-            str(value["entry"]),
-            int(value["page"]),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class BlobRef:
@@ -142,10 +112,6 @@ class BlobRef:
     sha256: str
     size: int
 
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        return {"role": self.role, "sha256": self.sha256, "size": self.size}
-
 
 @dataclass(frozen=True, slots=True)
 class BuildRecord:
@@ -154,10 +120,6 @@ class BuildRecord:
     seconds: float
     peak_memory: int
     host: str
-
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        return {"seconds": self.seconds, "peak_memory": self.peak_memory, "host": self.host}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,54 +148,49 @@ class Manifest:
                 return ref
         raise ArtifactError(f"artifact {self.spec.store_name} has no blob of role {role!r}.")
 
+    def _head(self) -> dict[str, object]:
+        """What follows from the spec, for whoever reads the file without knowing a spec."""
+        return {
+            "model": self.spec.model,
+            "cache_key": self.spec.component.cache_key_hex,
+            "digest": self.spec.digest,
+            "target": self.spec.target.name,
+            "abi": self.spec.abi,
+        }
+
     def dumps(self) -> bytes:
         """The manifest file's bytes: canonical JSON, or the very bytes that it was read from."""
-        return self._data or _seal(
-            {
-                "format": FORMAT,
-                "model": self.spec.model,
-                "cache_key": self.spec.component.cache_key_hex,
-                "digest": self.spec.digest,
-                "target": self.spec.target.name,
-                "abi": self.spec.abi,
-                "spec": self.spec.to_json(),
-                "binding": self.binding.to_json(),
-                "blobs": [b.to_json() for b in self.blobs],
-                "build": self.build.to_json(),
-            }
-        )
+        return self._data or _seal(FORMAT, {**self._head(), **record.write(self)})
 
     @classmethod
     def loads(cls, data: bytes) -> Manifest:
-        """Read a manifest file and check that its digest is that of the spec inside.
+        """Read a manifest file and check that what it says of its spec is what the spec says.
 
         Raises:
             ArtifactError: it is torn, of another format, or contradicts itself.
         """
         try:
-            value = _unseal(data)
-            if value["format"] != FORMAT:
-                raise ArtifactError(f"manifest format {value['format']!r} is not {FORMAT!r}.")
-            manifest = cls(
-                BuildSpec.from_json(value["spec"]),
-                BindingManifest.from_json(value["binding"]),
-                tuple(BlobRef(b["role"], b["sha256"], int(b["size"])) for b in value["blobs"]),
-                BuildRecord(
-                    float(value["build"]["seconds"]),
-                    int(value["build"]["peak_memory"]),
-                    str(value["build"]["host"]),
-                ),
-            )
+            value = _unseal(FORMAT, data)
+            said = {name: value.pop(name, None) for name in _HEAD}
+            manifest = record.read(cls, value)
         except ArtifactError:
             raise
         except Exception as error:
             raise ArtifactError(f"manifest cannot be read: {type(error).__name__}: {error}.") from (
                 error
             )
-        if value.get("digest") != manifest.spec.digest:
-            raise ArtifactError("manifest contradicts itself: its digest is not that of its spec.")
+        for name, own in manifest._head().items():
+            if said[name] != own:
+                raise ArtifactError(
+                    f"manifest contradicts itself: its {name} is {said[name]!r}, that of its spec "
+                    f"{own!r}."
+                )
         object.__setattr__(manifest, "_data", bytes(data))
         return manifest
+
+
+_HEAD = ("model", "cache_key", "digest", "target", "abi")
+"""Entries of a manifest file that follow from its spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +214,23 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsKey:
+    """What packed weights are found by: whose they are, of which source, packed how, for what."""
+
+    model: str
+    source: str
+    packing: str
+    target_family: str
+
+
+@dataclass(frozen=True, slots=True)
 class WeightsManifest:
     """Where each packed parameter lies in a model's weights blob.
 
     Attributes:
-        source: sha256 over the source tensors' names, shapes, dtypes and bytes.
-        pack_version: version of the packed layouts.
+        source: the weights digest: sha256 over the source tensors' names, shapes, dtypes and bytes,
+            and over how parameters are made of them.
+        packing: digest of the sources that packed them.
         target_family: targets of one family share packed weights, such as `cpu-p16`.
         blob: the packed bytes.
         tensors: offset (bytes, 64-aligned) of each parameter, with its layout.
@@ -270,26 +238,19 @@ class WeightsManifest:
 
     model: str
     source: str
-    pack_version: int
+    packing: str
     target_family: str
     blob: BlobRef
     tensors: tuple[Binding, ...]
 
-    FORMAT: ClassVar[str] = "rlx-weights/1"
+    @property
+    def key(self) -> WeightsKey:
+        """What they are found by."""
+        return WeightsKey(self.model, self.source, self.packing, self.target_family)
 
     def dumps(self) -> bytes:
         """The weights file's bytes: canonical JSON."""
-        return _seal(
-            {
-                "format": self.FORMAT,
-                "model": self.model,
-                "source": self.source,
-                "pack_version": self.pack_version,
-                "target_family": self.target_family,
-                "blob": self.blob.to_json(),
-                "tensors": [t.to_json() for t in self.tensors],
-            }
-        )
+        return _seal(WEIGHTS_FORMAT, record.write(self))
 
     @classmethod
     def loads(cls, data: bytes) -> WeightsManifest:
@@ -299,18 +260,7 @@ class WeightsManifest:
             ArtifactError: it is torn or of another format.
         """
         try:
-            value = _unseal(data)
-            if value["format"] != cls.FORMAT:
-                raise ArtifactError(f"weights format {value['format']!r} is not {cls.FORMAT!r}.")
-            blob = value["blob"]
-            return cls(
-                value["model"],
-                value["source"],
-                int(value["pack_version"]),
-                value["target_family"],
-                BlobRef(blob["role"], blob["sha256"], int(blob["size"])),
-                tuple(Binding.from_json(t) for t in value["tensors"]),
-            )
+            return record.read(cls, _unseal(WEIGHTS_FORMAT, data))
         except ArtifactError:
             raise
         except Exception as error:

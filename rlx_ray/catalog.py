@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
-from rlx_ray.artifact import Binding, BlobRef, WeightsManifest
+from rlx_ray import record
+from rlx_ray.artifact import BlobRef, WeightsKey, WeightsManifest
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
-from rlx_ray.checkpoint.tensor import StoredTensor
 from rlx_ray.checkpoint.tokenizer import Tokenizer
-from rlx_ray.component import ModelPhase, QuantScheme
+from rlx_ray.component import ModelPhase
 from rlx_ray.config.spec import ModelSpec
-from rlx_ray.digest import json_digest, sha256_hex
-from rlx_ray.dtype import DType
+from rlx_ray.digest import canonical_json, json_digest, sha256_hex
 from rlx_ray.engine.template import ChatTemplate, read_template
 from rlx_ray.errors import CheckpointError, StoreError
 from rlx_ray.models.family import Family, ModelFacts
@@ -21,13 +22,11 @@ from rlx_ray.models.family import family as find_family
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import HostCache, Miss, Store, TieredStore
-from rlx_ray.target import PACK_VERSION
-from rlx_ray.weights import packing_cpu, packing_cuda
-from rlx_ray.weights.blocks import Blocks, as_blocks, quantise
-from rlx_ray.weights.formats import QUANT_ROWS
+from rlx_ray.weights.packing import pack_for
+from rlx_ray.weights.sources import SourceTensors
 
-_DIGEST = re.compile(rb"[0-9a-f]{64}")
-_ROWS = QuantScheme.parse("gguf_q8_0")
+_TEXTS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""Small files that are read when a text is to be tokenised, beside those that the family reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +37,54 @@ class OpenModel:
     family: Family
     facts: ModelFacts
     checkpoint: Checkpoint
-    _digests: list[str] = field(default_factory=list, compare=False, repr=False)
+    _texts: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+    _hashes: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
-    def source_digest(self, cache: HostCache | None = None) -> str:
-        """The digest of the source tensors; reads every byte of them, once.
+    def tensor_digests(self, cache: HostCache | None = None) -> Mapping[str, str]:
+        """The sha256 of each needed tensor's bytes, by name; reads every byte of them, once.
 
         Args:
-            cache: of this host, where the digest of a local folder is kept by the stamp of its
-                files (size, inode and times of change), so that the next process need not hash.
+            cache: of this host, where the digests of a checkpoint are kept by the stamp of its
+                files, so that the next process need not hash.
 
         Raises:
             CheckpointError: a tensor cannot be read.
         """
-        if not self._digests:
-            self._digests.append(_source_digest(self.checkpoint, cache))
-        return self._digests[0]
+        if not self._hashes:
+            names = [tensor.name for tensor in self.facts.tensors]
+            self._hashes.update(_tensor_digests(self.checkpoint, names, cache))
+        return self._hashes
+
+    def weights_digest(self, cache: HostCache | None = None) -> str:
+        """The weights' identity: of the source tensors, and of how parameters are made of them.
+
+        Args:
+            cache: see `tensor_digests`.
+
+        Raises:
+            CheckpointError: a tensor cannot be read.
+        """
+        digests = self.tensor_digests(cache)
+        rows = [[*tensor.to_json(), digests[tensor.name]] for tensor in self.facts.tensors]
+        return json_digest([rows, [record.write(param) for param in self.facts.params]])
+
+    def text(self, name: str) -> str | None:
+        """A small text file of the checkpoint; None if it has none of that name.
+
+        Raises:
+            CheckpointError: it is not what it was when this model read it first.
+        """
+        return _read_text(self.checkpoint, self._texts, name)
+
+    def texts_digest(self) -> str:
+        """The sha256 over the small text files that say what the model and its tokens mean.
+
+        Raises:
+            CheckpointError: one cannot be read, or has changed since this model read it first.
+        """
+        for name in _TEXTS:
+            self.text(name)
+        return json_digest(self._texts)
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, truncating an encoder's texts at its limit.
@@ -60,7 +92,7 @@ class OpenModel:
         Raises:
             CheckpointError: the checkpoint has none.
         """
-        text = self.checkpoint.text("tokenizer.json")
+        text = self.text("tokenizer.json")
         if text is None:
             raise CheckpointError(
                 f"{self.checkpoint.url} has no tokenizer.json.",
@@ -75,8 +107,7 @@ class OpenModel:
         Raises:
             CheckpointError: it is malformed.
         """
-        text = self.checkpoint.text
-        return read_template(text("tokenizer_config.json"), text("chat_template.jinja"))
+        return read_template(self.text("tokenizer_config.json"), self.text("chat_template.jinja"))
 
 
 def open_model(spec: ModelSpec) -> OpenModel:
@@ -88,31 +119,60 @@ def open_model(spec: ModelSpec) -> OpenModel:
     """
     kind = find_family(spec.family)
     checkpoint = open_checkpoint(spec.source)
-    facts = kind.facts(checkpoint.text, checkpoint.tensors)
-    return OpenModel(spec, kind, facts, checkpoint)
+    texts: dict[str, str | None] = {}
+    facts = kind.facts(partial(_read_text, checkpoint, texts), checkpoint.tensors)
+    return OpenModel(spec, kind, facts, checkpoint, texts)
 
 
-def _source_digest(checkpoint: Checkpoint, cache: HostCache | None) -> str:
-    if cache is None or checkpoint.stamp is None:
-        return checkpoint.source_digest()
-    name = f"source-{checkpoint.stamp}"
-    kept = cache.copy(name)
-    if kept is not None and _DIGEST.fullmatch(kept):
-        return kept.decode()
-    digest = checkpoint.source_digest()
-    if checkpoint.stamp_now() == checkpoint.stamp:
-        cache.keep_copy(name, digest.encode())
-    return digest
+def _read_text(checkpoint: Checkpoint, seen: dict[str, str | None], name: str) -> str | None:
+    """A small text file, whose digest is noted when it is read first, and compared later."""
+    text = checkpoint.text(name)
+    digest = None if text is None else sha256_hex(text.encode())
+    if seen.setdefault(name, digest) != digest:
+        raise CheckpointError(
+            f"{checkpoint.url}: {name} has changed since it was opened.",
+            "Open the checkpoint again: restart, or deploy again.",
+        )
+    return text
 
 
-def _with_made(source: str, facts: ModelFacts) -> str:
-    """The digest of the source tensors and of what computed parameters are made from."""
-    made = [p.made for p in facts.params if p.made]
-    return json_digest([source, made]) if made else source
+def _tensor_digests(
+    checkpoint: Checkpoint, names: Sequence[str], cache: HostCache | None
+) -> Mapping[str, str]:
+    stamp = checkpoint.stamp
+    if cache is None or stamp is None:
+        return checkpoint.tensor_digests(names)
+    name = f"source-{stamp}"
+    kept = _kept_digests(cache.copy(name))
+    if kept.keys() >= set(names):
+        return {name: kept[name] for name in names}
+    digests = checkpoint.tensor_digests(names)
+    if checkpoint.stamp_now() == stamp:
+        cache.keep_copy(name, canonical_json({**kept, **digests}))
+    return digests
+
+
+def _kept_digests(data: bytes | None) -> dict[str, str]:
+    """What a file of the cache says; nothing if it does not say what it should."""
+    try:
+        found = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    sound = isinstance(found, dict) and all(
+        isinstance(v, str) and _DIGEST.fullmatch(v) for v in found.values()
+    )
+    return found if sound else {}
+
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def ensure_weights(
-    store: Store, model: OpenModel, spec: BuildSpec, cache: HostCache | None = None
+    store: Store,
+    model: OpenModel,
+    spec: BuildSpec,
+    cache: HostCache | None = None,
+    wanted: str | None = None,
 ) -> WeightsManifest:
     """The packed weights that a variant reads, packed and published if not there.
 
@@ -120,81 +180,66 @@ def ensure_weights(
         store: where they are looked for and published.
         model: whose they are.
         spec: of any variant of the model.
-        cache: of this host, for the source's digest.
+        cache: of this host, for the digests of the source.
+        wanted: the weights digest that it must be; None for that of the checkpoint as it is. If the
+            store has those of the wanted one, the checkpoint's tensors are not read.
 
     Raises:
         StoreError: the store cannot be reached or written.
-        CheckpointError: a tensor cannot be read.
+        CheckpointError: a tensor cannot be read, the checkpoint changes meanwhile, or its weights
+            are not the wanted ones.
     """
-    source = _with_made(model.source_digest(cache), model.facts)
-    family = spec.weights_family
-    found = store.find_weights(model.spec.name, source, PACK_VERSION, family)
+    digest = wanted or model.weights_digest(cache)
+    key = WeightsKey(model.spec.name, digest, spec.packing, spec.weights_family)
+    found = store.find_weights(key)
     if not isinstance(found, Miss):
         return found
     if found.kind == "unreachable":
         raise StoreError(found.reason)
-    data, bindings = _packed(model, spec)
-    view = data.data
-    manifest = WeightsManifest(
-        model.spec.name,
-        source,
-        PACK_VERSION,
-        family,
-        BlobRef("weights", sha256_hex(view), len(view)),
-        bindings,
+    if model.weights_digest(cache) != digest:
+        raise CheckpointError(
+            f"{model.checkpoint.url}: its weights are {model.weights_digest(cache)[:16]} now, "
+            f"those that are served as {model.spec.name!r} are {digest[:16]}.",
+            "Deploy again to serve what it holds now, or put the old checkpoint back.",
+        )
+    return _pack(store, model, spec, key, cache)
+
+
+def _pack(
+    store: Store, model: OpenModel, spec: BuildSpec, key: WeightsKey, cache: HostCache | None
+) -> WeightsManifest:
+    """Pack weights and publish them."""
+    sources = SourceTensors(
+        model.checkpoint.tensors,
+        model.tensor_digests(cache),
+        spec.component.quant,
+        model.checkpoint.url,
     )
+    data, bindings = pack_for(spec, model.facts.params, sources)
+    view = data.data
+    blob = BlobRef("weights", sha256_hex(view), len(view))
+    manifest = WeightsManifest(**record.write(key), blob=blob, tensors=bindings)
     store.put_weights(manifest, view)
     return manifest
 
 
-def packed_bytes(model: OpenModel, spec: BuildSpec) -> int:
-    """How many bytes the packed weights have that a variant reads; no tensor is read for it."""
-    params, formats, kind = model.facts.params, dict(spec.matrices), spec.profile.precision.compute
-    if spec.target.kind == "cuda":
-        return packing_cuda.places(params, DType.parse(kind), formats)[1]
-    return packing_cpu.places(params, spec.target.panel, kind, formats)[1]
-
-
-def _packed(model: OpenModel, spec: BuildSpec) -> tuple[Any, tuple[Binding, ...]]:
-    """The weights as the kernels of a variant's target read them."""
-    params, tensors, formats = model.facts.params, model.checkpoint.tensors, dict(spec.matrices)
-    precision = spec.profile.precision.compute
-
-    def read(name: str) -> Any:
-        return tensors[name].f32()
-
-    def read_blocks(name: str, form: str) -> Blocks:
-        return _blocks(tensors[name], form, spec.component.quant)
-
-    if spec.target.kind == "cuda":
-        return packing_cuda.pack(params, read, DType.parse(precision), formats, read_blocks)
-    return packing_cpu.pack(params, read, spec.target.panel, precision, formats, read_blocks)
-
-
-def _blocks(tensor: StoredTensor, form: str, scheme: QuantScheme | None) -> Blocks:
-    """A tensor as blocks: as the file has it, or quantised from its floats.
-
-    Rows of an embedding table have one block format: those of another one are quantised anew.
-    """
-    if tensor.scheme is not None:
-        n, k = tensor.shape
-        found = as_blocks(tensor.raw(), tensor.scheme, (n, k))
-        if form != QUANT_ROWS or found.form.name == "b8":
-            return found
-    assert scheme is not None
-    return quantise(tensor.f32(), _ROWS if form == QUANT_ROWS else scheme)
-
-
-def load_weights(store: TieredStore, model: OpenModel, spec: BuildSpec) -> Weights:
+def load_weights(
+    store: TieredStore, model: OpenModel, spec: BuildSpec, wanted: str | None = None
+) -> Weights:
     """The packed weights that a variant reads, mapped from this host's cache.
+
+    Args:
+        store: where they are looked for and published.
+        model: whose they are.
+        spec: of any variant of the model.
+        wanted: see `ensure_weights`.
 
     Raises:
         StoreError: the store cannot be reached, or does not have them after packing.
+        CheckpointError: see `ensure_weights`.
     """
-    manifest = ensure_weights(store.store, model, spec, store.cache)
-    found = store.fetch_weights(
-        manifest.model, manifest.source, manifest.pack_version, manifest.target_family
-    )
+    manifest = ensure_weights(store.store, model, spec, store.cache, wanted)
+    found = store.fetch_weights(manifest.key)
     if isinstance(found, Miss):
         raise StoreError(f"packed weights of {model.spec.name!r}: {found.reason}")
     return Weights(found.manifest, found.path)

@@ -8,13 +8,14 @@ import time
 
 from rlx_ray.artifact import Artifact, Binding, BindingManifest, BuildRecord
 from rlx_ray.codegen.backend import ENTRY, backend_for
-from rlx_ray.digest import build_id
 from rlx_ray.errors import CompileError
-from rlx_ray.graphs import builder
+from rlx_ray.graphs import BUILT_IN, builder
+from rlx_ray.identity import build_id, packing_id
 from rlx_ray.ir import launches
 from rlx_ray.ir.lir import Lir, Tensor
+from rlx_ray.models.distribution import source as source_of
 from rlx_ray.passes import pipeline
-from rlx_ray.spec import BuildSpec
+from rlx_ray.spec import SAYS, BuildSpec
 from rlx_ray.target import ABI
 
 ALIGNMENT = 64
@@ -53,12 +54,7 @@ def compile(spec: BuildSpec) -> Artifact:
             is not the pinned one, or the variant does not compile.
     """
     started = time.monotonic()
-    if spec.build_id != build_id() or spec.abi != ABI:
-        raise CompileError(
-            f"the spec was made by build {spec.build_id} (abi {spec.abi}), this is "
-            f"{build_id()} (abi {ABI}).",
-            "Install the same version of rlx_ray on the node that plans and the node that builds.",
-        )
+    _check(spec)
     backend = backend_for(spec.target)
     program = stages(spec).program
     text = backend.emit(program, spec.target)
@@ -73,6 +69,23 @@ def compile(spec: BuildSpec) -> Artifact:
         f"{platform.machine()} {platform.system()}",
     )
     return Artifact.make(spec, binding(program), blobs, record)
+
+
+def _check(spec: BuildSpec) -> None:
+    """Check that a spec was made by this compiler and by the families that are here."""
+    here = {
+        "build_id": build_id(),
+        "abi": ABI,
+        "packing": packing_id(spec.target.kind),
+        "family_source": None if spec.family in BUILT_IN else source_of(spec.family),
+    }
+    for name, own in here.items():
+        wanted = getattr(spec, name)
+        if wanted != own:
+            raise CompileError(
+                f"the spec was made where {name} is {wanted}, here it is {own}: {SAYS[name]}.",
+                "Install the same version on the node that plans and on the node that builds.",
+            )
 
 
 def _peak_memory() -> int:

@@ -1,26 +1,11 @@
-"""Digests: canonical JSON to sha256, and the identity of the compiler's own sources."""
+"""Digests: canonical JSON and source files to sha256."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
-
-COMPILE_SIDE = (
-    "compiler.py",
-    "weights",
-    "launch_plan.py",
-    "ir",
-    "graphs",
-    "passes",
-    "codegen",
-    "kernels",
-    "models",
-    "component/dispatch.py",
-)
-"""Files and folders below `rlx_ray` whose text decides which bytes a build gives."""
 
 
 def canonical_json(value: object) -> bytes:
@@ -67,16 +52,6 @@ def files_digest(root: Path, names: Iterable[str]) -> str:
         hasher.update(f"{file.relative_to(root).as_posix()}\0{len(data)}\0".encode())
         hasher.update(data)
     return hasher.hexdigest()
-
-
-@cache
-def build_id() -> str:
-    """The first 16 hex digits of the digest of the compile-side sources of this installation.
-
-    Any change to the compiler, its kernels or its packing changes it, and with it every artifact
-    digest: an artifact of another compiler is never taken for one of this.
-    """
-    return files_digest(Path(__file__).parent, COMPILE_SIDE)[:16]
 
 
 def freeze(value: object) -> object:

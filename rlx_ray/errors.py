@@ -13,6 +13,7 @@
     |   +-- BuildLimitError       the capped child ran out of time or memory
     +-- StoreError                the store cannot be reached, read or written
     +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
+    |   +-- FormatError           one that another version of rlx_ray wrote
     +-- DeviceError               a device that is not there, or refused a call (HTTP 503)
     |   +-- DeviceMemoryError     it has no room (HTTP 503, the load is shed)
     |   +-- DeviceLost            nothing works on it any more in this process (HTTP 503)
@@ -87,6 +88,10 @@ class StoreError(RlxError):
 
 class ArtifactError(RlxError):
     """An artifact that must not be used: torn, altered, or made for something else."""
+
+
+class FormatError(ArtifactError):
+    """An artifact in the format of another version of rlx_ray: sound perhaps, but not ours."""
 
 
 class DeviceError(RlxError):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlx_ray import record
 from rlx_ray.digest import canonical_json
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError
@@ -75,17 +76,6 @@ class KernelStep:
     arguments: tuple[Slot, ...]
     origin: str = ""
 
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        return {
-            "kernel": self.kernel,
-            "grid": list(self.grid),
-            "block": self.block,
-            "shared": self.shared,
-            "arguments": [slot.to_json() for slot in self.arguments],
-            "origin": self.origin,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class GemmStep:
@@ -125,23 +115,6 @@ class GemmStep:
     tf32: bool = False
     origin: str = ""
 
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        value: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("a", "b", "c"):
-            value[name] = getattr(self, name).to_json()
-        return value | {"dtype": self.dtype.text, "out": self.out.text}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> GemmStep:
-        """The inverse of `to_json`."""
-        found = dict(value)
-        for name in ("a", "b", "c"):
-            found[name] = Slot.from_json(found[name])
-        for name in ("dtype", "out"):
-            found[name] = DType.parse(found[name])
-        return cls(**found)
-
 
 Step = KernelStep | GemmStep
 
@@ -176,7 +149,7 @@ class LaunchPlan:
     def dumps(self) -> bytes:
         """The plan's blob: canonical JSON."""
         steps = [
-            {("kernel" if isinstance(step, KernelStep) else "gemm"): step.to_json()}
+            {("kernel" if isinstance(step, KernelStep) else "gemm"): record.write(step)}
             for step in self.steps
         ]
         value = {
@@ -215,14 +188,5 @@ class LaunchPlan:
 
 def _step(value: Mapping[str, Any]) -> Step:
     if "gemm" in value:
-        return GemmStep.from_json(value["gemm"])
-    step = value["kernel"]
-    x, y, z = (int(extent) for extent in step["grid"])
-    return KernelStep(
-        str(step["kernel"]),
-        (x, y, z),
-        int(step["block"]),
-        int(step["shared"]),
-        tuple(Slot.from_json(slot) for slot in step["arguments"]),
-        str(step["origin"]),
-    )
+        return record.read(GemmStep, value["gemm"], "$.gemm")
+    return record.read(KernelStep, value["kernel"], "$.kernel")

@@ -1,26 +1,29 @@
-"""Plain data that crosses rooms: what the config says, and the BuildSpec that names one build."""
+"""The BuildSpec: the one value that names a build, crosses every border, and is never changed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
-from rlx_ray.component import (
-    CompilationMode,
-    CompileProfile,
-    ModelComponent,
-)
+from rlx_ray import record
+from rlx_ray.component import CompilationMode, CompileProfile, ModelComponent
 from rlx_ray.digest import canonical_json, json_digest
-from rlx_ray.target import TARGETS, Target, Toolchain
+from rlx_ray.record import JsonText
+from rlx_ray.target import Target, Toolchain
 from rlx_ray.weights.formats import weights_family
+
+_SHORT = 64
+"""Characters of a value that a sentence holds as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor of a checkpoint as the family expects it: name, dtype text, shape, quant text."""
 
+    ROW: ClassVar[bool] = True
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -28,31 +31,57 @@ class TensorSpec:
 
     def to_json(self) -> list[object]:
         """The row `[name, dtype, shape, quant]`."""
-        return [self.name, self.dtype, list(self.shape), self.quant]
+        return list(record.write(self).values())
 
 
 @dataclass(frozen=True, slots=True)
 class FamilySource:
-    """Where a family from outside the package comes from."""
+    """Where a family from outside the package comes from.
+
+    Attributes:
+        distribution: its name.
+        version: of it.
+        digest: 64 hex digits over the sources of the packages that its entry points are in.
+    """
 
     distribution: str
     version: str
     digest: str
 
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        return {
-            "distribution": self.distribution,
-            "version": self.version,
-            "digest": self.digest,
-        }
 
+PLACEMENT_ONLY = {
+    "model": "the name in a config and the folder in the store: models of one content share bytes",
+    "component.mode": "when it is compiled: eager, lazy and aot share bytes",
+}
+"""Fields of a BuildSpec that do not count in the digest, each with its reason.
 
-PLACEMENT_ONLY = frozenset({"model", "component.mode"})
-"""Fields of a BuildSpec that say where a result is put or how it is asked for, not which bytes.
-
-Everything else counts in the digest; `tests/pure/test_spec.py` flips each field.
+They say where a result is put or how it is asked for, not which bytes. Everything else counts:
+`tests/pure/test_spec.py` flips each field.
 """
+
+UNORDERED = {
+    "component.force_common": "which kinds it holds decides; their order counts in RLX's key alone",
+    "component.force_native": "as force_common",
+}
+"""Fields whose entries are sorted before they count, each with its reason."""
+
+SAYS = {
+    "model": "another model's name",
+    "family": "another model family",
+    "family_source": "another release of the package that the family comes from",
+    "config": "another config of the model",
+    "fingerprint": "other tensors in the checkpoint",
+    "component": "another component",
+    "profile": "another compile profile",
+    "tensors": "other types of the checkpoint's tensors",
+    "target": "another target, or the same one described otherwise",
+    "toolchain": "another toolchain",
+    "build_id": "another version of this package's compiler",
+    "abi": "another contract between artifact and runtime",
+    "packing": "another version of this package's packing of weights",
+    "matrices": "other formats of quantised weights",
+}
+"""What a difference in each field of a BuildSpec means, for `differences`."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +104,7 @@ class BuildSpec:
         toolchain: the exact compiler, with flags.
         build_id: digest of the compile-side sources.
         abi: version of the contract between artifact and runtime.
-        pack_version: version of the packed weight layouts.
+        packing: digest of the sources that pack weights for the target's kind.
         matrices: parameters whose weights stay quantised, with their formats
             (rlx_ray.weights.formats), sorted by name.
     """
@@ -83,7 +112,7 @@ class BuildSpec:
     model: str
     family: str
     family_source: FamilySource | None
-    config: str
+    config: JsonText
     fingerprint: str
     component: ModelComponent
     profile: CompileProfile
@@ -92,7 +121,7 @@ class BuildSpec:
     toolchain: Toolchain
     build_id: str
     abi: int
-    pack_version: int
+    packing: str
     matrices: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -100,7 +129,9 @@ class BuildSpec:
         """Which packed weights the artifact reads."""
         kind = self.profile.precision.compute
         if self.matrices:
-            kind = f"{kind}-{json_digest([list(m) for m in self.matrices])[:12]}"
+            quant = self.component.quant  # blocks of 32 and of 64 weights have one format
+            formats = [list(m) for m in self.matrices]
+            kind = f"{kind}-{json_digest([quant.debug if quant else None, formats])[:12]}"
         return weights_family(self.target, kind)
 
     @property
@@ -119,39 +150,32 @@ class BuildSpec:
 
     def to_json(self) -> dict[str, object]:
         """The whole spec as JSON; dispatch lists keep their order, which counts in the RLX key."""
-        component = self.component.to_json()
-        component["dim_binding"] = [list(pair) for pair in self.component.dim_binding]
-        return {
-            "model": self.model,
-            "family": self.family,
-            "family_source": self.family_source.to_json() if self.family_source else None,
-            "config": self.config_json,
-            "fingerprint": self.fingerprint,
-            "component": component,
-            "profile": self.profile.to_json(),
-            "tensors": [t.to_json() for t in self.tensors],
-            "target": self.target.to_json(),
-            "toolchain": self.toolchain.to_json(),
-            "build_id": self.build_id,
-            "abi": self.abi,
-            "pack_version": self.pack_version,
-            "matrices": [list(pair) for pair in self.matrices],
-        }
+        return record.write(self)
 
     @cached_property
     def digest(self) -> str:
-        """The artifact digest: sha256 over everything that decides the bytes, as 64 hex digits.
-
-        The order of a force list decides nothing, so the lists are sorted here.
-        """
+        """The artifact digest: sha256 over everything that decides the bytes, as 64 hex digits."""
         value = self.to_json()
-        del value["model"]
-        component = value["component"]
-        assert isinstance(component, dict)
-        del component["mode"]
-        for name in ("force_common", "force_native"):
-            component[name] = sorted(component[name])
+        for path in PLACEMENT_ONLY:
+            holder, name = _at(value, path)
+            del holder[name]
+        for path in UNORDERED:
+            holder, name = _at(value, path)
+            holder[name] = sorted(holder[name])
         return json_digest(value)
+
+    def differences(self, other: BuildSpec) -> tuple[str, ...]:
+        """Why an artifact of another spec is not this one's: one sentence for each field.
+
+        Args:
+            other: what the artifact was made of.
+        """
+        mine, theirs = self.to_json(), other.to_json()
+        return tuple(
+            f"{name} is {_short(theirs[name])}, wanted is {_short(value)}: {SAYS[name]}."
+            for name, value in mine.items()
+            if theirs[name] != value and name not in PLACEMENT_ONLY
+        )
 
     @property
     def store_name(self) -> str:
@@ -176,72 +200,20 @@ class BuildSpec:
         """The spec from its JSON object, as found in a manifest.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not such an object.
+            RecordError, ConfigError: it is not such an object.
         """
-        rows, matrices = value["tensors"], value["matrices"]
-        assert isinstance(rows, list)
-        assert isinstance(matrices, list)
-        component = dict(_mapping(value["component"]))
-        component.pop("dim_binding")
-        source = value["family_source"]
-        chain = _mapping(value["toolchain"])
-        return cls(
-            model=str(value["model"]),
-            family=str(value["family"]),
-            family_source=FamilySource(**_strings(source)) if source else None,
-            config=canonical_json(value["config"]).decode(),
-            fingerprint=str(value["fingerprint"]),
-            component=ModelComponent.from_json(component),
-            profile=CompileProfile.from_json(_mapping(value["profile"])),
-            tensors=tuple(TensorSpec(n, d, tuple(s), q) for n, d, s, q in rows),
-            target=_target(_mapping(value["target"])),
-            toolchain=Toolchain(
-                str(chain["name"]),
-                str(chain["version"]),
-                tuple(_list(chain["flags"])),
-            ),
-            build_id=str(value["build_id"]),
-            abi=_int(value["abi"]),
-            pack_version=_int(value["pack_version"]),
-            matrices=tuple((str(name), str(form)) for name, form in matrices),
-        )
+        return record.read(cls, value)
 
 
-def _mapping(value: object) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"expected an object, found {type(value).__name__}")
-    return value
+def _at(value: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The object that holds what a path names, and its name there."""
+    *folders, name = path.split(".")
+    for folder in folders:
+        value = value[folder]
+    return value, name
 
 
-def _strings(value: object) -> dict[str, str]:
-    return {k: str(v) for k, v in _mapping(value).items()}
-
-
-def _list(value: object) -> list[str]:
-    if not isinstance(value, list):
-        raise TypeError(f"expected a list, found {type(value).__name__}")
-    return [str(v) for v in value]
-
-
-def _int(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"expected a whole number, found {value!r}")
-    return value
-
-
-def _target(value: Mapping[str, object]) -> Target:
-    for known in TARGETS:
-        if known.to_json() == value:
-            return known
-    if set(value) != {f.name for f in fields(Target)}:
-        raise ValueError(f"not a target: {sorted(value)}")
-    return Target(
-        name=str(value["name"]),
-        kind=str(value["kind"]),
-        triple=str(value["triple"]),
-        cpu=str(value["cpu"]),
-        features=tuple(_list(value["features"])),
-        lanes=_int(value["lanes"]),
-        tile_rows=_int(value["tile_rows"]),
-        tile_vectors=_int(value["tile_vectors"]),
-    )
+def _short(value: object) -> str:
+    """A field's value in few words: as it is, or the digest of a long one."""
+    text = value if isinstance(value, str) else canonical_json(value).decode()
+    return text if len(text) <= _SHORT else f"one of sha256 {json_digest(value)[:12]}"

@@ -12,13 +12,7 @@ from rlx_ray.errors import ConfigError, nearest
 ABI = 4
 """Version of the contract between artifacts and the runtime: entry point, pool, binding manifest.
 
-Bump it when kernels/c/rlx_abi.h changes in a way that an older runtime would misread.
-"""
-
-PACK_VERSION = 1
-"""Version of the packed layouts of weights.
-
-Bump it when models/packing.py or models/packing_cuda.py writes other bytes.
+Bump it when what it covers changes: `tests/pure/test_abi.py` lists that and fails until then.
 """
 
 
@@ -66,19 +60,6 @@ class Target:
     def bf16_dot(self) -> bool:
         """Whether one instruction adds two bf16 products to a float32 lane."""
         return bool({"avx512_bf16", "bf16"} & set(self.features))
-
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "triple": self.triple,
-            "cpu": self.cpu,
-            "features": list(self.features),
-            "lanes": self.lanes,
-            "tile_rows": self.tile_rows,
-            "tile_vectors": self.tile_vectors,
-        }
 
 
 _V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
@@ -253,10 +234,6 @@ class Toolchain:
     name: str
     version: str
     flags: tuple[str, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """All fields as a JSON object."""
-        return {"name": self.name, "version": self.version, "flags": list(self.flags)}
 
 
 ZIG_VERSION = "0.17.1"

@@ -1,19 +1,34 @@
-"""Folders that hold checkpoints: a local one read through mmap, any other through fsspec."""
+"""Folders that hold checkpoints: a local one read by position, any other through fsspec.
+
+Nothing is mapped into memory: of a mapped file that another process cuts short, a read ends this
+one with SIGBUS.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
-import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from rlx_ray.digest import json_digest
 from rlx_ray.errors import CheckpointError
+
+SETTLED_S = 2.0
+"""Seconds after which a file's times tell a further change of it: file systems count in ticks."""
+
+_READ = 1 << 30
+"""Bytes of one read; Linux gives at most 2 GiB."""
+
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified")
+"""Entries by which remote file systems say which version of a file they have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +38,7 @@ class RangedFile:
     Attributes:
         name: path or URL, for messages.
         size: in bytes.
-        read: the bytes from a start up to a stop; of a local file a view, not a copy.
+        read: the bytes from a start up to a stop, in memory of their own.
     """
 
     name: str
@@ -48,7 +63,7 @@ class Folder(Protocol):
         ...
 
     def stamp(self) -> str | None:
-        """What changes when a file of the folder changes; None where that costs a read."""
+        """What changes when a file of the folder changes; None where that is not known."""
         ...
 
 
@@ -72,21 +87,24 @@ class LocalFolder:
             raise _unreadable(str(path), error) from error
 
     def open(self, name: str) -> RangedFile | None:
-        """A file mapped into memory; None where there is no such file."""
+        """A file for reading by ranges; None where there is no such file.
+
+        It stays the same file though another takes its name.
+        """
         path = self.root / name
         if not path.is_file():
             return None
         try:
-            size = path.stat().st_size
-            # An empty file cannot be mapped.
-            data: Any = np.memmap(path, np.uint8, "r") if size else b""
+            file = _LocalFile(path)
         except OSError as error:
             raise _unreadable(str(path), error) from error
-        view = memoryview(data)
-        return RangedFile(str(path), size, lambda start, stop: view[start:stop])
+        return RangedFile(str(path), file.size, file.read)
 
     def stamp(self) -> str | None:
-        """Path, and size, inode and times of change of every file."""
+        """Path, and size, inode and times of change of every file.
+
+        None for a moment after a change: a second one might bear the same time.
+        """
         try:
             found = sorted((p.name, p.stat()) for p in self.root.iterdir() if p.is_file())
         except OSError:
@@ -94,7 +112,40 @@ class LocalFolder:
         rows = [
             [name, s.st_size, s.st_dev, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in found
         ]
+        newest = max((max(s.st_mtime, s.st_ctime) for _, s in found), default=0.0)
+        if time.time() - newest < SETTLED_S:
+            return None
         return json_digest([str(self.root.resolve()), rows])
+
+
+class _LocalFile:
+    """An open local file, closed with its last user."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._handle)
+        self.size = os.fstat(self._handle).st_size
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """See `RangedFile`; fewer bytes are an error: the file was cut meanwhile."""
+        stop = min(stop, self.size)
+        data = bytearray(max(0, stop - start))
+        view, done = memoryview(data), 0
+        while done < len(data):
+            try:
+                part = view[done : done + _READ]
+                count = os.preadv(self._handle, [part], start + done)
+            except OSError as error:
+                raise _unreadable(str(self._path), error) from error
+            if not count:
+                raise CheckpointError(
+                    f"{self._path} was cut while it was read: it had {self.size} bytes, and ends "
+                    f"at byte {start + done} now.",
+                    "Put checkpoints in place by renaming them, and start again.",
+                )
+            done += count
+        return view.toreadonly()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +184,22 @@ class RemoteFolder:
         return RangedFile(url, size, read)
 
     def stamp(self) -> str | None:
-        """None: what a remote store says of a file is not the same on all of them."""
-        return None
+        """URL, and size and version (ETag and the like) of every file.
+
+        None where the file system does not say which version of a file it has.
+        """
+        try:
+            self.fs.invalidate_cache(self.root)
+            found = [f for f in self.fs.ls(self.root, detail=True) if f.get("type") == "file"]
+        except Exception:  # each file system raises exceptions of its own; a reader meets them too
+            return None
+        rows = []
+        for file in sorted(found, key=lambda f: str(f["name"])):
+            versions = {name: str(file[name]) for name in _VERSIONS if file.get(name)}
+            if not versions:
+                return None
+            rows.append([str(file["name"]), file.get("size"), versions])
+        return json_digest([self.where, rows])
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -12,7 +11,7 @@ from rlx_ray.checkpoint.gguf import read_gguf
 from rlx_ray.checkpoint.gguf_texts import gguf_texts
 from rlx_ray.checkpoint.safetensors import read_tensors
 from rlx_ray.checkpoint.tensor import StoredTensor
-from rlx_ray.digest import canonical_json, json_digest
+from rlx_ray.digest import json_digest, sha256_hex
 from rlx_ray.errors import CheckpointError
 
 
@@ -61,19 +60,13 @@ class Checkpoint:
                 f"{self.folder.where}/{name} is not UTF-8 text: {error}.", "Fetch the file again."
             ) from error
 
-    def source_digest(self) -> str:
-        """The sha256 over the sorted tensors' names, dtypes, shapes and bytes, as 64 hex digits.
+    def tensor_digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The sha256 of tensors' bytes, as 64 hex digits, by name. Reads every byte.
 
-        How the tensors are spread over files does not count. Reads every byte.
+        Raises:
+            CheckpointError: one cannot be read, or is not there.
         """
-        hasher = hashlib.sha256()
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name]
-            kind = tensor.scheme.debug if tensor.scheme is not None else tensor.dtype.text
-            head = canonical_json([name, kind, list(tensor.shape)])
-            hasher.update(head + b"\n")
-            hasher.update(tensor.raw())
-        return hasher.hexdigest()
+        return {name: sha256_hex(self.tensors[name].raw()) for name in names}
 
 
 def open_checkpoint(url: str, storage_options: Mapping[str, object] | None = None) -> Checkpoint:

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from rlx_ray import record
 from rlx_ray.digest import files_digest, json_digest
 from rlx_ray.errors import BuildLimitError, CompileError, ToolchainMismatch, ToolchainMissing
 from rlx_ray.target import Target, Toolchain
@@ -124,7 +125,7 @@ def build_pool(target: Target, toolchain: Toolchain) -> bytes:
     """
     check(toolchain)
     names = ("pool.c", "rlx_abi.h")
-    key = json_digest([toolchain.to_json(), files_digest(KERNELS, names)])
+    key = json_digest([record.write(toolchain), files_digest(KERNELS, names)])
     kept = Path(_cache_dir()) / f"pool-{key}.so"
     if kept.exists():
         return kept.read_bytes()

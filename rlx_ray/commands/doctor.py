@@ -16,8 +16,8 @@ from rlx_ray.catalog import open_model
 from rlx_ray.commands.output import json_option, store_option, write, write_json
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
-from rlx_ray.digest import build_id
 from rlx_ray.errors import ConfigError, DeviceError, RlxError
+from rlx_ray.identity import build_id
 from rlx_ray.runtime.cuda import installation, this_host, visible_devices
 from rlx_ray.store import open_store
 from rlx_ray.target import (

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rlx_ray import record
 from rlx_ray.commands.output import config_options, write, write_json
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import ConfigError, nearest
@@ -207,7 +208,7 @@ def key_parts(spec: BuildSpec) -> dict[str, Any]:
         "profile": spec.profile.to_json(),
         "fingerprint": spec.fingerprint,
         "target": spec.target.name,
-        "toolchain": spec.toolchain.to_json(),
+        "toolchain": record.write(spec.toolchain),
         "build_id": spec.build_id,
         "abi": spec.abi,
     }

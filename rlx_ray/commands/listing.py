@@ -14,6 +14,7 @@ STYLES = {
     "skipped": "dim",
     "failed": "red",
     "damaged": "red",
+    "foreign": "dim",
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlx_ray import record
 from rlx_ray.component import reader
 from rlx_ray.component.dispatch import KernelDispatchConfig, KernelDispatchPolicy, OpKind
 from rlx_ray.component.quant import QuantScheme
@@ -14,6 +15,7 @@ from rlx_ray.component.rust_enum import RustEnum
 from rlx_ray.component.rust_hash import U32, RustHasher
 from rlx_ray.component.variant import ModelPhase, ModelVariant
 from rlx_ray.errors import ConfigError
+from rlx_ray.record import Hex
 
 
 class CompilationMode(RustEnum):
@@ -45,9 +47,9 @@ class ModelComponent:
     variant: ModelVariant
     dispatch: KernelDispatchConfig
     mode: CompilationMode
-    profile_key: int
+    profile_key: Hex
     quant: QuantScheme | None
-    layer_composition_key: int
+    layer_composition_key: Hex
 
     def __post_init__(self) -> None:
         reader.whole(self.profile_key, "profile_key")
@@ -89,23 +91,9 @@ class ModelComponent:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, spelt as in `golden/rlx_keys.json`."""
-        v = self.variant
-        return {
-            "variant": {
-                "batch": v.batch,
-                "seq": v.seq,
-                "past_seq": v.past_seq,
-                "phase": v.phase.value,
-                "extra": [list(pair) for pair in v.extra],
-            },
-            "policy": self.dispatch.policy.value,
-            "force_common": [k.rust for k in self.dispatch.force_common],
-            "force_native": [k.rust for k in self.dispatch.force_native],
-            "mode": self.mode.value,
-            "profile_key": f"{self.profile_key:016x}",
-            "quant": self.quant.debug if self.quant else None,
-            "layer_composition_key": f"{self.layer_composition_key:016x}",
-        }
+        value = record.write(self)
+        dispatch: dict[str, Any] = value.pop("dispatch")
+        return {**value, **dispatch}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelComponent:

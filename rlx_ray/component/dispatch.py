@@ -49,6 +49,11 @@ class OpKind:
             )
         return found
 
+    @property
+    def text(self) -> str:
+        """How JSON names it: the Rust name."""
+        return self.rust
+
     def __str__(self) -> str:
         return self.rust
 

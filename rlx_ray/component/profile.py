@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
+from rlx_ray import record
 from rlx_ray.component import reader
 from rlx_ray.component.rust_hash import RustHasher
 from rlx_ray.component.variant import ModelPhase
@@ -72,9 +73,8 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "precision.mixed": ("none", "auto"),
 }
 _SECTIONS = {
-    "fusion": ("policy", "skip"),
-    "passes": ("dce", "constant_folding"),
-    "precision": ("compute", "mixed"),
+    name: tuple(field.name for field in fields(section))
+    for name, section in (("fusion", Fusion), ("passes", Passes), ("precision", Precision))
 }
 
 
@@ -140,16 +140,7 @@ class CompileProfile:
 
     def to_json(self) -> dict[str, object]:
         """All fields as a JSON object."""
-        return {
-            "base": self.base.value,
-            "fusion": {"policy": self.fusion.policy, "skip": self.fusion.skip},
-            "passes": {
-                "dce": self.passes.dce,
-                "constant_folding": self.passes.constant_folding,
-            },
-            "precision": {"compute": self.precision.compute, "mixed": self.precision.mixed},
-            "backend": dict(self.backend),
-        }
+        return record.write(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CompileProfile:

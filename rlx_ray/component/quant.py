@@ -36,6 +36,11 @@ class QuantScheme:
         return self.display
 
     @property
+    def text(self) -> str:
+        """How JSON names it: the Debug text."""
+        return self.debug
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of one weight, to a tenth."""
         return self.bits_x10 / 10

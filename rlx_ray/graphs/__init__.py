@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
 from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.graphs import bert, llama
 from rlx_ray.ir.hir import Hir
+from rlx_ray.models.distribution import GRAPHS, entry_point, foreign
 
 GraphBuilder = Callable[[Mapping[str, Any]], Hir]
 
-GROUP = "rlx_ray.graphs"
-_BUILT_IN: dict[str, GraphBuilder] = {
+BUILT_IN: dict[str, GraphBuilder] = {
     "bert": bert.build,
     "llama": llama.build,
     "roberta": bert.build,
 }
+"""Families of this package; no other distribution can replace one."""
 
 
 def builder(family: str) -> GraphBuilder:
     """The graph builder of a family: built in, or from the entry-point group `rlx_ray.graphs`.
 
     Raises:
-        ConfigError: no distribution on this machine offers the family.
+        ConfigError: no distribution on this machine offers the family, or several do.
     """
-    if family in _BUILT_IN:
-        return _BUILT_IN[family]
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if family in found:
-        loaded: GraphBuilder = found[family].load()
+    if family in BUILT_IN:
+        return BUILT_IN[family]
+    point = entry_point(GRAPHS, family)
+    if point is not None:
+        loaded: GraphBuilder = point.load()
         return loaded
-    names = sorted({*_BUILT_IN, *found})
+    names = sorted({*BUILT_IN, *(point.name for point in foreign(GRAPHS))})
     raise ConfigError(
         f"family {family!r} has no graph builder on this machine.",
         nearest(family, names)
-        or f"Known: {names}; others come from packages with an entry point in the group {GROUP!r}.",
+        or f"Known: {names}; others come from packages with an entry point in {GRAPHS!r}.",
     )

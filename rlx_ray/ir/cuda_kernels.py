@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from rlx_ray.digest import sha256_hex
+from rlx_ray import record
+from rlx_ray.digest import json_digest
+from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError, nearest
 from rlx_ray.ir import cuda_grids as grids
 from rlx_ray.ir.cuda_launch import Constants, Launch, Value
+from rlx_ray.ir.expr import Acc, Fn, In, Lit, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,21 @@ def named(template: str, **given: Value) -> Instance:
         CompileError: no such kernel, or constants that it does not have or lacks.
     """
     made = instance(template, "", **given)
-    return replace(made, name=f"{template}_{sha256_hex(repr(made.constants).encode())[:8]}")
+    digest = json_digest([[key, _plain(value)] for key, value in made.constants])
+    return replace(made, name=f"{template}_{digest[:8]}")
+
+
+def _plain(value: Value) -> object:
+    """A constant as a JSON value; values of different types are different."""
+    match value:
+        case DType():
+            return {"dtype": value.text}
+        case In() | Acc() | Lit() | Fn():
+            return {"expr": text(value)}
+        case tuple():
+            return [record.write(operand) for operand in value]
+        case _:
+            return value
 
 
 def _template(

@@ -20,11 +20,11 @@ from rlx_ray.component import (
 from rlx_ray.component.dispatch import decide
 from rlx_ray.component.variant import PAST_SEQ, ROWS
 from rlx_ray.config.spec import MatrixRow, ModelSpec
-from rlx_ray.digest import build_id
 from rlx_ray.errors import ConfigError
+from rlx_ray.identity import build_id, packing_id
 from rlx_ray.models.family import Family, ModelFacts
 from rlx_ray.spec import BuildSpec
-from rlx_ray.target import ABI, PACK_VERSION, Target, target, toolchain_for
+from rlx_ray.target import ABI, Target, target, toolchain_for
 from rlx_ray.weights.formats import (
     BLOCK,
     PRECISIONS,
@@ -180,7 +180,7 @@ def _cell(
         toolchain=toolchain_for(wanted, toolchain),
         build_id=build_id(),
         abi=ABI,
-        pack_version=PACK_VERSION,
+        packing=packing_id(wanted.kind),
         matrices=matrices,
     )
     reason = _unsupported(wanted, variant, profile, dispatch, dict(matrices))

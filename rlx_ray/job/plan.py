@@ -132,7 +132,7 @@ def absent(
 def _row(cell: Cell, found: Lookup) -> Row:
     if isinstance(found, Miss):
         kind = "missing" if found.kind == "absent" else "quarantined"
-        return row_of(cell, kind, "" if kind == "missing" else found.reason)
+        return row_of(cell, kind, found.other if kind == "missing" else found.reason)
     return present_row(cell, found)
 
 

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
-from pathlib import Path
 from typing import Protocol
 
 from rlx_ray.component import LayerComposition, ModelPhase, QuantScheme
-from rlx_ray.digest import sha256_hex
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ConfigError, nearest
+from rlx_ray.models.distribution import FAMILIES, entry_point, foreign, owner, source
 from rlx_ray.spec import FamilySource, TensorSpec
 from rlx_ray.weights.params import ParamSpec
-
-GROUP = "rlx_ray.models"
 
 _BUILT_IN = {
     "bert": "rlx_ray.models.bert:FAMILY",
@@ -133,7 +128,7 @@ class Family:
 
 def family_names() -> tuple[str, ...]:
     """Names of all families that are installed, sorted; none is imported."""
-    return tuple(sorted(_BUILT_IN.keys() | {point.name for point in _foreign()}))
+    return tuple(sorted(_BUILT_IN.keys() | {point.name for point in foreign(FAMILIES)}))
 
 
 def is_family(name: str) -> bool:
@@ -149,30 +144,14 @@ def family(name: str) -> Family:
     """
     if name in _BUILT_IN:
         return _load(name, _BUILT_IN[name], f"{__package__}.{name}")
-    points = [point for point in _foreign() if point.name == name]
-    if not points:
+    point = entry_point(FAMILIES, name)
+    if point is None:
         names = family_names()
         raise ConfigError(
             f"family {name!r} is not known.", nearest(name, names) or f"Use one of {list(names)}."
         )
-    owners = sorted({_owner(point) for point in points})
-    if len(owners) > 1:
-        raise ConfigError(
-            f"family {name!r} is offered by several distributions: {owners}.",
-            "Uninstall all but one of them.",
-        )
-    loaded = _load(name, points[0].value, f"distribution {owners[0]}")
-    return replace(loaded, source=_source(points[0]))
-
-
-def _foreign() -> tuple[metadata.EntryPoint, ...]:
-    points = metadata.entry_points(group=GROUP)
-    return tuple(p for p in points if p.name not in _BUILT_IN and _owner(p) != "rlx-ray")
-
-
-def _owner(point: metadata.EntryPoint) -> str:
-    name = point.dist.name if point.dist else ""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    loaded = _load(name, point.value, f"distribution {owner(point)}")
+    return replace(loaded, source=source(name))
 
 
 def _load(name: str, value: str, origin: str) -> Family:
@@ -191,16 +170,3 @@ def _load(name: str, value: str, origin: str) -> Family:
             "Correct its entry point.",
         )
     return loaded
-
-
-def _source(point: metadata.EntryPoint) -> FamilySource:
-    assert point.dist is not None
-    spec = importlib.util.find_spec(point.value.partition(":")[0])
-    assert spec is not None
-    if not spec.origin or not Path(spec.origin).is_file():
-        raise ConfigError(
-            f"family {point.name!r} of {point.dist.name} has no source file to take a digest of.",
-            "Install it as plain Python files.",
-        )
-    digest = sha256_hex(Path(spec.origin).read_bytes())
-    return FamilySource(point.dist.name, point.dist.version, digest)

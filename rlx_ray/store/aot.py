@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
-from rlx_ray.artifact import Artifact, BlobRef, Manifest, WeightsManifest
+from rlx_ray.artifact import Artifact, BlobRef, Manifest, WeightsKey, WeightsManifest
 from rlx_ray.config.spec import StoreSpec
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import ArtifactError, ConfigError, StoreError
@@ -27,6 +28,7 @@ from rlx_ray.store.base import (
 )
 from rlx_ray.store.files import TEMPORARY
 from rlx_ray.store.fs import Options, open_files, protocol_of
+from rlx_ray.store.others import Others
 from rlx_ray.store.survey import list_entries, verify_files
 
 _In = TypeVar("_In")
@@ -84,12 +86,14 @@ class AotStore:
         names = {model: set(self.names(model)) for model in {spec.model for spec, _, _ in wanted}}
         listed = any(name in names[spec.model] for spec, _, name in wanted)
         sizes = self._files.list("blobs") if listed else {}
+        others = Others(self._files.read, names)
 
         def look(row: tuple[BuildSpec, str, str]) -> Lookup:
             spec, digest, name = row
-            if name not in names[spec.model]:
-                return self._absent(manifest_path(spec.model, name))
-            return self._look(spec, digest, sizes.get)
+            if name in names[spec.model]:
+                return self._look(spec, digest, sizes.get)
+            miss = self._absent(manifest_path(spec.model, name))
+            return replace(miss, other=others.tell(spec, name))
 
         found: dict[str, Lookup] = {}
         for (_, digest, _), result in zip(wanted, self._map(look, wanted), strict=True):
@@ -129,29 +133,25 @@ class AotStore:
 
     def put_weights(self, manifest: WeightsManifest, data: bytes | memoryview) -> bool:
         """See `Store.put_weights`."""
-        key = (manifest.model, manifest.source, manifest.pack_version, manifest.target_family)
 
         def look() -> tuple[BlobRef, ...] | Miss:
-            found = self.find_weights(*key)
+            found = self.find_weights(manifest.key)
             return found if isinstance(found, Miss) else (found.blob,)
 
         return self._publish(
-            weights_path(*key),
+            weights_path(manifest.key),
             manifest.dumps(),
             ((manifest.blob, memoryview(data).cast("B")),),
             look,
         )
 
-    def find_weights(
-        self, model: str, source: str, pack_version: int, target_family: str
-    ) -> WeightsManifest | Miss:
+    def find_weights(self, key: WeightsKey) -> WeightsManifest | Miss:
         """See `Store.find_weights`."""
-        path = weights_path(model, source, pack_version, target_family)
+        path = weights_path(key)
         try:
             data = self._files.read(path)
             manifest = WeightsManifest.loads(data)
-            key = (manifest.source, manifest.pack_version, manifest.target_family)
-            if key != (source, pack_version, target_family):
+            if manifest.key != key:
                 return self._reject(path, data, "it holds other weights.", "foreign")
             return self._blobs_missing((manifest.blob,), self._files.size) or manifest
         except FileNotFoundError:

@@ -3,7 +3,7 @@
 ::
 
     manifests/<model>/<spec.store_name>.json      one per artifact; its presence publishes it
-    weights/<model>/<source[:16]>__p<pack>__<family>.json
+    weights/<model>/<source[:16]>__<packing>__<family>.json
     blobs/<sha256[:2]>/<sha256>                   named by content, shared by all manifests
     quarantine/...                                what was found torn, altered or foreign
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from rlx_ray.artifact import Artifact, BlobRef, Manifest, WeightsManifest
+from rlx_ray.artifact import Artifact, BlobRef, Manifest, WeightsKey, WeightsManifest
 from rlx_ray.errors import ArtifactError, ConfigError
 from rlx_ray.spec import BuildSpec
 
@@ -37,10 +37,13 @@ class Miss:
         reason: what was found, naming the path.
         kind: `absent`, `damaged` (torn, altered or short), `foreign` (another spec's artifact
             under this name) or `unreachable` (nothing is known).
+        other: of an absent one, what the store has under the same cache key and why that is not it;
+            empty if it has nothing, or was not looked at.
     """
 
     reason: str
     kind: MissKind
+    other: str = ""
 
 
 Lookup: TypeAlias = Hit | Miss
@@ -48,9 +51,10 @@ Lookup: TypeAlias = Hit | Miss
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row of a listing. `status` is `present` or `damaged`; sizes in bytes, build in seconds.
+    """One row of a listing; sizes in bytes, build in seconds.
 
-    Of a damaged manifest only `model`, `cache_key` and `digest` are known, from its name, and the
+    `status` is `present`, `damaged`, or `foreign`: another version of rlx_ray wrote the manifest.
+    Of what is not sound only `model`, `cache_key` and `digest` are known, from its name, and the
     digest is then the 16 digits of the name.
     """
 
@@ -76,8 +80,9 @@ class VerifyRow:
     Attributes:
         path: below the store's root.
         kind: `manifest`, `weights`, `blob` or `other`.
-        status: `ok`, `damaged`, or the harmless `orphan` (a blob that no manifest names) and
-            `leftover` (a write that did not end, or is going on).
+        status: `ok`, `damaged`, or the harmless `foreign` (another version of rlx_ray wrote it),
+            `orphan` (a blob that no manifest names) and `leftover` (a write that did not end, or is
+            going on).
         reason: what is wrong, else empty.
     """
 
@@ -139,10 +144,8 @@ class Store(Protocol):
         """Publish packed weights, with the meaning and the errors of `put`."""
         ...
 
-    def find_weights(
-        self, model: str, source: str, pack_version: int, target_family: str
-    ) -> WeightsManifest | Miss:
-        """The packed weights of a model's source tensors. Never raises for what it finds."""
+    def find_weights(self, key: WeightsKey) -> WeightsManifest | Miss:
+        """The packed weights with a key. Never raises for what it finds."""
         ...
 
     def verify(self, deep: bool = False) -> Iterator[VerifyRow]:
@@ -173,10 +176,10 @@ def manifest_path(model: str, store_name: str) -> str:
     return f"{model_folder('manifests', model)}/{store_name}.json"
 
 
-def weights_path(model: str, source: str, pack_version: int, target_family: str) -> str:
+def weights_path(key: WeightsKey) -> str:
     """Where the manifest of packed weights lies."""
-    name = f"{source[:16]}__p{pack_version}__{target_family}.json"
-    return f"{model_folder('weights', model)}/{name}"
+    name = f"{key.source[:16]}__{key.packing}__{key.target_family}.json"
+    return f"{model_folder('weights', key.model)}/{name}"
 
 
 def blob_path(sha256: str) -> str:

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from rlx_ray.artifact import BlobRef, Manifest, WeightsManifest
 from rlx_ray.digest import sha256_hex
-from rlx_ray.errors import ArtifactError
+from rlx_ray.errors import ArtifactError, FormatError
 from rlx_ray.store.base import Entry, VerifyRow, blob_path, manifest_path, weights_path
 from rlx_ray.store.files import TEMPORARY, Files
 
@@ -45,7 +45,8 @@ def _entry(path: str, data: bytes, blobs: Mapping[str, int]) -> Entry:
     except ArtifactError as error:
         _, model, name = path.split("/", 2)
         key, _, digest = name.removesuffix(".json").removeprefix("rlx_").partition("__")
-        return Entry(model, "", "", key, digest, "damaged", 0, 0.0, str(error))
+        status = _status(error)
+        return Entry(model, "", "", key, digest, status, 0, 0.0, str(error))
     spec = manifest.spec
     return Entry(
         model=spec.model,
@@ -98,12 +99,18 @@ def _manifest_row(
         place, refs = _claims(kind, data)
         named.update((blob_path(ref.sha256), ref) for ref in refs)
         reason = blobs_reason(refs, blobs)
+        status = "damaged" if reason else "ok"
         # The same artifact may lie in several models' folders: the file name is what counts.
         if place.rpartition("/")[2] != path.rpartition("/")[2]:
-            reason = f"it belongs at {place}."
+            status, reason = "damaged", f"it belongs at {place}."
     except ArtifactError as error:
-        reason = str(error)
-    return VerifyRow(path, kind, "damaged" if reason else "ok", reason)
+        status, reason = _status(error), str(error)
+    return VerifyRow(path, kind, status, reason)
+
+
+def _status(error: ArtifactError) -> str:
+    """What a manifest is that cannot be read: damaged, or of another version of rlx_ray."""
+    return "foreign" if isinstance(error, FormatError) else "damaged"
 
 
 def _claims(kind: str, data: bytes) -> tuple[str, tuple[BlobRef, ...]]:
@@ -112,7 +119,7 @@ def _claims(kind: str, data: bytes) -> tuple[str, tuple[BlobRef, ...]]:
         manifest = Manifest.loads(data)
         return manifest_path(manifest.spec.model, manifest.spec.store_name), manifest.blobs
     weights = WeightsManifest.loads(data)
-    place = weights_path(weights.model, weights.source, weights.pack_version, weights.target_family)
+    place = weights_path(weights.key)
     return place, (weights.blob,)
 
 
@@ -126,7 +133,7 @@ def _blob_rows(
         if reason:
             return VerifyRow(path, "blob", "damaged", reason)
         if path not in named:
-            return VerifyRow(path, "blob", "orphan", "no manifest names it")
+            return VerifyRow(path, "blob", "orphan", "no manifest that this version reads names it")
         return VerifyRow(path, "blob", "ok")
 
     yield from mapped(row, paths)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from rlx_ray.artifact import BlobRef, Manifest, WeightsManifest
+from rlx_ray import record
+from rlx_ray.artifact import BlobRef, Manifest, WeightsKey, WeightsManifest
 from rlx_ray.digest import json_digest
 from rlx_ray.errors import ArtifactError, RlxError, StoreError
 from rlx_ray.spec import BuildSpec
@@ -60,13 +61,10 @@ class TieredStore:
         """The artifact of a spec as local files; a Miss for anything else, never an exception."""
         return self._bring(spec, self.store.lookup(spec))
 
-    def fetch_weights(
-        self, model: str, source: str, pack_version: int, target_family: str
-    ) -> FetchedWeights | Miss:
+    def fetch_weights(self, key: WeightsKey) -> FetchedWeights | Miss:
         """Packed weights as a local file; a Miss for anything else, never an exception."""
-        key = (source, pack_version, target_family)
-        name = f"weights-{json_digest(key)}"
-        found = self.store.find_weights(model, *key)
+        name = f"weights-{json_digest(record.write(key))}"
+        found = self.store.find_weights(key)
         note = ""
         if isinstance(found, Miss):
             kept = self._kept_weights(name, key) if found.kind == "unreachable" else None
@@ -130,15 +128,13 @@ class TieredStore:
             return None
         return manifest if manifest and manifest.spec.digest == spec.digest else None
 
-    def _kept_weights(self, name: str, key: tuple[str, int, str]) -> WeightsManifest | None:
+    def _kept_weights(self, name: str, key: WeightsKey) -> WeightsManifest | None:
         data = self.cache.copy(name)
         try:
             kept = WeightsManifest.loads(data) if data else None
         except ArtifactError:
             return None
-        if kept is None or (kept.source, kept.pack_version, kept.target_family) != key:
-            return None
-        return kept
+        return kept if kept is not None and kept.key == key else None
 
 
 def _miss(error: RlxError) -> Miss:

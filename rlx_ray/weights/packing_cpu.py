@@ -6,8 +6,6 @@ Layouts (little-endian):
 * `panelP` and its kin: a (K, N) matrix of a precision in panels of P columns, as
   `weights.formats` says. A kernel that computes P columns of y = x W walks one panel from its
   first byte to its last.
-
-A change to the bytes written here must bump `target.PACK_VERSION`.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ import numpy.typing as npt
 
 from rlx_ray.artifact import Binding
 from rlx_ray.dtype import DType
+from rlx_ray.target import Target
 from rlx_ray.weights.formats import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
 from rlx_ray.weights.params import ParamSpec
 from rlx_ray.weights.small_floats import FP8, SmallFloat
@@ -28,6 +27,7 @@ from rlx_ray.weights.sources import (
     LINE,
     Read,
     ReadBlocks,
+    SourceTensors,
     check_finite,
     fill_coded_rows,
     fill_floats,
@@ -80,6 +80,24 @@ def pack(
         else:
             _fill(place, param, read, panel, FORMATS[name])
     return buffer, bindings
+
+
+def pack_model(
+    params: Sequence[ParamSpec],
+    tensors: SourceTensors,
+    target: Target,
+    precision: str,
+    formats: Mapping[str, str],
+) -> tuple[npt.NDArray[np.uint8], tuple[Binding, ...]]:
+    """`pack` of a checkpoint for a target, in a profile's `precision.compute`."""
+    return pack(params, tensors.read, target.panel, precision, formats, tensors.read_blocks)
+
+
+def model_bytes(
+    params: Sequence[ParamSpec], target: Target, precision: str, formats: Mapping[str, str]
+) -> int:
+    """The bytes of what `pack_model` gives."""
+    return places(params, target.panel, precision, formats)[1]
 
 
 def places(

@@ -8,8 +8,6 @@ Layouts (little-endian; T is the precision's element type):
   is cut into tiles of 16 outputs and these into chunks of 64 terms. A lane of the warp that reads a
   chunk finds there the codes that it multiplies, in the order in which it does.
 * `q8rows`: an embedding table of 8 bits (rlx_ray.weights.formats).
-
-A change to the bytes written here must bump `target.PACK_VERSION`.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import numpy.typing as npt
 from rlx_ray.artifact import Binding
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
+from rlx_ray.target import Target
 from rlx_ray.weights.blocks import Blocks
 from rlx_ray.weights.formats import (
     BLOCK,
@@ -39,6 +38,7 @@ from rlx_ray.weights.params import ParamSpec
 from rlx_ray.weights.sources import (
     Read,
     ReadBlocks,
+    SourceTensors,
     check_finite,
     fill_coded_rows,
     fill_floats,
@@ -94,6 +94,24 @@ def pack(
         else:
             place[:] = tiled(joined_blocks(param, form, read_blocks)).reshape(-1)
     return buffer, bindings
+
+
+def pack_model(
+    params: Sequence[ParamSpec],
+    tensors: SourceTensors,
+    target: Target,
+    precision: str,
+    formats: Mapping[str, str],
+) -> tuple[npt.NDArray[np.uint8], tuple[Binding, ...]]:
+    """`pack` of a checkpoint for a target, in a profile's `precision.compute`."""
+    return pack(params, tensors.read, DType.parse(precision), formats, tensors.read_blocks)
+
+
+def model_bytes(
+    params: Sequence[ParamSpec], target: Target, precision: str, formats: Mapping[str, str]
+) -> int:
+    """The bytes of what `pack_model` gives."""
+    return places(params, DType.parse(precision), formats)[1]
 
 
 def places(

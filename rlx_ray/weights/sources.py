@@ -7,14 +7,19 @@ wants; what is no matrix is written as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from rlx_ray.component.quant import QuantScheme
+from rlx_ray.digest import sha256_hex
+from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
-from rlx_ray.weights.blocks import Blocks
+from rlx_ray.weights.blocks import Blocks, as_blocks, quantise
+from rlx_ray.weights.decode import as_f32
 from rlx_ray.weights.formats import FORMATS, QUANT_ROWS
 from rlx_ray.weights.params import ParamSpec
 from rlx_ray.weights.rope import turns
@@ -24,6 +29,87 @@ LINE = 64
 
 Read = Callable[[str], npt.NDArray[Any]]
 ReadBlocks = Callable[[str, str], Blocks]
+
+_ROWS = QuantScheme.parse("gguf_q8_0")
+"""What rows of an embedding table are quantised to, if the file has them otherwise."""
+
+
+class Stored(Protocol):
+    """A tensor where it lies, such as `checkpoint.tensor.StoredTensor`."""
+
+    @property
+    def dtype(self) -> DType:
+        """Of an element."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In weights."""
+        ...
+
+    @property
+    def scheme(self) -> QuantScheme | None:
+        """How they are packed; None for plain elements."""
+        ...
+
+    def raw(self) -> memoryview:
+        """Its bytes, row-major and little-endian, in memory of their own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensors:
+    """A checkpoint's tensors as packing reads them: what is packed is what was hashed.
+
+    Attributes:
+        tensors: by name.
+        digests: the sha256 of each one's bytes, 64 hex digits, as it was when the checkpoint was
+            given its digest.
+        scheme: what plain weights are quantised to.
+        where: the checkpoint, for messages.
+    """
+
+    tensors: Mapping[str, Stored]
+    digests: Mapping[str, str]
+    scheme: QuantScheme | None
+    where: str
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """A tensor as float32.
+
+        Raises:
+            CheckpointError: its bytes are not those that were hashed.
+        """
+        tensor = self.tensors[name]
+        return as_f32(self._raw(name), tensor.dtype, tensor.shape, tensor.scheme)
+
+    def read_blocks(self, name: str, form: str) -> Blocks:
+        """A matrix [N, K] as blocks: as the file has it, or quantised from its floats.
+
+        Rows of an embedding table have one block format: those of another one are quantised anew.
+
+        Raises:
+            CheckpointError: see `read`.
+        """
+        tensor = self.tensors[name]
+        raw = self._raw(name)
+        if tensor.scheme is not None:
+            n, k = tensor.shape
+            found = as_blocks(raw, tensor.scheme, (n, k))
+            if form != QUANT_ROWS or found.form.name == "b8":
+                return found
+        assert self.scheme is not None
+        floats = as_f32(raw, tensor.dtype, tensor.shape, tensor.scheme)
+        return quantise(floats, _ROWS if form == QUANT_ROWS else self.scheme)
+
+    def _raw(self, name: str) -> memoryview:
+        data = self.tensors[name].raw()
+        if sha256_hex(data) != self.digests[name]:
+            raise CheckpointError(
+                f"{self.where}: tensor {name!r} has changed since the checkpoint was hashed.",
+                "Start again once nothing writes to it; put checkpoints in place by renaming them.",
+            )
+        return data
 
 
 def sources(param: ParamSpec, read: Read) -> list[tuple[str, npt.NDArray[np.float32]]]:

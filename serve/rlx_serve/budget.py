@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlx_ray.catalog import packed_bytes
 from rlx_ray.component import CompilationMode
 from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError
 from rlx_ray.target import Target
+from rlx_ray.weights.packing import packed_bytes
 from rlx_serve.speaking import SPEAKING
 from rlx_serve.table import Table
 
@@ -41,7 +41,7 @@ def needs(config: Config, table: Table, target: Target) -> tuple[Need, ...]:
             found.append(
                 Need(
                     name,
-                    sum(packed_bytes(model, spec) for spec in packed.values()),
+                    sum(packed_bytes(spec, model.facts.params) for spec in packed.values()),
                     config.serve.kv_cache_bytes if speaks else 0,
                     any(row.mode is CompilationMode.EAGER for row in rows),
                 )

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from rlx_ray.catalog import _packed, packed_bytes
 from rlx_ray.errors import ConfigError
 from rlx_ray.target import Target
+from rlx_ray.weights.packing import pack_for, packed_bytes
+from rlx_ray.weights.sources import SourceTensors
 from rlx_serve.budget import Budget, budget_of, check_budget, needs
 from rlx_serve.table import Table, open_table
 from tests.support.llama_checkpoint import write_tiny_llama
@@ -49,8 +50,11 @@ def test_packed_weights_are_as_large_as_was_said(tmp_path: Path, fields: dict[st
     _, table = opened(tmp_path, talker(tmp_path, "talk", **fields))
     assert {row.unsupported for row in table.rows} == {""}
     for row in table.rows:
-        data, _ = _packed(table.models["talk"], row.spec)
-        assert packed_bytes(table.models["talk"], row.spec) == data.nbytes > 50_000
+        model = table.models["talk"]
+        digests, quant = model.tensor_digests(), row.spec.component.quant
+        tensors = SourceTensors(model.checkpoint.tensors, digests, quant, "here")
+        data, _ = pack_for(row.spec, model.facts.params, tensors)
+        assert packed_bytes(row.spec, model.facts.params) == data.nbytes > 50_000
 
 
 def check(config: Any, table: Table, target: Target, code: int = 0) -> None:

@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import fsspec
 import pytest
@@ -20,6 +20,8 @@ from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import ArtifactError, ConfigError
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import AotStore, Hit, Lookup, Miss
+from rlx_ray.store.base import manifest_path
+from rlx_ray.target import target
 from tests.support.specs import make_artifact, make_spec, make_weights
 
 _SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
@@ -292,30 +294,63 @@ class StoreConformance:
     def test_weights_are_found_by_source_version_and_family(self, place: Place) -> None:
         store = place.store()
         manifest, data = make_weights()
-        key = (manifest.model, manifest.source, manifest.pack_version, manifest.target_family)
-        assert _kind(store.find_weights(*key)) == "absent"
+        key = manifest.key
+        assert _kind(store.find_weights(key)) == "absent"
         assert store.put_weights(manifest, memoryview(data)) is True
         assert store.put_weights(manifest, data) is False
-        assert place.store().find_weights(*key) == manifest
+        assert place.store().find_weights(key) == manifest
         assert store.read_blob(manifest.blob) == data
-        assert _kind(store.find_weights("m", "0" * 64, key[2], key[3])) == "absent"
-        assert _kind(store.find_weights("m", key[1], key[2] + 1, key[3])) == "absent"
-        near = key[1][:16] + "f" * 48
-        assert _kind(store.find_weights("m", near, key[2], key[3])) == "foreign"
+        assert _kind(store.find_weights(replace(key, source="0" * 64))) == "absent"
+        assert _kind(store.find_weights(replace(key, packing="0" * 16))) == "absent"
+        near = key.source[:16] + "f" * 48
+        assert _kind(store.find_weights(replace(key, source=near))) == "foreign"
 
     def test_damaged_weights_are_a_miss_and_put_heals_them(self, place: Place) -> None:
         store = place.store()
         manifest, data = make_weights()
-        key = (manifest.model, manifest.source, manifest.pack_version, manifest.target_family)
+        key = manifest.key
         store.put_weights(manifest, data)
         (path,) = place.files("weights")
         place.write(path, place.read(path)[:-9])
-        assert _kind(store.find_weights(*key)) == "damaged"
+        assert _kind(store.find_weights(key)) == "damaged"
         assert store.put_weights(manifest, data) is True
         place.write(f"blobs/{manifest.blob.sha256[:2]}/{manifest.blob.sha256}", data[1:])
-        assert _kind(store.find_weights(*key)) == "damaged"
+        assert _kind(store.find_weights(key)) == "damaged"
         assert store.put_weights(manifest, data) is True
-        assert store.find_weights(*key) == manifest
+        assert store.find_weights(key) == manifest
+
+    def test_another_build_under_the_same_key_is_named_with_its_reason(self, place: Place) -> None:
+        store = place.store()
+        store.put(make_artifact(make_spec(build_id="0" * 16)))
+        store.put(make_artifact(make_spec(target=target("cpu-aarch64"))))
+        miss = store.present([make_spec()])[make_spec().digest]
+        assert isinstance(miss, Miss)
+        assert miss.kind == "absent"
+        assert miss.other == (
+            "what the store has of it is another: build_id is 0000000000000000, wanted is "
+            "0123456789abcdef: another version of this package's compiler."
+        )
+
+    def test_another_target_under_the_same_key_is_no_other_build(self, place: Place) -> None:
+        store = place.store()
+        store.put(make_artifact(make_spec(target=target("cpu-aarch64"))))
+        miss = store.present([make_spec()])[make_spec().digest]
+        assert isinstance(miss, Miss)
+        assert miss.other == ""
+
+    def test_what_another_version_wrote_is_foreign_and_stays(self, place: Place) -> None:
+        store = place.store()
+        store.put(make_artifact(make_spec(seq=32)))
+        path = manifest_path("m", f"{make_spec().store_name[:-16]}{'0' * 16}")
+        place.write(path, b'{"format":"rlx-artifact/1","spec":{}}')
+        miss = store.present([make_spec()])[make_spec().digest]
+        assert isinstance(miss, Miss)
+        assert "another version of rlx_ray built" in miss.other
+        assert "'rlx-artifact/1'" in miss.other
+        assert sorted(e.status for e in store.entries()) == ["foreign", "present"]
+        rows = [r.status for r in store.verify(deep=True) if r.kind == "manifest"]
+        assert sorted(rows) == ["foreign", "ok"]
+        assert path in place.files("manifests")
 
     def test_a_store_can_be_sent_to_another_process(self, place: Place) -> None:
         store, artifact = _published(place)

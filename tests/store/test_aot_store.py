@@ -21,7 +21,7 @@ from rlx_ray.store import AotStore, Hit, Miss, check_shared, open_store
 from rlx_ray.store.fs import FsspecFiles
 from tests.store.conformance import Place, StoreConformance, assert_whole, check_damage
 from tests.support.s3 import BUCKET, S3Server
-from tests.support.specs import make_artifact, make_spec
+from tests.support.specs import make_artifact, make_spec, make_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +80,7 @@ def test_a_server_that_does_not_answer_is_unreachable_and_not_absent() -> None:
             store.put(make_artifact())
         with pytest.raises(StoreError):
             store.present([make_spec()])
-        weights = store.find_weights("m", "0" * 64, 1, "cpu-p16")
+        weights = store.find_weights(make_weights()[0].key)
         assert isinstance(weights, Miss)
         assert weights.kind == "unreachable"
 

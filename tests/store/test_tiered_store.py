@@ -62,18 +62,18 @@ def test_a_warm_disk_stands_in_for_a_store_that_does_not_answer(
 ) -> None:
     artifact = make_artifact()
     manifest, data = make_weights()
-    key = (manifest.model, manifest.source, manifest.pack_version, manifest.target_family)
+    key = manifest.key
     tiered.store.put(artifact)
     tiered.store.put_weights(manifest, data)
     tiered.fetch(make_spec())
-    tiered.fetch_weights(*key)
+    tiered.fetch_weights(key)
     _cut_off(tiered, monkeypatch)
     found = tiered.fetch(make_spec())
     assert isinstance(found, Fetched)
     assert found.manifest == artifact.manifest
     assert found.tier == "disk"
     assert "no answer" in found.note
-    weights = tiered.fetch_weights(*key)
+    weights = tiered.fetch_weights(key)
     assert isinstance(weights, FetchedWeights)
     assert weights.path.read_bytes() == data
     assert "no answer" in weights.note
@@ -117,12 +117,12 @@ def test_a_blob_altered_in_the_store_is_a_miss_and_not_an_exception(
 
 def test_weights_are_fetched_once_for_all_variants(tiered: TieredStore) -> None:
     manifest, data = make_weights()
-    key = (manifest.model, manifest.source, manifest.pack_version, manifest.target_family)
-    assert isinstance(tiered.fetch_weights(*key), Miss)
+    key = manifest.key
+    assert isinstance(tiered.fetch_weights(key), Miss)
     tiered.store.put_weights(manifest, data)
     tiers = []
     for _ in range(2):
-        found = tiered.fetch_weights(*key)
+        found = tiered.fetch_weights(key)
         assert isinstance(found, FetchedWeights)
         assert found.manifest == manifest
         assert found.path.read_bytes() == data

@@ -32,7 +32,7 @@ from rlx_ray.component import (
 from rlx_ray.digest import canonical_json, sha256_hex
 from rlx_ray.dtype import DType
 from rlx_ray.spec import BuildSpec, FamilySource, TensorSpec
-from rlx_ray.target import ABI, PACK_VERSION, target, toolchain_for
+from rlx_ray.target import ABI, target, toolchain_for
 
 COMPOSITION = Pair(Pair(Single("embed"), Homogeneous("bert_layer", 2)), Single("mean_pool"))
 
@@ -76,7 +76,7 @@ def make_spec(**overrides: Any) -> BuildSpec:
         "toolchain": toolchain_for(machine, {}),
         "build_id": "0123456789abcdef",
         "abi": ABI,
-        "pack_version": PACK_VERSION,
+        "packing": "fedcba9876543210",
     }
     return BuildSpec(**{**fields, **overrides})
 
@@ -133,7 +133,7 @@ def make_weights(data: bytes = b"\x01\x02\x03\x04" * 64) -> tuple[WeightsManifes
     """Packed weights of one tensor, with their manifest."""
     blob = BlobRef("weights", sha256_hex(data), len(data))
     tensors = (Binding("layer.0.query", DType.F32, (8, 8), 0, "panel16"),)
-    return WeightsManifest("m", "a5" * 32, PACK_VERSION, "cpu-p16", blob, tensors), data
+    return WeightsManifest("m", "a5" * 32, "fedcba9876543210", "cpu-p16", blob, tensors), data
 
 
 TEXT_VARIANTS = [

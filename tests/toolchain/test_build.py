@@ -13,10 +13,11 @@ import pytest
 
 from rlx_ray.codegen import zig
 from rlx_ray.compiler import compile
-from rlx_ray.digest import build_id, canonical_json
+from rlx_ray.digest import canonical_json
 from rlx_ray.errors import BuildLimitError, CompileError, ToolchainMismatch, ToolchainMissing
+from rlx_ray.identity import build_id, packing_id
 from rlx_ray.job.build import Limits, build
-from rlx_ray.spec import BuildSpec
+from rlx_ray.spec import SAYS, BuildSpec, FamilySource
 from rlx_ray.target import CPU_TARGETS, Target, toolchain_for
 from tests.support.programs import TINY, Bench
 from tests.support.specs import make_spec
@@ -31,6 +32,7 @@ def spec_for(target: Target) -> BuildSpec:
         target=target,
         toolchain=toolchain_for(target, {}),
         build_id=build_id(),
+        packing=packing_id(target.kind),
     )
 
 
@@ -130,9 +132,12 @@ def test_no_toolchain_says_how_to_get_one(bench: Bench, monkeypatch: pytest.Monk
         compile(spec_for(bench.target))
 
 
-def test_a_spec_of_another_compiler_is_refused(bench: Bench) -> None:
-    with pytest.raises(CompileError, match="made by build 0000"):
-        compile(replace(spec_for(bench.target), build_id="0" * 16))
+@pytest.mark.parametrize("field", ["build_id", "abi", "packing", "family_source"])
+def test_a_spec_of_another_compiler_is_refused(bench: Bench, field: str) -> None:
+    source = FamilySource("others", "1.0", "0" * 64)
+    other = {"abi": 0, "family_source": source}.get(field, "0" * 16)
+    with pytest.raises(CompileError, match=f"made where {field} is .*{SAYS[field]}"):
+        compile(replace(spec_for(bench.target), **{field: other}))
 
 
 def test_the_compilers_own_words_reach_the_user(bench: Bench) -> None:
