@@ -14,7 +14,7 @@ from typing import Any
 
 from rlx_ray.engine.sampling import Chosen
 from rlx_serve.completions import Job
-from rlx_serve.dispatch import Route
+from rlx_serve.dispatch import Route, weights_header
 from rlx_serve.outbox import Spoken
 from rlx_serve.problems import problem
 
@@ -77,6 +77,7 @@ def headers(used: Mapping[Route, str]) -> dict[str, str]:
         "x-rlx-cache-key": ", ".join(r.cache_key for r in routes),
         "x-rlx-variant": ", ".join(r.variant for r in routes),
         "x-rlx-tier": ", ".join(used[r] for r in routes),
+        "x-rlx-weights": weights_header(routes),
     }
 
 

@@ -27,6 +27,7 @@ from rlx_ray.runtime.load import host_for
 from rlx_ray.store import check_shared, open_store
 from rlx_serve.budget import budget_of, check_budget
 from rlx_serve.builds import Builds
+from rlx_serve.deployed import Deployed
 from rlx_serve.executor import Executor
 from rlx_serve.fleet import Cluster, Fleet, choose, deployment_options, executor_name
 from rlx_serve.ingress import make_app
@@ -71,6 +72,7 @@ class Ingress:
         executors: a handle for each target name.
         builds: handle of the cluster's `Builds`.
         passed_over: why the config's other targets have no executor, by name.
+        deployed: what is served of each model, by its name.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class Ingress:
         executors: Mapping[str, Handle],
         builds: Handle,
         passed_over: Mapping[str, str],
+        deployed: Mapping[str, Deployed],
     ) -> None:
-        table = open_table(config)
+        table = open_table(config, deployed)
         models = {
             name: served(table, name, found)
             for name in table.models
@@ -145,9 +148,9 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
         options = deployment_options(spec, placement)
         name = executor_name(target.name)
         deployment = _deploy(Executor, name, spec, spec.max_ongoing_requests, options)
-        executors[target.name] = deployment.bind(config, target, builds)
+        executors[target.name] = deployment.bind(config, target, builds, table.deployed)
     ingress = _deploy(serve.ingress()(Ingress), "Ingress", spec, ongoing, one)
-    return ingress.bind(config, executors, builds, fleet.passed_over)
+    return ingress.bind(config, executors, builds, fleet.passed_over, table.deployed)
 
 
 def _deploy(

@@ -6,7 +6,7 @@ The executors are handle-like callables, so that all of this runs without Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -32,6 +32,7 @@ class Route:
         variant: the variant text.
         cache_key: 16 hex digits.
         digest: the artifact digest; an executor whose own differs refuses.
+        weights: the weights digest; the same.
         packed: whether it runs on the real token rows alone.
     """
 
@@ -39,6 +40,7 @@ class Route:
     variant: str
     cache_key: str
     digest: str
+    weights: str
     packed: bool = True
 
     @property
@@ -48,8 +50,13 @@ class Route:
 
     @property
     def slot_id(self) -> str:
-        """Which slot runs it, as replicas report it: `<model>.<digest>`."""
-        return f"{self.model}.{self.digest}"
+        """Which slot runs it, as replicas report it: `<model>.<digest>.<weights>`."""
+        return f"{self.model}.{self.digest}.{self.weights}"
+
+
+def weights_header(routes: Iterable[Route]) -> str:
+    """The `x-rlx-weights` of an answer: 16 digits for each set of weights; there is one."""
+    return ", ".join(dict.fromkeys(route.weights[:16] for route in routes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,7 @@ class Answer:
             "x-rlx-cache-key": ", ".join(route.cache_key for route, _ in self.used),
             "x-rlx-variant": ", ".join(route.variant for route, _ in self.used),
             "x-rlx-tier": ", ".join(tier for _, tier in self.used),
+            "x-rlx-weights": weights_header(route for route, _ in self.used),
             "x-rlx-pad-waste": f"{self.pad_waste:.4f}",
         }
         if self.truncated:

@@ -33,6 +33,7 @@ from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_serve.budget import Budget, budget_of, check_budget
 from rlx_serve.builds import Record, build_patience
+from rlx_serve.deployed import Deployed
 from rlx_serve.dispatch import CallResult, Route
 from rlx_serve.holding import Holding
 from rlx_serve.host import Host
@@ -62,14 +63,16 @@ class Executor:
         config: the whole config.
         target: what this executor's replicas run.
         builds: handle of the cluster's `Builds`.
+        deployed: what is served of each model, by its name.
 
     Raises:
         ConfigError: this host cannot run the target, or what it must hold does not fit.
-        CheckpointError, StoreError: a model or the store cannot be opened.
+        CheckpointError, StoreError: a model or the store cannot be opened, or what was deployed
+            of a model is not there any more.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: Config, target: Target, builds: Handle
+        self, config: Config, target: Target, builds: Handle, deployed: Mapping[str, Deployed]
     ) -> None:
         self._config = config
         self._target = target
@@ -80,7 +83,8 @@ class Executor:
         self._lost: DeviceLost | None = None
         limits = config.serve
         self._advertise = serve.multiplexed(max_num_models_per_replica=limits.max_slots)(_marker)
-        self._host, table = await self._in(self._loaders, lambda: self._open(config, target))
+        opening = partial(self._open, config, target, deployed)
+        self._host, table = await self._in(self._loaders, opening)
         self._budget = await self._in(self._loaders, self._room)
         _log.info("%s: %s", target.name, self._budget)
         self._holding = Holding(
@@ -93,7 +97,8 @@ class Executor:
         self._rows = {row.route.route_id: row for row in table.select(target)}
         for name in sorted({row.route.model for row in self._rows.values()}):
             specs = [row.spec for row in self._rows.values() if row.route.model == name]
-            add = partial(self._host.add_weights, table.models[name], specs)
+            wanted = deployed[name].weights
+            add = partial(self._host.add_weights, table.models[name], specs, wanted)
             self._holding.slots.weigh(name, await self._in(self._loaders, add))
         rows = tuple(self._rows.values())
         self._speakers = Speakers(rows, table.models, self._holding, limits.kv_cache_bytes)
@@ -106,7 +111,7 @@ class Executor:
         """Run a variant, loading it first if need be; an error comes back as a value.
 
         Args:
-            route: names the variant; its digest must be this executor's own.
+            route: names the variant; its digests must be this executor's own.
             inputs: as the variant's binding says.
         """
         try:
@@ -124,7 +129,7 @@ class Executor:
         """Generate text; an error comes as a value, and ends the stream.
 
         Args:
-            route: of one of the model's variants; its digest must be this executor's own.
+            route: of one of the model's variants; its digests must be this executor's own.
             request: what to generate.
             streamed: see `HeldEngine.generate`.
         """
@@ -171,16 +176,20 @@ class Executor:
                 f"{self._target.name}.",
                 "See /variants.",
             )
-        if row.route.digest != route.digest:
-            raise ArtifactError(
-                f"variant {route.variant} of {route.model!r} is {row.route.digest[:16]} here, the "
-                f"request wants {route.digest[:16]}.",
-                "A new version is being rolled out: try again.",
-            )
+        for what in ("digest", "weights"):
+            here, wanted = getattr(row.route, what), getattr(route, what)
+            if here != wanted:
+                raise ArtifactError(
+                    f"the {what} of variant {route.variant} of {route.model!r} is {here[:16]} "
+                    f"here, the request wants {wanted[:16]}.",
+                    "A new version is being rolled out: try again.",
+                )
         return row
 
-    def _open(self, config: Config, target: Target) -> tuple[Host, Table]:
-        return Host(config, target, self._on_miss), open_table(config)
+    def _open(
+        self, config: Config, target: Target, deployed: Mapping[str, Deployed]
+    ) -> tuple[Host, Table]:
+        return Host(config, target, self._on_miss), open_table(config, deployed)
 
     def _room(self) -> Budget:
         """What this replica may hold, by the config or by what its host has."""
@@ -249,7 +258,7 @@ class Executor:
         while True:
             slots = self._holding.slots
             held = Held(
-                {f"{k.model}.{k.digest}": s.value for k, s in slots.states().items()},
+                {k.slot_id: s.value for k, s in slots.states().items()},
                 {m: (state.value, nbytes) for m, (state, nbytes) in slots.engines().items()},
             )
             with contextlib.suppress(Exception):  # the board is for people; it may be away

@@ -20,6 +20,7 @@ import numpy as np
 
 from rlx_ray.errors import ArtifactError, DeviceMemoryError, EngineError, RlxError
 from rlx_ray.spec import BuildSpec
+from rlx_serve.dispatch import Route
 from rlx_serve.host import Loaded
 from rlx_serve.problems import Busy
 from rlx_serve.slots import SlotKey, Slots, State, Step, engine_key
@@ -93,17 +94,18 @@ class Holding:
     async def _run(self, row: Row, run: Callable[[Loaded], Outputs]) -> tuple[Outputs, str]:
         with contextlib.ExitStack() as stack:
             loaded, tier = await self.hold(row, stack)
-            if loaded.digest != row.route.digest:
-                raise ArtifactError(f"slot of {row.route.digest} holds {loaded.digest}.")
+            held, wanted = (loaded.digest, loaded.weights), (row.route.digest, row.route.weights)
+            if held != wanted:
+                raise ArtifactError(f"slot of {wanted} holds {held} (artifact, weights).")
             loop = asyncio.get_running_loop()
             running = loop.run_in_executor(self._runners, run, loaded)
-            held = stack.pop_all()
-            running.add_done_callback(lambda done: _let_go(held, done))
+            holds = stack.pop_all()
+            running.add_done_callback(lambda done: _let_go(holds, done))
             return await asyncio.shield(running), tier
 
     async def hold(self, row: Row, stack: contextlib.ExitStack) -> tuple[Loaded, str]:
         """A loaded variant, held until the stack is closed, and its tier for this request."""
-        key = SlotKey(row.route.model, row.route.digest)
+        key = slot_key(row.route)
         step = self._ask(key, 0, partial(self._variant, row.spec), stack)
         loaded: Loaded = await self._value(key, step)
         return loaded, "memory" if step is Step.RUN else loaded.tier
@@ -112,7 +114,7 @@ class Holding:
         """A loaded variant that stays as long as its model's engine, which runs it at any time."""
         with contextlib.ExitStack() as stack:
             found = await self.hold(row, stack)
-            self.slots.keep(SlotKey(row.route.model, row.route.digest))
+            self.slots.keep(slot_key(row.route))
             return found
 
     async def hold_engine(
@@ -284,6 +286,11 @@ class Holding:
         """Wait until no engine is ending."""
         while self._ends:
             await asyncio.wait(self._ends.values())
+
+
+def slot_key(route: Route) -> SlotKey:
+    """The slot that runs a route."""
+    return SlotKey(route.model, route.digest, route.weights)
 
 
 def _let_go(held: contextlib.ExitStack, run: asyncio.Future[Outputs]) -> None:

@@ -29,12 +29,14 @@ class Loaded:
     Attributes:
         executable: runs it.
         digest: of the artifact that was loaded.
+        weights: the weights digest of what it multiplies by.
         tier: `disk`, `store` or `compiled`.
         nbytes: bytes of its blobs and of one arena.
     """
 
     executable: Executable
     digest: str
+    weights: str
     tier: str
     nbytes: int
 
@@ -68,20 +70,22 @@ class Host:
         self._refuse = Resolver(self.store, refuse)
         self._weights: dict[tuple[str, str], Weights] = {}
 
-    def add_weights(self, model: OpenModel, specs: Iterable[BuildSpec]) -> int:
+    def add_weights(self, model: OpenModel, specs: Iterable[BuildSpec], wanted: str) -> int:
         """Map a model's packed weights, packing them first if nobody has; their bytes.
 
         Args:
             model: whose they are.
             specs: of the variants that will be loaded.
+            wanted: the weights digest that was deployed.
 
         Raises:
             StoreError: the store cannot be reached or written.
-            CheckpointError: a tensor cannot be read.
+            CheckpointError: a tensor cannot be read, or the store lacks what was deployed and the
+                checkpoint holds something else now.
         """
         total = 0
         for spec in {spec.weights_family: spec for spec in specs}.values():
-            weights = load_weights(self.store, model, spec)
+            weights = load_weights(self.store, model, spec, wanted)
             self._weights[spec.model, spec.weights_family] = weights
             total += weights.nbytes
         return total
@@ -103,7 +107,9 @@ class Host:
         weights = self._weights[spec.model, spec.weights_family]
         executable = self._loader.load(manifest.binding, paths, weights)
         size = manifest.blob("code").size + executable.arena_bytes
-        return Loaded(executable, manifest.spec.digest, resolved.tier, size)
+        return Loaded(
+            executable, manifest.spec.digest, weights.manifest.source, resolved.tier, size
+        )
 
     def room(self, share: float) -> int:
         """How much memory there is for weights, variants and caches; see `Loader.room`."""

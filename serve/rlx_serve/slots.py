@@ -1,9 +1,9 @@
 """What a replica holds: variants and text engines, each absent, loading, loaded, failed or ending.
 
-A variant's slot is keyed by (model, digest). Whoever asks for a slot holds it until it lets go,
-while it waits for the load as well as while it runs, and a slot that somebody holds is never
-evicted. A model's text engine has a slot too, whose bytes are those of its key-value cache; its
-streams hold it, and it keeps the variants that it runs: they stay as long as it does.
+A variant's slot is keyed by (model, digest, weights). Whoever asks for a slot holds it until it
+lets go, while it waits for the load as well as while it runs, and a slot that somebody holds is
+never evicted. A model's text engine has a slot too, whose bytes are those of its key-value cache;
+its streams hold it, and it keeps the variants that it runs: they stay as long as it does.
 
 Pure: no Ray, no clock, no memory.
 """
@@ -23,10 +23,16 @@ _ENGINE = "engine"
 
 @dataclass(frozen=True, slots=True)
 class SlotKey:
-    """A model's name and an artifact digest: which weights, and which code."""
+    """A model's name, an artifact digest and a weights digest: whose, which code, which numbers."""
 
     model: str
     digest: str
+    weights: str
+
+    @property
+    def slot_id(self) -> str:
+        """How replicas report it; `Route.slot_id` of the routes that it runs."""
+        return f"{self.model}.{self.digest}.{self.weights}"
 
     @property
     def is_engine(self) -> bool:
@@ -36,7 +42,7 @@ class SlotKey:
 
 def engine_key(model: str) -> SlotKey:
     """The key of a model's text engine."""
-    return SlotKey(model, _ENGINE)
+    return SlotKey(model, _ENGINE, "")
 
 
 class State(Enum):

@@ -12,6 +12,7 @@ from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.job.matrix import expand
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
+from rlx_serve.deployed import Deployed, check, decide
 from rlx_serve.dispatch import Route
 
 
@@ -36,9 +37,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All models of a config with their rows, in the config's order."""
+    """All models of a config with their rows, in the config's order.
+
+    `deployed` says by model's name what is served of it.
+    """
 
     models: Mapping[str, OpenModel]
+    deployed: Mapping[str, Deployed]
     rows: tuple[Row, ...]
 
     def targets(self, model: str) -> tuple[Target, ...]:
@@ -71,17 +76,27 @@ class Table:
         return tuple(found)
 
 
-def open_table(config: Config) -> Table:
+def open_table(config: Config, deployed: Mapping[str, Deployed] | None = None) -> Table:
     """Open every model of a config and expand its matrix. No tensor's weights are packed here.
+
+    Args:
+        config: the whole config.
+        deployed: what is served of each model, by its name; None decides it, by what the
+            checkpoints hold now.
 
     Raises:
         ConfigError: the config has no models, a matrix that cannot be meant, or names something as
             warm that is not there.
-        CheckpointError: a checkpoint is missing or damaged.
+        CheckpointError: a checkpoint is missing or damaged, or its config or tokenizer has changed
+            since it was deployed.
     """
     if not config.models:
         raise ConfigError("$.models is empty.", "Name at least one model to serve.")
     models = {spec.name: open_model(spec) for spec in config.models}
+    if deployed is None:
+        deployed = decide(models, config.store)
+    for name, model in models.items():
+        check(name, model, deployed[name])
     rows: list[Row] = []
     for name, model in models.items():
         cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
@@ -92,11 +107,12 @@ def open_table(config: Config) -> Table:
                 str(component.variant),
                 component.cache_key_hex,
                 cell.spec.digest,
+                deployed[name].weights,
                 cell.spec.packed_rows,
             )
             rows.append(Row(route, cell.spec, cell.unsupported))
     _check_warm(config.serve.warm, rows)
-    return Table(models, tuple(rows))
+    return Table(models, deployed, tuple(rows))
 
 
 def names_of(route: Route) -> frozenset[str]:

@@ -67,6 +67,7 @@ def variant_row(
         "variant": row.route.variant,
         "cache_key": row.route.cache_key,
         "digest": row.route.digest,
+        "weights": row.route.weights[:16],
         "status": status,
         "reason": reason,
         "seconds": seconds,

@@ -139,7 +139,7 @@ def test_a_replica_runs_on_the_card_and_says_why_it_cannot(
     device = put_in_card(monkeypatch, tmp_path / "units")
     row = next(row for row in open_table(opened.config).rows if row.spec.target == wanted)
     replica = Host(opened.config, wanted, lambda spec, reason: replica.store.store.put(build(spec)))
-    assert replica.add_weights(opened.model, [row.spec]) > 0
+    assert replica.add_weights(opened.model, [row.spec], row.route.weights) > 0
     assert device.held == 0
     loaded = replica.load(row.spec)
     assert loaded.tier == "compiled"

@@ -69,7 +69,7 @@ def test_models_take_turns_on_a_card_and_one_that_speaks_is_not_cut(
         holding = Holding(8, 1 << 40, host.load, threads, threads)
         for name, model in table.models.items():
             specs = [row.spec for row in table.rows if row.route.model == name]
-            holding.slots.weigh(name, host.add_weights(model, specs))
+            holding.slots.weigh(name, host.add_weights(model, specs, table.deployed[name].weights))
         speakers = Speakers(table.rows, table.models, holding, CACHE)
 
         async def ask(name: str) -> list[int]:

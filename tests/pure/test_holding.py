@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
+from rlx_serve.dispatch import Route
 from rlx_serve.holding import Holding
 from rlx_serve.problems import problem
 from rlx_serve.slots import SlotKey, State
@@ -30,6 +31,7 @@ class Memory:
 class Variant:
     digest: str
     memory: Memory
+    weights: str = "w"
     tier: str = "store"
     nbytes: int = 1
 
@@ -65,7 +67,7 @@ class Device:
 
 def row(digest: str) -> Any:
     spec = SimpleNamespace(digest=digest, model="m", component=SimpleNamespace(variant=digest))
-    return SimpleNamespace(route=SimpleNamespace(model="m", digest=digest), spec=spec)
+    return SimpleNamespace(route=Route("m", "v", "k", digest, "w"), spec=spec)
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_waiters_of_one_failed_load_each_get_the_error(device, threads) -> None:
         assert [type(a) for a in answers] == [DeviceMemoryError] * 5
         assert {str(a) for a in answers} == {"no room. Load fewer."}
         assert len(device.loads) == 3
-        kept = held.slots.error(SlotKey("m", "3"))
+        kept = held.slots.error(SlotKey("m", "3", "w"))
         assert kept is not None
         assert kept.__traceback__ is None, "it would hold what each of them asked for"
 
@@ -182,7 +184,18 @@ def test_a_slot_of_another_artifact_is_never_run(device, threads) -> None:
         held = holding(device, threads)
         wrong = row("1")
         wrong.spec.digest = "2"
-        with pytest.raises(ArtifactError, match="slot of 1 holds 2"):
+        with pytest.raises(ArtifactError, match=r"slot of \('1', 'w'\) holds \('2', 'w'\)"):
+            await held.run(wrong, device.run)
+
+    asyncio.run(story())
+
+
+def test_a_slot_of_other_weights_is_never_run(device, threads) -> None:
+    async def story() -> None:
+        held = holding(device, threads)
+        wrong = row("1")
+        wrong.route = replace(wrong.route, weights="other")
+        with pytest.raises(ArtifactError, match=r"slot of \('1', 'other'\) holds \('1', 'w'\)"):
             await held.run(wrong, device.run)
 
     asyncio.run(story())

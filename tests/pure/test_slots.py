@@ -16,7 +16,7 @@ class Clock:
 
 
 def key(number: int = 0, model: str = "m") -> SlotKey:
-    return SlotKey(model, f"{number:064x}")
+    return SlotKey(model, f"{number:064x}", "a5" * 32)
 
 
 def make(max_slots: int = 3, max_bytes: int = 1000) -> tuple[Slots[str], Clock]:

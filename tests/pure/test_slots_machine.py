@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from rlx_serve.slots import SlotKey, Slots, State, Step, engine_key
 
 MODELS = st.sampled_from(["m", "n", "o"])
-VARIANTS = st.builds(SlotKey, MODELS, st.sampled_from("abcd"))
+VARIANTS = st.builds(SlotKey, MODELS, st.sampled_from("abcd"), st.sampled_from("wx"))
 KEYS = VARIANTS | st.builds(engine_key, MODELS)
 WEIGHTS = {"m": 20, "n": 5}
 CACHE = 30

@@ -16,6 +16,7 @@ from rlx_ray.component import CompilationMode
 from rlx_ray.engine.generation import Request
 from rlx_ray.errors import DeviceMemoryError, EngineError, RlxError
 from rlx_serve import executor
+from rlx_serve.holding import slot_key
 from rlx_serve.problems import Busy, Failure, problem
 from rlx_serve.slots import SlotKey, State, engine_key
 from tests.support.talkers import (
@@ -25,6 +26,7 @@ from tests.support.talkers import (
     PAGE,
     ROOM_FOR_ONE,
     VARIANTS,
+    WEIGHTS,
     Card,
     Replica,
     play,
@@ -172,7 +174,7 @@ def test_a_variant_that_a_stream_needs_is_loaded_in_the_room_of_what_is_idle(car
             await replica.holding.hold(idle, stack)
         card.room = CACHE + 2 * CODE
         assert await replica.say("ann") == [0] * 5
-        assert replica.holding.slots.state(SlotKey("bob", idle.route.digest)) is None
+        assert replica.holding.slots.state(slot_key(idle.route)) is None
 
     play(card, story, 1 << 30)
 
@@ -184,7 +186,7 @@ def test_an_engine_that_waits_for_a_variant_does_not_end(card) -> None:
         await until(lambda: "ann" in card.running)
         card.may_load.clear()  # the decode step's variant is being built
         card.go_on["ann"].set()
-        decode = SlotKey("ann", str(VARIANTS[1]))
+        decode = SlotKey("ann", str(VARIANTS[1]), WEIGHTS)
         await until(lambda: replica.holding.slots.state(decode) is State.LOADING)
         dropped.cancel()
         with pytest.raises(asyncio.CancelledError):

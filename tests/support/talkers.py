@@ -24,6 +24,7 @@ from rlx_serve.outbox import Spoken
 from rlx_serve.slots import State
 from rlx_serve.speaking import Speakers
 
+WEIGHTS = "a5" * 32
 VOCAB, PAGE, CACHE, CODE = 7, 10, 640, 20
 VARIANTS = (ModelVariant.prefill(1, 16), ModelVariant.decode(2, 255))
 MODELS = ("ann", "bob", "cid")
@@ -90,13 +91,13 @@ class Card:
         self.claim(CODE)
         made = Talker(self, spec.model)
         self.code.add(made)
-        return Loaded(made, spec.digest, "store", CODE)  # type: ignore[arg-type]
+        return Loaded(made, spec.digest, WEIGHTS, "store", CODE)  # type: ignore[arg-type]
 
 
 def row(model: str, variant: ModelVariant) -> Any:
     digest = str(variant)
     return SimpleNamespace(
-        route=Route(model, str(variant), digest, digest),
+        route=Route(model, str(variant), digest, digest, WEIGHTS),
         spec=SimpleNamespace(model=model, digest=digest),
         variant=variant,
     )
