@@ -10,7 +10,7 @@
     +-- CompileError              a variant that does not compile
     |   +-- ToolchainMissing      no toolchain for the target on this machine
     |   +-- ToolchainMismatch     the toolchain here is not the pinned one
-    |   +-- BuildLimitError       the capped child ran out of time or memory
+    |   +-- BuildLimitError       a build took more time or memory than it may
     +-- StoreError                the store cannot be reached, read or written
     +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
     |   +-- FormatError           one that another version of rlx_ray wrote
@@ -27,6 +27,7 @@ Messages name the field, the value and the remedy. `RlxError.remedy` holds the l
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -79,7 +80,7 @@ class ToolchainMismatch(CompileError):
 
 
 class BuildLimitError(CompileError):
-    """The capped child process ran out of time or memory."""
+    """A build took more time or memory than it may. A crash or a kill is none."""
 
 
 class StoreError(RlxError):
@@ -118,6 +119,10 @@ class VerifyError(RlxError):
     """An IR that breaks the rules of its level: a bug in the pass that made it."""
 
 
+REPORT = "That is a fault of the compiler: report it with this line and the variant's config."
+"""The remedy for what should not happen."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """A hint such as `did you mean 'batch'?`, or the empty string.
 
@@ -127,3 +132,28 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
+
+
+_CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
+
+
+def signalled(what: str, number: int, detail: str = "") -> CompileError:
+    """The error for a part of the compiler that a signal ended, by no limit of this package.
+
+    Args:
+        what: which part.
+        number: the signal.
+        detail: more that is known of it, as a clause.
+    """
+    names = [s.name for s in signal.Signals if s == number]
+    name = f"signal {number} ({names[0]})" if names else f"signal {number}"
+    if number == signal.SIGKILL:
+        how = "was killed (SIGKILL), not by a limit of rlx_ray"
+        remedy = "The machine may have run out of memory: see its log, or build less at once."
+    elif names and names[0] in _CRASHES:
+        how = f"crashed: ended by {name}"
+        remedy = REPORT
+    else:
+        how = f"was ended by {name} from outside"
+        remedy = "Build again, and see who sent it."
+    return CompileError(f"{what} {how}{detail and '; '}{detail}.", remedy)

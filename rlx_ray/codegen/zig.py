@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rlx_ray import record
 from rlx_ray.digest import files_digest, json_digest
-from rlx_ray.errors import BuildLimitError, CompileError, ToolchainMismatch, ToolchainMissing
+from rlx_ray.errors import CompileError, ToolchainMismatch, ToolchainMissing, signalled
 from rlx_ray.target import Target, Toolchain
 
 KERNELS = Path(__file__).parent.parent / "kernels" / "c"
@@ -84,8 +84,8 @@ def compile_c(source: str, toolchain: Toolchain, *, defines: tuple[str, ...] = (
 
     Raises:
         ToolchainMissing, ToolchainMismatch: the machine lacks the pinned compiler.
-        BuildLimitError: the compiler was killed, or ran out of memory.
-        CompileError: the compiler refused the unit; the message holds its first lines.
+        CompileError: the compiler refused the unit, and the message holds its first lines; or it
+            crashed or was killed.
     """
     check(toolchain)
     with tempfile.TemporaryDirectory(prefix="rlx-build-") as name:
@@ -101,12 +101,8 @@ def compile_c(source: str, toolchain: Toolchain, *, defines: tuple[str, ...] = (
             text=True,
             check=False,
         )
-        if done.returncode < 0 or "OutOfMemory" in done.stderr:
-            raise BuildLimitError(
-                f"the C compiler was ended by signal {-done.returncode}: it ran out of memory, or "
-                "was killed.",
-                "Raise serve.build_memory_bytes (or --memory), or give the node more memory.",
-            )
+        if done.returncode < 0:
+            raise signalled("the C compiler", -done.returncode)
         if done.returncode:
             log = "\n".join((done.stderr or done.stdout).strip().splitlines()[:_LOG_LINES])
             raise CompileError(f"the C compiler refused the unit (exit {done.returncode}):\n{log}")

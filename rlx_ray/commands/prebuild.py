@@ -38,7 +38,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--address", metavar="A", help="a running Ray cluster (auto, HOST:PORT)")
     parser.add_argument("--html", metavar="F", help="also write a report to this HTML file")
     parser.add_argument("--timeout", metavar="S", type=float, help="seconds for one variant")
-    parser.add_argument("--memory", metavar="MIB", type=int, help="MiB for one variant's compiler")
+    parser.add_argument(
+        "--memory",
+        metavar="MIB",
+        type=int,
+        help="MiB that may be resident while one variant is built",
+    )
     parser.set_defaults(run=run)
 
 

@@ -55,6 +55,8 @@ class ServeSpec:
 
     `max_slot_bytes` is what a replica may hold: weights, code, arenas and key-value caches, each of
     which has up to `kv_cache_bytes`. None: a share of the memory that there is.
+    A build may take `build_timeout_s` of wall time, and `build_memory_bytes` resident: its process
+    and the compilers that it starts, together.
     `executors` holds what is said of executors by target name or kind (`cpu`, `cuda`).
     """
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import resource
-import signal
-import subprocess
+import logging
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -16,18 +12,24 @@ from pathlib import Path
 from rlx_ray import errors
 from rlx_ray.artifact import Artifact, Manifest
 from rlx_ray.digest import sha256_hex
-from rlx_ray.errors import BuildLimitError, CompileError, RlxError
+from rlx_ray.errors import REPORT, BuildLimitError, CompileError, RlxError, signalled
+from rlx_ray.job import child
+from rlx_ray.job.child import Ended, Limit
 from rlx_ray.spec import BuildSpec
 
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-_NO_MEMORY = ("MemoryError", "failed to map segment", "Cannot allocate memory")
-"""What a child says that the address space limit stopped before it could say it properly."""
+_LOG = logging.getLogger(__name__)
+
+_MACHINE = "See that the builder has memory, and a temporary folder with room."
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one build may take: wall seconds, and bytes of address space of each process."""
+    """What one build may take.
+
+    Attributes:
+        seconds: wall time.
+        memory: resident bytes of the child and all that it starts, together.
+    """
 
     seconds: float = 300.0
     memory: int = 4 << 30
@@ -36,58 +38,24 @@ class Limits:
 def build(spec: BuildSpec, limits: Limits = Limits()) -> Artifact:
     """Compile one variant in a child process.
 
-    The child and the compilers that it starts are one process group; past the time limit all of it
-    is killed, and the child ends with its parent. The memory limit is each process's address space.
+    Past a limit the child and the compilers that it started are killed; they end with this process
+    too, and leave neither processes nor files.
 
     Raises:
-        BuildLimitError: the child ran out of time or memory, or was killed.
-        CompileError: the variant does not compile; ToolchainMissing and others as the child said.
+        BuildLimitError: the build took more time or memory than it may, or the machine refused it
+            memory.
+        CompileError: the variant does not compile, or the child was killed, crashed, or failed in a
+            way that is a bug; ToolchainMissing and others as the child said.
     """
     with tempfile.TemporaryDirectory(prefix="rlx-job-") as name:
         folder = Path(name)
-        code, log = _run(spec, folder, limits)
-        if code == 0:
+        words = [sys.executable, "-m", "rlx_ray.job.worker", name]
+        ended = child.run(words, spec.dumps(), limits.seconds, limits.memory)
+        if ended.status == 0 and ended.limit is None:
             return _read(spec, folder)
-        raise _failure(folder, code, log, spec, limits)
-
-
-def _run(spec: BuildSpec, folder: Path, limits: Limits) -> tuple[int | None, str]:
-    """The child's exit status (None: out of time) and the end of what it said."""
-    parent = os.getpid()
-
-    def cap() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-    child = subprocess.Popen(
-        [sys.executable, "-m", "rlx_ray.job.worker", str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=cap,
-    )
-    try:
-        _, said = child.communicate(spec.dumps(), timeout=limits.seconds)
-    except subprocess.TimeoutExpired:
-        _kill(child)
-        return None, ""
-    except BaseException:
-        _kill(child)
-        raise
-    return child.returncode, said.decode(errors="replace")[-2000:]
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End the child's whole process group and reap the child."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        child.kill()
-    child.communicate()
+        what = f"building {spec.component.variant} of {spec.model!r} for {spec.target.name}"
+        _LOG.debug("%s ended with status %d and wrote: %s", what, ended.status, ended.log)
+        raise _failure(what, ended, limits, folder)
 
 
 def _read(spec: BuildSpec, folder: Path) -> Artifact:
@@ -101,30 +69,51 @@ def _read(spec: BuildSpec, folder: Path) -> Artifact:
     return Artifact(manifest, blobs)
 
 
-def _failure(folder: Path, code: int | None, log: str, spec: BuildSpec, limits: Limits) -> RlxError:
-    what = f"building {spec.component.variant} of {spec.model!r} for {spec.target.name}"
-    if code is None:
+def _failure(what: str, ended: Ended, limits: Limits, folder: Path) -> RlxError:
+    allowed = f"its memory limit of {limits.memory >> 20} MiB"
+    peak = f"{-(-ended.peak >> 20)} MiB resident"
+    match ended.limit:
+        case Limit.TIME:
+            return BuildLimitError(
+                f"{what} took longer than {limits.seconds:g} s, its time limit.",
+                "Raise serve.build_timeout_s (or --timeout).",
+            )
+        case Limit.MEMORY:
+            return BuildLimitError(
+                f"{what} had {peak}, more than {allowed}.",
+                "Raise serve.build_memory_bytes (or --memory).",
+            )
+        case None:
+            pass
+    if ended.status < 0:
+        return signalled(what, -ended.status, f"it had up to {peak}" if ended.peak else "")
+    said = _said(folder)
+    if said.get("fault") == "memory":
         return BuildLimitError(
-            f"{what} took longer than {limits.seconds:g} s.", "Raise serve.build_timeout_s."
+            f"{what} was refused memory by the machine: it had up to {peak}, within {allowed}.",
+            "Give the builder more memory, or see what limits its address space (ulimit -v).",
         )
-    record = folder / "error.json"
-    if record.exists():
-        said = json.loads(record.read_text(encoding="utf-8"))
-        if said["class"] == "MemoryError":
-            return _memory(what, limits)
-        kind = getattr(errors, said["class"], CompileError)
-        return CompileError(said["message"]) if kind is RlxError else kind(said["message"])
-    if any(sign in log for sign in _NO_MEMORY) or code in (
-        -signal.SIGKILL,
-        -signal.SIGSEGV,
-        -signal.SIGABRT,
-    ):
-        return _memory(what, limits)
-    return CompileError(f"{what} ended with status {code}:\n{log}")
+    if said:
+        return _theirs(what, said)
+    last = ended.log.strip().rpartition("\n")[2]
+    words = f"its last words: {last}" if last else "without a word"
+    return CompileError(f"{what} ended with status {ended.status}, {words}.", REPORT)
 
 
-def _memory(what: str, limits: Limits) -> BuildLimitError:
-    return BuildLimitError(
-        f"{what} wanted more than {limits.memory >> 20} MiB of memory, or was killed.",
-        "Raise serve.build_memory_bytes, or give the node more memory.",
-    )
+def _said(folder: Path) -> dict[str, str]:
+    """What the child says of its failure; nothing if it could not, or not to the end."""
+    try:
+        said: dict[str, str] = json.loads((folder / "error.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return said
+
+
+def _theirs(what: str, said: dict[str, str]) -> RlxError:
+    """The child's own error; a CompileError for one that is not raised on purpose."""
+    if "fault" in said:
+        line = " ".join(said["message"].split())
+        remedy = _MACHINE if said["fault"] == "machine" else REPORT
+        return CompileError(f"{what} ended with {said['class']}: {line}.", remedy)
+    kind = getattr(errors, said["class"], RlxError)
+    return (CompileError if kind is RlxError else kind)(said["message"], said["remedy"])

@@ -38,7 +38,7 @@ DOORS = {
     "fsspec": {"rlx_ray/store/fs.py", "rlx_ray/checkpoint/"},
     "ray": {"rlx_ray/job/fanout.py", "serve/rlx_serve/"},
     "cupy": {"rlx_ray/codegen/nvrtc.py", "rlx_ray/runtime/cuda.py"},
-    "subprocess": {"rlx_ray/codegen/zig.py", "rlx_ray/job/build.py"},
+    "subprocess": {"rlx_ray/codegen/zig.py", "rlx_ray/job/child.py"},
     "pickle": set(),
 }
 

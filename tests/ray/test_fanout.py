@@ -100,12 +100,12 @@ def test_one_that_fails_fails_no_other(tmp_path: Path) -> None:
     wrapper.mkdir()
     (wrapper / "sitecustomize.py").write_text(
         "import rlx_ray.job.build as b\n"
-        "real = b._run\n"
-        "def run(spec, folder, limits):\n"
+        "real = b.build\n"
+        "def build(spec, limits):\n"
         "    if spec.component.variant.seq == 16:\n"
         "        limits = b.Limits(0.01, limits.memory)\n"
-        "    return real(spec, folder, limits)\n"
-        "b._run = run\n"
+        "    return real(spec, limits)\n"
+        "b.build = build\n"
     )
     env = {**ENV, "PYTHONPATH": f"{wrapper}{os.pathsep}{ENV['PYTHONPATH']}"}
     done = subprocess.run(
@@ -192,12 +192,13 @@ def test_the_compiler_ends_with_the_worker_that_started_it(tmp_path: Path) -> No
         "    child = real([sys.executable, '-c', 'import time; time.sleep(60)'], **kw)\n"
         "    print(child.pid, flush=True)\n"
         "    return child\n"
-        "b.subprocess.Popen = popen\n"
+        "subprocess.Popen = popen\n"
         "from tests.support.specs import make_spec\n"
         "b.build(make_spec())\n"
     )
+    env = {**ENV, "TMPDIR": str(tmp_path)}
     parent = subprocess.Popen(
-        [sys.executable, "-c", script], env=ENV, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True
     )
     with parent:
         assert parent.stdout is not None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -108,15 +112,148 @@ def test_every_target_builds_self_contained_code(bench: Bench, target: Target) -
             assert b"/tmp" not in blob
 
 
+Worker = Callable[[str], None]
+
+
+@pytest.fixture
+def worker(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Has children that compile run some code before anything else."""
+
+    def begin(code: str) -> None:
+        text = f"import os, sys\nif 'rlx_ray.job.worker' in sys.orig_argv:\n{indent(code, '    ')}"
+        (tmp_path / "sitecustomize.py").write_text(text)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    return begin
+
+
+def failing(body: str) -> str:
+    return f"import rlx_ray.compiler as c\ndef fail(spec):\n    {body}\nc.compile = fail"
+
+
+def failure(bench: Bench, memory: int = 4 << 30) -> CompileError:
+    with pytest.raises(CompileError) as caught:
+        build(spec_for(bench.target), Limits(memory=memory))
+    return caught.value
+
+
+def script(tmp_path: Path, body: str) -> Path:
+    """A program in the place of the C compiler."""
+    path = tmp_path / "compiler"
+    path.write_text(f"#!{sys.executable}\nimport os, time\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
 def test_a_build_past_its_time_is_killed_and_named(bench: Bench) -> None:
-    with pytest.raises(BuildLimitError, match=r"longer than 0\.05 s"):
+    with pytest.raises(BuildLimitError, match=r"longer than 0\.05 s, its time limit"):
         build(spec_for(bench.target), Limits(seconds=0.05))
 
 
-def test_a_build_past_its_memory_is_named(bench: Bench) -> None:
-    for memory in (24 << 20, 160 << 20):  # Python itself, then the C compiler
-        with pytest.raises(BuildLimitError, match="memory"):
-            build(spec_for(bench.target), Limits(memory=memory))
+@pytest.mark.parametrize("mib", [8, 24, 96], ids=["start", "compiler", "zig"])
+def test_a_build_past_its_memory_is_named(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mib: int
+) -> None:
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    error = failure(bench, mib << 20)
+    assert type(error) is BuildLimitError
+    found = re.search(
+        r"had (\d+) MiB resident, more than its memory limit of (\d+) MiB", str(error)
+    )
+    assert found, error
+    assert int(found[1]) > int(found[2]) == mib
+
+
+def test_memory_of_the_c_compiler_counts_and_leaves_no_folder(
+    bench: Bench, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = script(tmp_path, "held = b'1' * (400 << 20); time.sleep(60)")
+    worker(f"import rlx_ray.codegen.zig as z\nz._zig = lambda: {str(greedy)!r}")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    error = failure(bench, 300 << 20)
+    assert type(error) is BuildLimitError
+    assert "memory limit of 300 MiB" in error.message
+    assert [p.name for p in temporary.iterdir() if not p.name.startswith("rlx-zig-")] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGSEGV, "crashed: ended by signal 11 (SIGSEGV)"),
+        (signal.SIGABRT, "crashed: ended by signal 6 (SIGABRT)"),
+        (signal.SIGTERM, "was ended by signal 15 (SIGTERM) from outside"),
+        (signal.SIGKILL, "was killed (SIGKILL), not by a limit of rlx_ray"),
+    ],
+)
+def test_a_signal_is_named_and_is_no_limit(
+    bench: Bench, worker: Worker, tmp_path: Path, number: signal.Signals, words: str
+) -> None:
+    worker(failing(f"os.kill(os.getpid(), {int(number)})"))
+    error = failure(bench)
+    assert type(error) is CompileError
+    assert words in error.message
+    program = script(tmp_path, f"os.kill(os.getpid(), {int(number)})")
+    worker(f"import rlx_ray.codegen.zig as z\nz._zig = lambda: {str(program)!r}")
+    error = failure(bench)
+    assert type(error) is CompileError
+    assert error.message == f"the C compiler {words}."
+
+
+def test_what_a_killed_build_had_resident_is_told(bench: Bench, worker: Worker) -> None:
+    worker(failing("import time; time.sleep(1); os.kill(os.getpid(), 9)"))
+    assert re.search(r"rlx_ray; it had up to \d+ MiB resident\.", failure(bench).message)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ValueError('a\\nb')", "ended with ValueError: a b (at "),
+        ("raise KeyError('MemoryError')", "ended with KeyError: 'MemoryError' (at "),
+        ("raise OSError(28, 'No space left')", "ended with OSError: [Errno 28] No space left (at "),
+    ],
+)
+def test_an_unexpected_exception_is_one_line(
+    bench: Bench, worker: Worker, body: str, words: str
+) -> None:
+    worker(failing(body))
+    error = failure(bench)
+    assert type(error) is CompileError
+    assert words in error.message
+    assert "sitecustomize.py:5)" in error.message
+    assert "\n" not in str(error)
+    assert ("fault of the compiler" in error.remedy) == ("space" not in words)
+
+
+def test_an_import_that_fails_is_one_line(bench: Bench, worker: Worker) -> None:
+    worker("sys.modules['rlx_ray.compiler'] = None")
+    error = failure(bench)
+    assert "ended with ModuleNotFoundError: import of rlx_ray.compiler halted" in error.message
+    assert "(at rlx_ray/job/worker.py:" in error.message
+    assert "\n" not in str(error)
+
+
+def test_memory_that_the_machine_refuses_is_named(bench: Bench, worker: Worker) -> None:
+    worker(failing("bytearray(1 << 62)"))
+    error = failure(bench)
+    assert type(error) is BuildLimitError
+    assert "was refused memory by the machine" in error.message
+    assert "serve.build_memory_bytes" not in str(error)
+
+
+def test_a_child_that_cannot_say_why_is_one_line(bench: Bench, worker: Worker) -> None:
+    worker("print('one\\nMemoryError: two', file=sys.stderr, flush=True)\nos._exit(3)")
+    error = failure(bench)
+    assert type(error) is CompileError
+    assert "ended with status 3, its last words: MemoryError: two." in error.message
+
+
+def test_a_build_that_says_much_succeeds(bench: Bench, worker: Worker) -> None:
+    worker("sys.stderr.write('MemoryError\\n' * 200_000)")
+    assert build(spec_for(bench.target)).blobs
 
 
 def test_another_toolchain_than_the_pinned_one_is_refused(bench: Bench) -> None:
