@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import struct
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -179,15 +178,3 @@ def test_a_source_that_is_not_float32_is_refused() -> None:
     bits = np.zeros(4, np.uint16)
     with pytest.raises(CheckpointError, match="'s' is uint16, expected float32"):
         pack([ParamSpec("p", (4,), "plain", ("s",))], lambda _: bits, 8)
-
-
-def test_ninety_megabytes_pack_in_about_a_second() -> None:
-    rng = np.random.default_rng(0)
-    source = rng.standard_normal((1536, 384)).astype(np.float32)
-    table = np.ones((30522, 384), np.float32)
-    params = [ParamSpec("table", (30522, 384), "plain", ("t",))]
-    params += [ParamSpec(f"m{i}", (384, 1536), "matrix", ("s",)) for i in range(18)]
-    start = time.perf_counter()
-    buffer, _ = pack(params, {"t": table, "s": source}.__getitem__, 32)
-    assert buffer.nbytes > 85_000_000
-    assert time.perf_counter() - start < 3.0  # far above what it takes: machines are shared
