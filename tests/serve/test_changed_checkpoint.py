@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import ray
 from ray import serve
 
 from rlx_ray.catalog import open_model
+from rlx_ray.job.build import build
+from rlx_ray.store import AotStore
 from rlx_ray.target import this_host
-from tests.serve.conftest import Site, deploy
+from tests.serve.conftest import Site, deploy, specs
 from tests.support.serving import tiny_model, write_config
 from tests.support.tiny import write_tiny_bert
 
@@ -30,10 +33,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def site(folder: Path, port: int) -> Iterator[Site]:
-    models = [tiny_model(folder, "ann", 1)]
+@pytest.fixture(params=["lazy"])
+def site(request: pytest.FixtureRequest, folder: Path, port: int) -> Iterator[Site]:
+    models = [tiny_model(folder, "ann", 1, mode=request.param)]
     config = write_config(folder, models, replicas=2, max_ongoing_requests=2)
+    if request.param == "aot":
+        for spec in specs(config, "ann"):
+            AotStore(config.store.url).put(build(spec))
     yield deploy(config, "changed", port)
     serve.delete("changed")
 
@@ -41,6 +47,12 @@ def site(folder: Path, port: int) -> Iterator[Site]:
 def overwrite(folder: Path) -> None:
     """Another model's weights in place, as `cp` writes them."""
     shutil.copyfile(folder / "other" / "model.safetensors", folder / "ann" / "model.safetensors")
+
+
+def swap(folder: Path) -> None:
+    """Another model's weights under the old name, by one rename."""
+    shutil.copyfile(folder / "other" / "model.safetensors", folder / "ann" / "next")
+    os.replace(folder / "ann" / "next", folder / "ann" / "model.safetensors")
 
 
 def replicas() -> list[str]:
@@ -91,11 +103,16 @@ def all_answers(site: Site, count: int = 60) -> list[tuple[np.ndarray, str]]:
     return [one for one in found if one is not None]
 
 
-def test_a_restarted_replica_serves_what_was_deployed(site: Site, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("site", "change"), [("lazy", overwrite), ("aot", swap)], indirect=["site"]
+)
+def test_a_restarted_replica_serves_what_was_deployed(
+    site: Site, folder: Path, change: Callable[[Path], None]
+) -> None:
     before, weights = ask(site)
     (model,) = site.config.models
     assert weights == open_model(model).weights_digest()[:16]
-    overwrite(folder)
+    change(folder)
     assert open_model(model).weights_digest()[:16] != weights
     kill_one()
     wait_for_two()

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,17 @@ import pytest
 from rlx_ray.catalog import OpenModel, ensure_weights, open_model
 from rlx_ray.checkpoint import folder as folders
 from rlx_ray.checkpoint.folder import open_folder
-from rlx_ray.checkpoint.source import Checkpoint
+from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.config.load import load
+from rlx_ray.config.spec import StoreSpec
 from rlx_ray.errors import CheckpointError
+from rlx_ray.job.build import Limits
 from rlx_ray.job.matrix import expand
+from rlx_ray.job.prebuild import prebuild
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import AotStore, HostCache
+from tests.support.s3 import BUCKET, S3Server
+from tests.support.specs import make_artifact
 from tests.support.tiny import write_tiny_bert
 
 WEIGHTS = "model.safetensors"
@@ -268,3 +274,36 @@ def test_a_remote_checkpoint_that_changes_publishes_nothing(folder: Path) -> Non
     with pytest.raises(CheckpointError, match="has changed since the checkpoint was hashed"):
         ensure_weights(store(folder), model, specs(model)[0])
     assert not files(folder)
+
+
+def test_an_s3_checkpoint_that_changes_publishes_nothing(folder: Path, s3: S3Server) -> None:
+    url = f"s3://{BUCKET}/{uuid.uuid4().hex}/model"
+    bucket = fsspec.filesystem("s3", **s3.options)
+    bucket.put(f"{folder / 'model'}/", url, recursive=True)
+    checkpoint = open_checkpoint(url, s3.options)
+    assert checkpoint.stamp is not None
+    assert checkpoint.stamp == checkpoint.stamp_now()
+    model = replace(opened(folder), checkpoint=checkpoint, _texts={}, _hashes={})
+    cache = HostCache(folder / "cache")
+    assert model.weights_digest(cache) == opened(folder).weights_digest()
+    bucket.put(str(folder / "other" / WEIGHTS), f"{url}/{WEIGHTS}")
+    assert checkpoint.stamp_now() != checkpoint.stamp
+    with pytest.raises(CheckpointError, match="has changed since the checkpoint was hashed"):
+        ensure_weights(store(folder), model, specs(model)[0], cache)
+    assert not files(folder)
+
+
+def test_prebuild_tells_of_a_checkpoint_that_changed(folder: Path) -> None:
+    model = opened(folder)
+    cells = expand(model.spec, model.family, model.facts, {})
+    for cell in cells:
+        store(folder).put(make_artifact(cell.spec))
+    model.weights_digest()
+    overwrite(folder / "model" / WEIGHTS, folder / "other" / WEIGHTS)
+    place = StoreSpec(str(folder / "store"), str(folder / "cache"))
+    report = prebuild(cells, [model], place, Limits(), None, lambda _: None, lambda _: None)
+    assert report.failed == len(cells) == 2
+    for kind, message in report.weights:
+        assert kind == "CheckpointError"
+        assert "has changed since the checkpoint was hashed" in message
+    assert not [p for p in files(folder) if "weights" in p.parts]
