@@ -12,6 +12,7 @@
     |   +-- ToolchainMismatch     the toolchain here is not the pinned one
     |   +-- BuildLimitError       the capped child ran out of time or memory
     +-- StoreError                the store cannot be reached, read or written
+    +-- ClusterError              Ray or its endpoint does not start, or a cluster cannot be joined
     +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
     +-- DeviceError               a device that is not there, or refused a call (HTTP 503)
     |   +-- DeviceMemoryError     it has no room (HTTP 503, the load is shed)
@@ -83,6 +84,10 @@ class BuildLimitError(CompileError):
 
 class StoreError(RlxError):
     """The store cannot be reached, read or written."""
+
+
+class ClusterError(RlxError):
+    """Ray or its endpoint does not start, or a cluster is away or refuses this process."""
 
 
 class ArtifactError(RlxError):
