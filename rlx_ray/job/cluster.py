@@ -28,7 +28,8 @@ _TEMPORARY_CHARACTERS = 29
 """Of a folder for temporary files; a path of Ray's sockets adds 78, and Linux takes 107."""
 
 _DEFAULTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-_KEPT = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *_DEFAULTS)
+_SEVERAL_HOSTS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_KEPT = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", _SEVERAL_HOSTS, *_DEFAULTS)
 """Variables that are put back when a connection ends."""
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -103,6 +104,7 @@ def _own(options: dict[str, Any]) -> Iterator[Cluster]:
     folder = _folder()
     try:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
+        os.environ[_SEVERAL_HOSTS] = "0"  # for Ray's other processes, see _on_loopback
         _read_environment()
         try:
             with _on_loopback():
