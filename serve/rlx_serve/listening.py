@@ -37,14 +37,18 @@ def listen(spec: ServeSpec, cluster: Cluster, undo: ExitStack) -> None:
     """
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is None:
-        undo.callback(_end_serve, cluster)
+        if not cluster.own:
+            undo.callback(_end_serve, cluster)
         try:
             serve.start(proxy_location="HeadOnly", http_options=http_options(spec))
         except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             raise ClusterError(
-                f"Ray Serve does not listen on {spec.host}:{spec.port}: {first(error)}",
+                f"Ray Serve does not listen on {spec.host}:{spec.port}: "
+                f"{first(getattr(error, 'cause', error))}",
                 "See that the port is free there, or set serve.port or --port.",
             ) from error
+        if cluster.own:  # one that did not come up ends with Ray
+            undo.callback(_end_serve, cluster)
         return
     there = running.http_config
     if (there.host, there.port) != (spec.host, spec.port):
