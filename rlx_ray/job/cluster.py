@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,10 @@ def _own(options: dict[str, Any]) -> Iterator[Cluster]:
     folder = _folder()
     try:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
-        os.environ[_SEVERAL_HOSTS] = "0"  # for Ray's other processes, see _on_loopback
+        os.environ[_SEVERAL_HOSTS] = "0"  # for Ray's other processes, see _arranged
         _read_environment()
         try:
-            with _on_loopback():
+            with _arranged():
                 found: Any = ray.init(
                     address="local",
                     include_dashboard=False,
@@ -202,17 +203,20 @@ def _read_environment() -> None:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Have Ray's servers listen on loopback.
+def _arranged() -> Iterator[None]:
+    """Have Ray's servers listen on loopback, the node's agent on a free port.
 
-    They do where a node's address is a loopback one; Ray replaces such an address by the host's
-    outside one wherever it takes clusters of several hosts to be possible.
+    They do listen there where a node's address is a loopback one; Ray replaces such an address by
+    the host's outside one wherever it takes clusters of several hosts to be possible. The agent's
+    port is fixed otherwise, and where another Ray has it this one starts late and without.
     """
-    from ray._private import ray_constants
+    from ray._private import parameter, ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
+    several, params = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams
     ray_constants.ENABLE_RAY_CLUSTER = False
+    setattr(parameter, "RayParams", partial(params, dashboard_agent_listen_port=0))  # noqa: B010
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        ray_constants.ENABLE_RAY_CLUSTER = several
+        setattr(parameter, "RayParams", params)  # noqa: B010

@@ -28,6 +28,11 @@ SMALL = {"num_cpus": 1, "object_store_memory": 100 << 20}
 LATE = "The current node timed out during startup. This could happen because."
 
 
+@pytest.fixture(autouse=True)
+def alone() -> None:
+    needs(not ray.is_initialized(), "this process has a cluster: run tests/ray before tests/serve")
+
+
 def variables() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key.startswith("RAY_")}
 

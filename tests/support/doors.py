@@ -105,7 +105,7 @@ DOORS = (
     Door(
         r"DashboardAgent|dashboard/agent",
         "POST /api/job_agent/jobs/",
-        "the node's agent: the job API, which runs any command: port 52365, if it is free",
+        "the node's agent: the job API, which runs any command",
         "/api/healthz and /api/local_raylet_healthz: that the node is alive",
         answers=("refused", "500"),  # nothing is no job
     ),
