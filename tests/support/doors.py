@@ -14,7 +14,7 @@ import httpx
 
 from tests.support.sockets import Listener
 
-GRPC_REVEALS = "gRPC's own health and channelz: that it serves, and how many calls it had"
+GRPC_REVEALS = "gRPC's own health, channelz, reflection: that it serves, names and numbers of calls"
 SECONDS = 10.0
 CLOSED, OPEN = ("refused", "ok"), ("ok", "ok")
 
