@@ -12,6 +12,7 @@
     |   +-- ToolchainMismatch     the toolchain here is not the pinned one
     |   +-- BuildLimitError       a build took more time or memory than it may
     +-- StoreError                the store cannot be reached, read or written
+    +-- ClusterError              Ray or its endpoint does not start, or a cluster cannot be joined
     +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
     |   +-- FormatError           one that another version of rlx_ray wrote
     +-- DeviceError               a device that is not there, or refused a call (HTTP 503)
@@ -85,6 +86,10 @@ class BuildLimitError(CompileError):
 
 class StoreError(RlxError):
     """The store cannot be reached, read or written."""
+
+
+class ClusterError(RlxError):
+    """Ray or its endpoint does not start, or a cluster is away or refuses this process."""
 
 
 class ArtifactError(RlxError):

@@ -35,7 +35,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     config_options(parser)
     select_options(parser)
-    parser.add_argument("--address", metavar="A", help="a running Ray cluster (auto, HOST:PORT)")
+    parser.add_argument(
+        "--address",
+        metavar="A",
+        help="a running Ray cluster (auto, HOST:PORT; default: RAY_ADDRESS, else one of its own)",
+    )
     parser.add_argument("--html", metavar="F", help="also write a report to this HTML file")
     parser.add_argument("--timeout", metavar="S", type=float, help="seconds for one variant")
     parser.add_argument(

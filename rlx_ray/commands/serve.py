@@ -33,22 +33,20 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     from rlx_ray.config.load import load
-    from rlx_serve.app import run as start
-    from rlx_serve.app import stop
+    from rlx_serve.app import serving
 
     config = load(args.config, store_override=args.store)
     stopped = threading.Event()
-    try:
-        url = start(config, host=args.host, port=args.port)
-        # After the start, since Ray has handlers of its own.
-        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-        _announce(url, config, args.json)
-        while not stopped.wait(0.5):  # finite waits let Ctrl-C through
-            pass
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        err.print("stopping")
-        stop()
+    with serving(config, host=args.host, port=args.port) as url:
+        try:
+            # After the start, since Ray has handlers of its own.
+            signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+            _announce(url, config, args.json)
+            while not stopped.wait(0.5):  # finite waits let Ctrl-C through
+                pass
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            err.print("stopping")
     return 0
 
 

@@ -7,16 +7,15 @@ what is still missing. With nothing to build, Ray is not even imported.
 from __future__ import annotations
 
 import os
-import socket
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from rlx_ray.config.spec import StoreSpec
-from rlx_ray.errors import ConfigError, StoreError
+from rlx_ray.errors import ClusterError
 from rlx_ray.job.build import Limits, build
+from rlx_ray.job.cluster import Cluster, connected
 from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Row, row_of
 from rlx_ray.job.toolchains import Chain, refusals
@@ -27,7 +26,6 @@ _RETRIES = 2
 _CALLS = 64  # builds of one Ray worker before it is replaced
 _WAIT_SECONDS = 0.5
 _CANCEL_SECONDS = 3.0
-_CONNECT_SECONDS = 5.0
 _OBJECT_STORE = 100 << 20
 
 Progress = Callable[[Row], None]
@@ -66,15 +64,15 @@ def build_all(
         progress: takes the rows.
 
     Raises:
-        StoreError: the cluster cannot be reached.
-        ConfigError: the address has no known form, or the store is local and the cluster has
-            several nodes.
+        ClusterError: the cluster does not start, or cannot be joined.
+        ConfigError: the store is local and the cluster has several nodes.
         KeyboardInterrupt: interrupted; running tasks have been cancelled, what was published stays.
     """
     if not cells:
         return
-    with cluster(address) as ray:
-        check_shared(store, sum(1 for n in ray.nodes() if n["Alive"]))
+    with cluster(address) as found:
+        ray = found.ray
+        check_shared(store, found.nodes())
         cpus = int(ray.cluster_resources().get("CPU", 1))
         task = ray.remote(
             num_cpus=1,
@@ -123,78 +121,23 @@ def ask_builders(chains: Sequence[Chain], address: str) -> dict[str, str]:
     """What `toolchains.refusals` says on a node of a cluster, whose nodes count as alike.
 
     Raises:
-        StoreError: the cluster cannot be reached, or does not run the task.
-        ConfigError: the address has no known form.
+        ClusterError: the cluster cannot be joined, or does not run the task.
     """
-    with cluster(address) as ray:
+    with cluster(address) as found:
+        ray = found.ray
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(refusals)
         try:
-            found: dict[str, str] = ray.get(task.remote(chains))
+            said: dict[str, str] = ray.get(task.remote(chains))
         except ray.exceptions.RayError as error:
-            raise _unusable(address, error) from error
-        return found
+            first = str(error).strip().splitlines()[0]
+            raise ClusterError(
+                f"the Ray cluster at {address} cannot ask its builders: {first}",
+                "See the logs of its workers.",
+            ) from error
+        return said
 
 
-@contextmanager
-def cluster(address: str | None) -> Iterator[Any]:
-    """Ray, connected: to a running cluster, or to one on this machine that ends with the block.
-
-    A block inside another one uses the connection that is there.
-
-    Raises:
-        StoreError: the cluster cannot be reached.
-        ConfigError: the address has no known form.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    else:
-        _probe(address)
-    import ray
-
-    if ray.is_initialized():
-        yield ray
-        return
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    with tempfile.TemporaryDirectory(prefix="rlx", ignore_cleanup_errors=True) as folder:
-        if address is None:
-            options |= {
-                "num_cpus": len(os.sched_getaffinity(0)),
-                "object_store_memory": _OBJECT_STORE,
-                "include_dashboard": False,
-                "_temp_dir": folder,
-            }
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _unusable(address or "this machine", error) from error
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-
-
-def _probe(address: str) -> None:
-    """See that something listens at HOST:PORT; Ray itself would try for minutes.
-
-    Raises:
-        ConfigError: the address has no form that Ray knows.
-        StoreError: nothing listens there.
-    """
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--address is {address!r}.", "Use auto, HOST:PORT or ray://HOST:PORT.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise _unusable(address, error) from error
-
-
-def _unusable(address: str, error: Exception) -> StoreError:
-    return StoreError(
-        f"the Ray cluster at {address} cannot be used: {error}.",
-        "See that the address is right and the cluster runs: ray status --address ADDRESS",
-    )
+def cluster(address: str | None) -> AbstractContextManager[Cluster]:
+    """Ray for builds: a running cluster, or all processors that this process may use."""
+    cpus = len(os.sched_getaffinity(0))
+    return connected(address, num_cpus=cpus, object_store_memory=_OBJECT_STORE)

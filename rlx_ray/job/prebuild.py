@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from rlx_ray.catalog import OpenModel, ensure_weights
 from rlx_ray.config.spec import StoreSpec
 from rlx_ray.job.build import Limits
+from rlx_ray.job.cluster import named
 from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Plan, Row, absent, make_plan
 from rlx_ray.job.toolchains import Chain, refusals
@@ -95,17 +96,19 @@ def prebuild(
         models: the models that they belong to.
         store: where to look and to publish.
         limits: of each build.
-        address: of a Ray cluster; None for this machine.
+        address: of a Ray cluster; None for that of `RAY_ADDRESS`, or else this machine.
         on_plan: told once what there is to do.
         on_row: told of each variant as it is done.
 
     Raises:
-        StoreError: the store or the cluster cannot be reached.
-        ConfigError: the store does not suit the cluster.
+        StoreError: the store cannot be reached.
+        ClusterError: the cluster does not start, or cannot be joined.
+        ConfigError: the address has no known form, or the store does not suit the cluster.
     """
     from rlx_ray.job.fanout import build_all
 
     begun = time.monotonic()
+    address = named(address)
     opened = open_store(store.url, store.storage_options)
     lookups = look_up(cells, opened)
     chains = tuple(absent(cells, lookups).items())

@@ -1,13 +1,11 @@
-"""Wiring: from a config to a running Ray Serve application. The environment is read here alone."""
+"""Wiring: from a config to a running Ray Serve application."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.config import BackpressureConfig
 
 from rlx_ray.config.load import load
 from rlx_ray.config.serve import ServeSpec
 from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError, RlxError
 from rlx_ray.job.build import Limits
+from rlx_ray.job.cluster import connected, named
 from rlx_ray.runtime.load import host_for
 from rlx_ray.store import check_shared, open_store
 from rlx_serve.budget import budget_of, check_budget
@@ -32,8 +31,9 @@ from rlx_serve.executor import Executor
 from rlx_serve.fleet import Cluster, Fleet, choose, deployment_options, executor_name
 from rlx_serve.ingress import make_app
 from rlx_serve.lanes import Handle, lanes
+from rlx_serve.listening import await_route, listen, url_of
 from rlx_serve.ports import free_port
-from rlx_serve.presence import Presence, wait_until_served
+from rlx_serve.presence import LOGS, Presence, wait_until_served
 from rlx_serve.service import Service, served
 from rlx_serve.speech import speakers
 from rlx_serve.table import Table, open_table
@@ -44,8 +44,6 @@ APP = "rlx"
 
 _STARTS = 3
 """Times that a replica's start is tried before its executor is given up."""
-
-_ROUTE_S = 10.0
 
 _log = logging.getLogger("rlx_serve")
 
@@ -202,14 +200,17 @@ def _cluster(*, own: bool) -> Cluster:
     return Cluster(nodes, int(ray.cluster_resources().get("GPU", 0)), own)  # type: ignore[no-untyped-call]
 
 
-def run(
+@contextmanager
+def serving(
     config: Config | str | Path,
     *,
     store: str | None = None,
     host: str | None = None,
     port: int | None = None,
-) -> str:
-    """Start Ray if need be, deploy a config, wait until it is ready, and return its URL.
+) -> Iterator[str]:
+    """Serve a config while the block runs, on a Ray of its own or one that is joined.
+
+    At the end the application is taken down; Serve and Ray too, if they were started here.
 
     Args:
         config: a config, or the path of one.
@@ -217,31 +218,36 @@ def run(
         host: where to listen, instead of `serve.host`.
         port: where to listen, instead of `serve.port`; 0 picks a free one.
 
+    Yields:
+        The URL, once it answers.
+
     Raises:
         ConfigError: the config cannot be meant, or the port is in use.
+        ClusterError: Ray does not start, cannot be joined, or the URL does not answer.
         RlxError: a deployment did not start.
     """
     found = config if isinstance(config, Config) else load(config, store_override=store)
+    address = named(None)
+    own = not ray.is_initialized() and address is None
     spec = replace(found.serve, host=host or found.serve.host)
-    spec = replace(spec, port=free_port(spec.host, spec.port if port is None else port))
-    found = replace(found, serve=spec)
+    wanted = spec.port if port is None else port
+    if own or wanted == 0:  # a joined cluster may serve others on this port already
+        wanted = free_port(spec.host, wanted)
+    found = replace(found, serve=replace(spec, port=wanted))
     table = open_table(found)  # a mistake in the config is told before anything is started
-    own = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     fleet = _fleet(found, table, Cluster(1, 0, own=True)) if own else None
-    _start_ray()
-    cluster = _cluster(own=own)
-    check_shared(found.store, cluster.nodes)
-    fleet = fleet or _fleet(found, table, cluster)
-    serve.start(proxy_location="HeadOnly", http_options=http_options(spec))
-    _start(found, table, fleet)
-    url = f"http://{spec.host}:{spec.port}"
-    _await_route(url)
-    return url
-
-
-def http_options(spec: ServeSpec) -> HTTPOptions:
-    """How the proxy listens; a time limit of its own would cut texts in the middle."""
-    return HTTPOptions(host=spec.host, port=spec.port, request_timeout_s=None)
+    with connected(address) as cluster:
+        seen = _cluster(own=cluster.own)
+        check_shared(found.store, seen.nodes)
+        fleet = fleet or _fleet(found, table, seen)
+        with ExitStack() as undo:
+            listen(found.serve, cluster, undo)
+            if not cluster.own:
+                undo.callback(serve.delete, APP)
+            _start(found, table, fleet)
+            url = url_of(found.serve.host, found.serve.port, cluster)
+            await_route(url)
+            yield url
 
 
 def _start(config: Config, table: Table, fleet: Fleet) -> None:
@@ -250,10 +256,8 @@ def _start(config: Config, table: Table, fleet: Fleet) -> None:
     try:
         serve.run_many([target], wait_for_applications_running=False)
         absent = wait_until_served(APP, _models(table, fleet))
-    except RuntimeError as error:
-        raise RlxError(
-            f"serving {config.path} did not start: {error}", "See the replicas' logs."
-        ) from error
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise RlxError(f"serving {config.path} did not start: {error}", LOGS) from error
     for name, why in {**fleet.passed_over, **absent}.items():
         _log.warning("%s is passed over: %s", name, why)
 
@@ -268,37 +272,3 @@ def _models(table: Table, fleet: Fleet) -> dict[str, tuple[str, ...]]:
         else:
             _log.warning("model %r is not served: it has no executor", name)
     return found
-
-
-def _await_route(url: str) -> None:
-    """Wait until the proxy has heard of the ingress; not for ever, since it may be elsewhere."""
-    until = time.monotonic() + _ROUTE_S
-    while time.monotonic() < until:
-        try:
-            urllib.request.urlopen(f"{url}/v2/health/live", timeout=_ROUTE_S).close()
-            return
-        except OSError:  # refused, or a status that is no success
-            time.sleep(0.1)
-
-
-def _start_ray() -> None:
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-        return
-    # Ray would write a token file; a cluster of this process alone listens on loopback.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-
-
-def stop() -> None:
-    """Take the application down; on a cluster of this process's own, Serve and Ray as well."""
-    if not ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        serve.delete(APP)
-    else:
-        serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()

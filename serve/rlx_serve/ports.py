@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 
-from rlx_ray.errors import ConfigError
+from rlx_ray.errors import ClusterError
 
 
 def free_port(host: str, port: int) -> int:
@@ -15,7 +15,7 @@ def free_port(host: str, port: int) -> int:
     connections and Ray for its own servers: there it might be gone before Serve listens.
 
     Raises:
-        ConfigError: it is in use, or not this process's to take.
+        ClusterError: it is in use, or not this process's to take.
     """
     choices = random.sample(range(20_000, 32_000), 20) if port == 0 else [port]
     for choice in choices[:-1]:
@@ -23,7 +23,7 @@ def free_port(host: str, port: int) -> int:
             return choice
     refusal = _refusal(host, choices[-1])
     if refusal:
-        raise ConfigError(
+        raise ClusterError(
             f"port {choices[-1]} on {host} cannot be listened on: {refusal}.",
             "Stop what uses it, or set serve.port or --port (0 picks a free one).",
         )

@@ -22,6 +22,9 @@ _START_LOOK_S = 0.2
 _PATIENCE_S = 30.0
 """How long a start waits for executors that nothing depends on: another target answers."""
 
+LOGS = "See the replicas' logs, which a cluster that is joined (RAY_ADDRESS) keeps."
+"""What to do about a start that failed; a cluster of its own takes its logs along."""
+
 _log = logging.getLogger("ray.serve")
 
 
@@ -104,7 +107,7 @@ def wait_until_served(app: str, models: Mapping[str, tuple[str, ...]]) -> Mappin
         if found is not None:
             why = failure(found, models)
             if why:
-                raise RlxError(f"serving did not start: {why}", "See the replicas' logs.")
+                raise RlxError(f"serving did not start: {why}", LOGS)
             absent, late = absences(found, targets), time.monotonic() > until
             if serves(found, models) and (late or settled(found, targets)):
                 return absent

@@ -36,7 +36,7 @@ def test_the_public_names_are_there() -> None:
 DOORS = {
     "yaml": {"rlx_ray/config/load.py"},
     "fsspec": {"rlx_ray/store/fs.py", "rlx_ray/checkpoint/"},
-    "ray": {"rlx_ray/job/fanout.py", "serve/rlx_serve/"},
+    "ray": {"rlx_ray/job/cluster.py", "rlx_ray/job/reach.py", "serve/rlx_serve/"},
     "cupy": {"rlx_ray/codegen/nvrtc.py", "rlx_ray/runtime/cuda.py"},
     "subprocess": {"rlx_ray/codegen/zig.py", "rlx_ray/job/child.py"},
     "pickle": set(),
@@ -54,3 +54,13 @@ def test_one_door_each_to_the_outside(module: str) -> None:
     }
     outside = {u for u in users if not any(u.startswith(door) for door in DOORS[module])}
     assert not outside
+
+
+def test_ray_is_started_and_joined_in_one_place() -> None:
+    users = {
+        file.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for file in package.rglob("*.py")
+        if re.search(r"\b(ray\.init|RAY_AUTH_TOKEN=)", file.read_text())
+    }
+    assert users == {"rlx_ray/job/cluster.py"}

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
 
 from rlx_ray.artifact import Manifest
 from rlx_ray.catalog import open_model
@@ -19,6 +18,7 @@ from rlx_ray.codegen import nvrtc
 from rlx_ray.codegen.zig import installed_version
 from rlx_ray.config.load import load
 from rlx_ray.job.build import Limits
+from rlx_ray.job.cluster import connected
 from rlx_ray.job.matrix import expand
 from rlx_ray.job.plan import Plan
 from rlx_ray.job.prebuild import prebuild
@@ -168,16 +168,12 @@ def test_what_the_builders_can_build_counts_not_what_the_driver_can(
     model = open_model(config.models[0])
     cells = expand(model.spec, model.family, model.facts, {})
     plans: list[Plan] = []
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    ray.init(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False)
-    try:
+    with connected(None, num_cpus=1, object_store_memory=100 << 20):
         # Ray's workers are processes of their own: they have the compiler that is hidden here.
         monkeypatch.setattr("rlx_ray.codegen.zig.installed_version", lambda: None)
         report = prebuild(
             cells, [model], config.store, Limits(), "auto", plans.append, lambda _: None
         )
-    finally:
-        ray.shutdown()
     assert refusals([(cells[0].spec.target, cells[0].spec.toolchain)])
     assert [len(p.todo) for p in plans] == [2]
     assert [r.status for r in report.rows] == ["compiled"] * 2

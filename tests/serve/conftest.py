@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 import pytest
-import ray
 from ray import serve
 
 from rlx_ray.catalog import open_model
@@ -19,6 +17,7 @@ from rlx_ray.component import CompilationMode
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
 from rlx_ray.job.build import build
+from rlx_ray.job.cluster import connected
 from rlx_ray.job.matrix import expand
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import AotStore
@@ -61,27 +60,20 @@ def port() -> Iterator[int]:
     """The port of a running Serve."""
     paths = [str(ROOT), str(ROOT / "serve"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # of every worker
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.pop("RAY_ADDRESS", None)
     found = free_port("127.0.0.1", 0)
-    with tempfile.TemporaryDirectory(prefix="rlx", dir="/tmp") as folder:  # short: sockets
-        ray.init(
-            num_cpus=2,
-            num_gpus=1,  # as Ray counts; a CUDA executor finds no driver, as on a broken node
-            object_store_memory=100 << 20,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-        )
+    options = {
+        "num_cpus": 2,
+        "num_gpus": 1,  # as Ray counts; a CUDA executor finds no driver, as on a broken node
+        "object_store_memory": 100 << 20,
+    }
+    with connected(None, **options):
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": "127.0.0.1", "port": found, "request_timeout_s": 65},
         )
         yield found
         serve.shutdown()
-        ray.shutdown()
 
 
 def deploy(config: Config, name: str, port: int) -> Site:

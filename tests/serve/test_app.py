@@ -16,8 +16,9 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from rlx_ray.config.serve import ServeSpec
-from rlx_ray.errors import ConfigError
+from rlx_ray.errors import ClusterError, ConfigError
 from rlx_serve import app
+from rlx_serve.listening import http_options
 from tests.serve.conftest import ROOT, deploy
 from tests.support.command import serving
 from tests.support.serving import tiny_model, write_config
@@ -42,12 +43,15 @@ def test_a_port_in_use_is_refused_by_its_number(tmp_path: Path) -> None:
     config = write_config(tmp_path, [tiny_model(tmp_path, "ann", 1)])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"port {port} on 127.0.0.1.*--port"):
-            app.run(config, port=port)
+        with (
+            pytest.raises(ClusterError, match=rf"port {port} on 127.0.0.1.*--port"),
+            app.serving(config, port=port),
+        ):
+            raise AssertionError
 
 
 def test_the_proxy_cuts_no_answer_that_is_still_being_written() -> None:
-    options = app.http_options(ServeSpec(host="127.0.0.2", port=81, request_timeout_s=0.1))
+    options = http_options(ServeSpec(host="127.0.0.2", port=81, request_timeout_s=0.1))
     assert (options.host, options.port) == ("127.0.0.2", 81)
     assert options.request_timeout_s is None
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,11 +14,13 @@ ROOT = Path(__file__).parent.parent.parent
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'serve'}", "COLUMNS": "200"}
 
 
-def start(*words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+def start(
+    *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start `rlx-ray` with some words, its output and its log in pipes."""
     return subprocess.Popen(
         [sys.executable, "-m", "rlx_ray.cli", *words],
-        env=ENV,
+        env={**ENV, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

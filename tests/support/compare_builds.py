@@ -3,8 +3,8 @@
 For changes that move and rename without meaning to change what a machine runs. Both arguments are
 folders of stores of the same configs, of any versions: manifests are read as plain JSON. Of CPU
 artifacts code and thread pool are compared after `objcopy --strip-all`, since the symbol table
-keeps C names. Of CUDA artifacts the unit is compiled anew with its kernels' names replaced by ordinals,
-and the launch plans are compared with the same names.
+keeps C names. Of CUDA artifacts the unit is compiled anew with the names of its kernels replaced by
+ordinals, and the launch plans are compared with the same names.
 """
 
 from __future__ import annotations
