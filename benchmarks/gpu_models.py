@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlx_ray.artifact import PREFIX, Artifact, BlobRef, WeightsManifest
-from rlx_ray.compiler import compile
+from rlx_ray.compiler.compile import compile
 from rlx_ray.component import (
     CompilationMode,
     CompileProfile,

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlx_ray.compiler import compile
+    from rlx_ray.compiler.compile import compile
     from rlx_ray.component import (
         CompilationMode,
         KernelDispatchConfig,
@@ -34,7 +34,7 @@ _HOMES = {
     "ModelVariant": "rlx_ray.component",
     "QuantScheme": "rlx_ray.component",
     "Target": "rlx_ray.target",
-    "compile": "rlx_ray.compiler",
+    "compile": "rlx_ray.compiler.compile",
     "load": "rlx_ray.local",
 }
 

@@ -17,10 +17,10 @@ from rlx_ray.digest import files_digest
 
 PACKAGE = Path(__file__).parent
 
-COMPILER = "rlx_ray.compiler"
+COMPILER = "rlx_ray.compiler.compile"
 """The module whose imports decide the bytes of artifacts."""
 
-KERNELS = ("kernels",)
+KERNELS = ("compiler/kernels",)
 """Folders whose every source decides them too; no import names these."""
 
 PACKING = {"cpu": "rlx_ray.weights.packing_cpu", "cuda": "rlx_ray.weights.packing_cuda"}

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from rlx_ray.artifact import BindingManifest
-from rlx_ray.codegen import c, zig
-from rlx_ray.compiler import binding, stages
-from rlx_ray.ir.lir import Call, Lir, Region, Space
+from rlx_ray.compiler.compile import binding, stages
+from rlx_ray.compiler.cpu import c, zig
+from rlx_ray.compiler.cpu.lir import Call, Lir, Region, Space
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.shape import PAGE

@@ -126,7 +126,7 @@ def toolchain_checks(choice: Mapping[str, object]) -> Iterator[Check]:
     Args:
         choice: the section `toolchain` of a config, which selects NVRTC's major.
     """
-    from rlx_ray.codegen import nvrtc
+    from rlx_ray.compiler.cuda import nvrtc
 
     for one in CPU_TARGETS:
         yield _build_check(one, toolchain_for(one, {}))
@@ -146,7 +146,8 @@ def toolchain_checks(choice: Mapping[str, object]) -> Iterator[Check]:
 
 def _build_check(wanted: Target, chain: Toolchain) -> Check:
     """Compile a probe for a target."""
-    from rlx_ray.codegen import nvrtc, zig
+    from rlx_ray.compiler.cpu import zig
+    from rlx_ray.compiler.cuda import nvrtc
 
     try:
         if wanted.kind == "cuda":
@@ -224,7 +225,8 @@ def _cache_check(folder: Path) -> Check:
 
 def version() -> str:
     """What `--version` prints."""
-    from rlx_ray.codegen import nvrtc, zig
+    from rlx_ray.compiler.cpu import zig
+    from rlx_ray.compiler.cuda import nvrtc
 
     none = "not installed"
     pins = " or ".join(pin for pin, _ in NVRTC_VERSIONS.values())

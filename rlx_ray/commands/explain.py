@@ -14,8 +14,8 @@ from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.spec import BuildSpec
 
 if TYPE_CHECKING:
+    from rlx_ray.compiler.cuda.launches import Launches
     from rlx_ray.config.spec import Config
-    from rlx_ray.ir.launches import Launches
     from rlx_ray.job.matrix import Cell
     from rlx_ray.target import Target
 
@@ -139,9 +139,11 @@ def _of_target(cells: Iterable[Cell], name: str) -> tuple[Cell, ...]:
 
 def sections(spec: BuildSpec) -> dict[str, Callable[[], Any]]:
     """What makes each section of a variant: `key`, `notes`, `resources` as data, others as text."""
-    from rlx_ray.compiler import source, stages
-    from rlx_ray.ir.lir import Lir
-    from rlx_ray.ir.text import hir_text, launches_text, lir_text, mir_text
+    from rlx_ray.compiler.compile import source, stages
+    from rlx_ray.compiler.cpu.lir import Lir
+    from rlx_ray.compiler.cpu.printer import lir_text
+    from rlx_ray.compiler.cuda.printer import launches_text
+    from rlx_ray.compiler.ir.printer import hir_text, mir_text
 
     made = stages(spec)
     program = made.program
@@ -172,8 +174,8 @@ def sections(spec: BuildSpec) -> dict[str, Callable[[], Any]]:
 
 def resources_of(program: Launches, target: Target) -> list[dict[str, Any]] | str:
     """What each kernel takes of a multiprocessor; why that is not known where it is not."""
-    from rlx_ray.codegen import nvrtc
-    from rlx_ray.codegen.resources import LIMITS, usage
+    from rlx_ray.compiler.cuda import nvrtc
+    from rlx_ray.compiler.cuda.resources import LIMITS, usage
 
     if target.cpu not in LIMITS:
         return f"{target.cpu} is PTX: the driver that compiles it gives out the registers.\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rlx_ray.codegen import nvrtc, zig
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.errors import ToolchainMismatch, ToolchainMissing
 from rlx_ray.target import Target, Toolchain
 

@@ -30,7 +30,7 @@ def main(folder: Path) -> int:
 
 def _compile(folder: Path) -> None:
     # Imported here, so that an import that fails is told like any other failure.
-    from rlx_ray.compiler import compile
+    from rlx_ray.compiler.compile import compile
     from rlx_ray.spec import BuildSpec
 
     tempfile.tempdir = str(folder)  # this process may be killed, and its parent removes the folder

@@ -19,10 +19,9 @@ GRAPHS = "rlx_ray.graphs"
 
 
 def foreign(group: str, name: str | None = None) -> tuple[metadata.EntryPoint, ...]:
-    """The entry points of a group that other distributions have, of one name or of all."""
+    """The entry points of a group, of one name or of all; families of this package have none."""
     points = metadata.entry_points(group=group)
-    named = [point for point in points if name in (None, point.name)]
-    return tuple(point for point in named if owner(point) != "rlx-ray")
+    return tuple(point for point in points if name in (None, point.name))
 
 
 def entry_point(group: str, name: str) -> metadata.EntryPoint | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlx_ray.codegen.zig import installed_version
+from rlx_ray.compiler.cpu.zig import installed_version
 from tests.support.cuda_emulator import Unit
 from tests.support.needs import needs
 

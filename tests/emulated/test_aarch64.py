@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.zig import installed_version
+from rlx_ray.compiler.cpu.regions import Tiling
+from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.component.profile import Precision
-from rlx_ray.passes.regions import Tiling
 from rlx_ray.target import target
 from tests.support.aarch64 import CPUS, EmulatedBench
 from tests.support.mir_oracle import evaluate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cuda.kernel_table import Instance, instance
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import Instance, instance
 from rlx_ray.shape import PAGE
 from tests.support.cuda_cache import sequences
 from tests.support.cuda_emulator import NUMPY, Unit

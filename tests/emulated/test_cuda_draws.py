@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import instance
 from tests.emulated.test_cuda_sample import KINDS, PLAIN, expected, numbers
 from tests.support.cuda_emulator import ORDERS, Unit
 from tests.support.cuda_oracle import TYPES, values, wide

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.codegen import nvrtc, zig
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.config.load import load
 from rlx_ray.errors import ConfigError, DeviceError, VariantMissing
 from rlx_ray.job.build import build

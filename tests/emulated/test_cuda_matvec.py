@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.component import QuantScheme
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import instance
 from rlx_ray.weights.blocks import Blocks, as_blocks, quantise, unpack
 from rlx_ray.weights.formats import BLOCK, FORMATS, HALF, scheme_format
 from rlx_ray.weights.packing_cuda import tiled

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.codegen import nvrtc, zig
-from rlx_ray.compiler import compile, stages
+from rlx_ray.compiler.compile import compile, stages
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.component import CompileProfile, ModelPhase, ModelVariant, Preset
 from rlx_ray.job.build import Limits, build
 from rlx_ray.launch_plan import LaunchPlan

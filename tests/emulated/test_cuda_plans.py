@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.zig import installed_version
+from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.component import KernelDispatchConfig, QuantScheme
 from rlx_ray.runtime.executable import NUMPY
 from rlx_ray.weights.blocks import quantise

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cuda.kernel_table import Instance, instance
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import Instance, instance
 from tests.support.cuda_emulator import ORDERS, Unit
 from tests.support.cuda_oracle import IDS, TYPES, attention, check, empty, floats, values, wide
 from tests.support.cuda_plans import TinyCard

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import instance
 from rlx_ray.shape import PAGE
 from rlx_ray.weights.rope import turns
 from tests.support.cuda_emulator import NUMPY, Unit

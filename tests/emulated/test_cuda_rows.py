@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cuda.constants import Operand
+from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import instance
-from rlx_ray.ir.cuda_launch import Operand
 from tests.support.cuda_emulator import NUMPY, Unit
 from tests.support.cuda_oracle import IDS, TYPES, check, empty, floats, values, wide
 

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.zig import installed_version
+from rlx_ray.compiler.cpu.zig import installed_version
+from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import instance
 from tests.support.cuda_emulator import ORDERS, Buffer, Unit, compile_host, start
 from tests.support.cuda_oracle import IDS, TYPES, values, wide
 from tests.support.needs import needs

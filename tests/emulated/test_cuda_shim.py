@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.zig import installed_version
+from rlx_ray.compiler.cpu.zig import installed_version
 from tests.support.cuda_emulator import ORDERS, Buffer, LaunchError, compile_host, start
 from tests.support.needs import needs
 

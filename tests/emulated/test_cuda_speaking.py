@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.codegen import nvrtc, zig
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.config.load import load
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.sampling import Sampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.zig import installed_version
-from rlx_ray.ir.cuda_kernels import instance
+from rlx_ray.compiler.cpu.zig import installed_version
+from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.shape import PAGE
 from rlx_ray.weights.formats import FORMATS
 from rlx_ray.weights.packing_cuda import tiled

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.codegen import nvrtc, zig
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.engine import draws
 from rlx_ray.engine.sampling import Chosen, Sampling
 from rlx_ray.local import LocalModel

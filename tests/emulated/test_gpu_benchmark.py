@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.codegen import nvrtc, zig
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.errors import DeviceError, DeviceLost
 from rlx_ray.runtime.resident import Resident
 from rlx_ray.target import target

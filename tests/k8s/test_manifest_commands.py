@@ -17,7 +17,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
-from rlx_ray.codegen.zig import installed_version
+from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.component import CompilationMode
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config

@@ -15,21 +15,22 @@ from pathlib import Path
 import pytest
 
 from rlx_ray import artifact, launch_plan, shape
-from rlx_ray.codegen.backend import backend_for
+from rlx_ray.compiler.backend import backend_for
+from rlx_ray.compiler.pipeline import run
 from rlx_ray.component import ModelVariant
 from rlx_ray.digest import json_digest
 from rlx_ray.identity import PACKAGE
-from rlx_ray.passes.pipeline import run
 from rlx_ray.runtime.cpu import Frame
 from rlx_ray.target import ABI, target
 from tests.support.programs import NATIVE, PROFILE, bert, llama
 
+KERNELS = PACKAGE / "compiler" / "kernels" / "c"
 GOLDEN = Path(__file__).parent.parent / "golden" / "abi.json"
 
 
 def code(name: str) -> str:
     """A C source without comments and the spaces between words."""
-    text = (PACKAGE / "kernels" / "c" / name).read_text()
+    text = (KERNELS / name).read_text()
     return re.sub(r"\s+", " ", re.sub(r"/\*.*?\*/", " ", text, flags=re.S))
 
 
@@ -74,4 +75,4 @@ def test_what_the_abi_covers_changes_with_its_number_alone() -> None:
 
 
 def test_the_runtimes_abi_is_that_of_the_kernels() -> None:
-    assert f"#define RLX_ABI {ABI}\n" in (PACKAGE / "kernels" / "c" / "rlx_abi.h").read_text()
+    assert f"#define RLX_ABI {ABI}\n" in (KERNELS / "rlx_abi.h").read_text()

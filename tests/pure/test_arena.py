@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx_ray.ir.lir import Buffer
-from rlx_ray.ir.verify import verify_plan
-from rlx_ray.passes.arena import liveness_bound, plan
-from rlx_ray.passes.regions import candidates, facts, group, reads_whole
+from rlx_ray.compiler.cpu.regions import candidates, facts, group, reads_whole
+from rlx_ray.compiler.ir.memory import Buffer
+from rlx_ray.compiler.ir.verify import verify_plan
+from rlx_ray.compiler.passes.arena import liveness_bound, plan
 from rlx_ray.target import CPU_TARGETS, target
 from tests.support.programs import COMMON, NATIVE, bert, stages
 

@@ -9,13 +9,7 @@ import pytest
 
 from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_ray.component import ModelVariant
-from rlx_ray.errors import (
-    BuildLimitError,
-    CompileError,
-    InputError,
-    StoreError,
-    VariantMissing,
-)
+from rlx_ray.errors import BuildLimitError, CompileError, InputError, StoreError, VariantMissing
 from rlx_serve.dispatch import Answer, Call, CallResult, Lane, Route, embed
 from rlx_serve.problems import PASSED_ON, Busy
 

@@ -119,7 +119,7 @@ def test_a_byte_in_any_file_that_counts_changes_the_build_id(copy: Path) -> None
     files = [*counted(copy, COMPILER)]
     files += [f.relative_to(copy).as_posix() for k in KERNELS for f in (copy / k).rglob("*.*")]
     assert {"shape.py", "dtype.py", "target.py", "artifact.py", "component/profile.py"} <= {*files}
-    assert len([f for f in files if f.startswith("kernels/")]) > 40
+    assert len([f for f in files if f.startswith("compiler/kernels/")]) > 40
     seen = {whole}
     for file in files:
         for _ in changed(copy / file):
@@ -151,15 +151,17 @@ def test_packing_for_one_kind_is_not_changed_by_the_other(copy: Path) -> None:
 
 
 def test_a_new_import_counts_without_being_listed(copy: Path) -> None:
-    (copy / "passes" / "new.py").write_text("X = 1\n")
+    (copy / "compiler" / "passes" / "new.py").write_text("X = 1\n")
     before = compiler_digest(copy)
-    assert "passes/new.py" not in counted(copy, COMPILER)
-    fuse = copy / "passes" / "fuse.py"
-    fuse.write_text(fuse.read_text() + "\n\ndef late():\n    from rlx_ray.passes import new\n")
-    assert "passes/new.py" in counted(copy, COMPILER)
+    assert "compiler/passes/new.py" not in counted(copy, COMPILER)
+    fuse = copy / "compiler" / "passes" / "fuse.py"
+    fuse.write_text(
+        fuse.read_text() + "\n\ndef late():\n    from rlx_ray.compiler.passes import new\n"
+    )
+    assert "compiler/passes/new.py" in counted(copy, COMPILER)
     joined = compiler_digest(copy)
     assert joined != before
-    (copy / "passes" / "new.py").write_text("X = 2\n")
+    (copy / "compiler" / "passes" / "new.py").write_text("X = 2\n")
     assert compiler_digest(copy) != joined
 
 

@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 
 from rlx_ray.config.load import load
-from rlx_ray.errors import (
-    CompileError,
-    ConfigError,
-    StoreError,
-    VariantMissing,
-)
+from rlx_ray.errors import CompileError, ConfigError, StoreError, VariantMissing
 from rlx_serve import completions
 from rlx_serve.problems import Busy, RequestError
 from rlx_serve.speech import Speaker

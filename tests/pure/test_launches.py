@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx_ray.codegen import cuda
+from rlx_ray.compiler.cuda import emit as cuda
+from rlx_ray.compiler.cuda.launches import Call, Launches
+from rlx_ray.compiler.cuda.printer import launches_text
+from rlx_ray.compiler.cuda.verify import verify_launches
+from rlx_ray.compiler.cuda.writer import Writer
 from rlx_ray.component import CompileProfile, KernelDispatchConfig, Preset
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError, VerifyError
-from rlx_ray.ir.launches import Call, Launches
-from rlx_ray.ir.text import launches_text
-from rlx_ray.ir.verify import verify_launches
 from rlx_ray.launch_plan import GemmStep, LaunchPlan, Slot
-from rlx_ray.passes.cuda.writer import Writer
 from rlx_ray.target import target
 from tests.support.programs import COMMON, NATIVE, PROFILE, bert, llama, one_common, stages
 

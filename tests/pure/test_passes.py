@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlx_ray.compiler.cpu.printer import lir_text
+from rlx_ray.compiler.cpu.verify import verify_lir
+from rlx_ray.compiler.ir.expr import Acc, Expr, Fn, In, Lit
+from rlx_ray.compiler.ir.mir import LOGICAL, Mir, Op, broadcast
+from rlx_ray.compiler.ir.printer import hir_text, mir_text
+from rlx_ray.compiler.ir.verify import verify_hir, verify_mir
+from rlx_ray.compiler.passes.dispatch import dispatch
+from rlx_ray.compiler.passes.fuse import fuse
+from rlx_ray.compiler.passes.lower import MirBuilder, lower
+from rlx_ray.compiler.passes.simplify import drop_dead, fold_constants, fold_expr, share_equal
 from rlx_ray.component import CompileProfile, OpKind, Preset
 from rlx_ray.errors import VerifyError
-from rlx_ray.ir.expr import Acc, Expr, Fn, In, Lit
-from rlx_ray.ir.mir import LOGICAL, Mir, Op, broadcast
-from rlx_ray.ir.text import hir_text, lir_text, mir_text
-from rlx_ray.ir.verify import verify_hir, verify_lir, verify_mir
-from rlx_ray.passes.dispatch import dispatch
-from rlx_ray.passes.fuse import fuse
-from rlx_ray.passes.lower import MirBuilder, lower
-from rlx_ray.passes.simplify import drop_dead, fold_constants, fold_expr, share_equal
 from rlx_ray.target import target
 from tests.support.mir_oracle import evaluate, expression
 from tests.support.programs import (

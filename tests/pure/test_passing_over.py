@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlx_ray.engine.generator import Request
-from rlx_ray.errors import (
-    ArtifactError,
-    DeviceMemoryError,
-    ToolchainMissing,
-    VariantMissing,
-)
+from rlx_ray.errors import ArtifactError, DeviceMemoryError, ToolchainMissing, VariantMissing
 from rlx_serve.presence import Presence
 from rlx_serve.problems import Busy
 from rlx_serve.speech import Speaker, Stream

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rlx_ray.checkpoint.source import open_checkpoint
+from rlx_ray.compiler.graphs import builder
+from rlx_ray.compiler.ir.mir import Op
 from rlx_ray.component import Homogeneous, Pair, Single
 from rlx_ray.errors import CheckpointError, ConfigError
-from rlx_ray.graphs import builder
-from rlx_ray.ir.mir import Op
 from rlx_ray.models.family import ModelFacts, family, family_names
 from rlx_ray.models.roberta import FAMILY
 from rlx_ray.target import target

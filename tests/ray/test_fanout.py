@@ -14,8 +14,8 @@ import pytest
 
 from rlx_ray.artifact import Manifest
 from rlx_ray.catalog import open_model
-from rlx_ray.codegen import nvrtc
-from rlx_ray.codegen.zig import installed_version
+from rlx_ray.compiler.cpu.zig import installed_version
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.config.load import load
 from rlx_ray.job.build import Limits
 from rlx_ray.job.cluster import connected
@@ -170,7 +170,7 @@ def test_what_the_builders_can_build_counts_not_what_the_driver_can(
     plans: list[Plan] = []
     with connected(None, num_cpus=1, object_store_memory=100 << 20):
         # Ray's workers are processes of their own: they have the compiler that is hidden here.
-        monkeypatch.setattr("rlx_ray.codegen.zig.installed_version", lambda: None)
+        monkeypatch.setattr("rlx_ray.compiler.cpu.zig.installed_version", lambda: None)
         report = prebuild(
             cells, [model], config.store, Limits(), "auto", plans.append, lambda _: None
         )

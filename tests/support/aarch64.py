@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from rlx_ray.artifact import BindingManifest
-from rlx_ray.codegen import zig
-from rlx_ray.codegen.backend import backend_for
-from rlx_ray.compiler import binding
-from rlx_ray.ir.lir import Lir
+from rlx_ray.compiler.backend import backend_for
+from rlx_ray.compiler.compile import binding
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cpu.lir import Lir
 from rlx_ray.runtime.cpu import view
 from rlx_ray.runtime.executable import check_inputs
 from rlx_ray.runtime.weights import Weights

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from rlx_ray.codegen import nvrtc
-from rlx_ray.codegen.cuda_kernels import sources, unit
-from rlx_ray.ir.cuda_kernels import Instance
+from rlx_ray.compiler.cuda import nvrtc
+from rlx_ray.compiler.cuda.kernel_table import Instance
+from rlx_ray.compiler.cuda.source import sources, unit
 from rlx_ray.launch_plan import NULL, KernelStep
 from rlx_ray.runtime.device import Device
 

@@ -21,7 +21,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.target import Toolchain
+from rlx_ray.target import target as find
 
 _KERNEL = re.compile(r"^#define RLX_NAME (\w+)$", re.M)
 Key = tuple[str, str, str]
@@ -71,12 +73,6 @@ def renamed(text: str, names: dict[str, str]) -> str:
 
 @cache
 def cubin(text: str, toolchain: Toolchain, target: str) -> bytes:
-    from rlx_ray.target import target as find
-
-    try:
-        from rlx_ray.compiler.cuda import nvrtc
-    except ImportError:  # a tree from before the compiler's rooms
-        from rlx_ray.codegen import nvrtc  # type: ignore[no-redef, import-not-found]
     return bytes(nvrtc.build(text, find(target), toolchain))
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from rlx_ray.codegen import zig
-from rlx_ray.codegen.cuda_kernels import KERNELS, unit
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cuda.kernel_table import Instance
+from rlx_ray.compiler.cuda.source import KERNELS, unit
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import Instance
 
 SHIM = Path(__file__).parent / "cuda_shim"
 NUMPY = {

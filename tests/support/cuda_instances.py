@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rlx_ray.compiler.cuda.constants import Operand, Value
+from rlx_ray.compiler.cuda.kernel_table import TEMPLATES, Instance, instance
 from rlx_ray.dtype import DType
-from rlx_ray.ir.cuda_kernels import TEMPLATES, Instance, instance
-from rlx_ray.ir.cuda_launch import Operand, Value
 
 ROWS: dict[str, Value] = {"rows": 256, "n": 384, "seq": 128}
 RAGGED: dict[str, Value] = {"batch": 64, "seq": 256, "ragged": 1024}

@@ -11,17 +11,17 @@ import numpy as np
 
 from rlx_ray.artifact import Artifact, BlobRef, WeightsManifest
 from rlx_ray.catalog import OpenModel, load_weights, open_model
-from rlx_ray.codegen import cuda
-from rlx_ray.codegen.backend import backend_for
-from rlx_ray.compiler import binding, compile
+from rlx_ray.compiler.backend import backend_for
+from rlx_ray.compiler.compile import binding, compile
+from rlx_ray.compiler.cuda import emit as cuda
+from rlx_ray.compiler.cuda.launches import Launches
+from rlx_ray.compiler.ir.hir import Hir
+from rlx_ray.compiler.pipeline import run
 from rlx_ray.component import KernelDispatchConfig, QuantScheme
 from rlx_ray.config.load import load
 from rlx_ray.digest import canonical_json, sha256_hex
 from rlx_ray.dtype import DType
-from rlx_ray.ir.hir import Hir
-from rlx_ray.ir.launches import Launches
 from rlx_ray.job.matrix import Cell, expand
-from rlx_ray.passes.pipeline import run
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.resident import DeviceWeights, Resident
 from rlx_ray.runtime.weights import Weights

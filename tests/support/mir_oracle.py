@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rlx_ray.ir.expr import Acc, Expr, Fn, In, Lit
-from rlx_ray.ir.mir import SCALAR_FUNCTIONS, Mir, Node, Op
+from rlx_ray.compiler.ir.expr import Acc, Expr, Fn, In, Lit
+from rlx_ray.compiler.ir.mir import SCALAR_FUNCTIONS, Mir, Node, Op
 from rlx_ray.shape import PAGE
 
 

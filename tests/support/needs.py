@@ -37,7 +37,7 @@ def needs_card() -> None:
 
     Where RLX_REQUIRE_GPU is 1 it fails instead.
     """
-    from rlx_ray.codegen import nvrtc
+    from rlx_ray.compiler.cuda import nvrtc
     from rlx_ray.runtime import cuda
 
     reason = cuda.visible_devices().reason

@@ -9,9 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from rlx_ray.artifact import BlobRef, WeightsManifest
-from rlx_ray.codegen import zig
-from rlx_ray.codegen.backend import backend_for
-from rlx_ray.compiler import binding
+from rlx_ray.compiler.backend import backend_for
+from rlx_ray.compiler.compile import binding
+from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cpu.lir import Lir
+from rlx_ray.compiler.cpu.regions import Tiling
+from rlx_ray.compiler.cpu.schedule import schedule
+from rlx_ray.compiler.cuda.launches import Launches
+from rlx_ray.compiler.graphs import llama as llama_graph
+from rlx_ray.compiler.graphs.bert import build
+from rlx_ray.compiler.ir.hir import Hir
+from rlx_ray.compiler.pipeline import Stages, run
 from rlx_ray.component import (
     CompileProfile,
     KernelDispatchConfig,
@@ -19,14 +27,6 @@ from rlx_ray.component import (
     OpKind,
     Preset,
 )
-from rlx_ray.graphs import llama as llama_graph
-from rlx_ray.graphs.bert import build
-from rlx_ray.ir.hir import Hir
-from rlx_ray.ir.launches import Launches
-from rlx_ray.ir.lir import Lir
-from rlx_ray.passes.pipeline import Stages, run
-from rlx_ray.passes.regions import Tiling
-from rlx_ray.passes.schedule import schedule
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import Target, this_host, toolchain_for

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlx_ray.ir.launches import Launches
-from rlx_ray.ir.lir import Lir
+from rlx_ray.compiler.cpu.lir import Lir
+from rlx_ray.compiler.cuda.launches import Launches
 from rlx_ray.weights.rope import turns
 from tests.support import llama_reference
 from tests.support.programs import random_params

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rlx_ray.codegen.zig import installed_version
+from rlx_ray.compiler.cpu.zig import installed_version
 from tests.support.needs import needs
 from tests.support.programs import Bench
 

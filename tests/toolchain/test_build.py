@@ -15,8 +15,8 @@ from textwrap import indent
 
 import pytest
 
-from rlx_ray.codegen import zig
-from rlx_ray.compiler import compile
+from rlx_ray.compiler.compile import compile
+from rlx_ray.compiler.cpu import zig
 from rlx_ray.digest import canonical_json
 from rlx_ray.errors import BuildLimitError, CompileError, ToolchainMismatch, ToolchainMissing
 from rlx_ray.identity import build_id, packing_id
@@ -41,7 +41,7 @@ def spec_for(target: Target) -> BuildSpec:
 
 
 HASH_BLOBS = (
-    "import sys; from rlx_ray.compiler import compile; from rlx_ray.spec import BuildSpec; "
+    "import sys; from rlx_ray.compiler.compile import compile; from rlx_ray.spec import BuildSpec; "
     "print([b.sha256 for b in compile(BuildSpec.loads(sys.stdin.buffer.read())).manifest.blobs])"
 )
 
@@ -128,7 +128,7 @@ def worker(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wor
 
 
 def failing(body: str) -> str:
-    return f"import rlx_ray.compiler as c\ndef fail(spec):\n    {body}\nc.compile = fail"
+    return f"import rlx_ray.compiler.compile as c\ndef fail(spec):\n    {body}\nc.compile = fail"
 
 
 def failure(bench: Bench, memory: int = 4 << 30) -> CompileError:
@@ -169,7 +169,7 @@ def test_memory_of_the_c_compiler_counts_and_leaves_no_folder(
     bench: Bench, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greedy = script(tmp_path, "held = b'1' * (400 << 20); time.sleep(60)")
-    worker(f"import rlx_ray.codegen.zig as z\nz._zig = lambda: {str(greedy)!r}")
+    worker(f"import rlx_ray.compiler.cpu.zig as z\nz._zig = lambda: {str(greedy)!r}")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -197,7 +197,7 @@ def test_a_signal_is_named_and_is_no_limit(
     assert type(error) is CompileError
     assert words in error.message
     program = script(tmp_path, f"os.kill(os.getpid(), {int(number)})")
-    worker(f"import rlx_ray.codegen.zig as z\nz._zig = lambda: {str(program)!r}")
+    worker(f"import rlx_ray.compiler.cpu.zig as z\nz._zig = lambda: {str(program)!r}")
     error = failure(bench)
     assert type(error) is CompileError
     assert error.message == f"the C compiler {words}."
@@ -229,9 +229,9 @@ def test_an_unexpected_exception_is_one_line(
 
 
 def test_an_import_that_fails_is_one_line(bench: Bench, worker: Worker) -> None:
-    worker("sys.modules['rlx_ray.compiler'] = None")
+    worker("sys.modules['rlx_ray.compiler.compile'] = None")
     error = failure(bench)
-    assert "ended with ModuleNotFoundError: import of rlx_ray.compiler halted" in error.message
+    assert "ended with ModuleNotFoundError: import of rlx_ray.compiler." in error.message
     assert "(at rlx_ray/job/worker.py:" in error.message
     assert "\n" not in str(error)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlx_ray import cli
-from rlx_ray.codegen import nvrtc
 from rlx_ray.commands import doctor
 from rlx_ray.commands.serve import example
+from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.errors import DeviceError
 from rlx_ray.runtime.cuda import Installation, this_host
 from rlx_ray.target import CUDA_TARGETS, NVRTC_VERSIONS

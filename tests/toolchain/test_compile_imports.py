@@ -17,7 +17,7 @@ from tests.support.serving import tiny_model, write_config
 
 COMPILE = (
     "import json, sys\n"
-    "from rlx_ray.compiler import compile\n"
+    "from rlx_ray.compiler.compile import compile\n"
     "from rlx_ray.spec import BuildSpec\n"
     "for value in json.load(sys.stdin):\n    compile(BuildSpec.from_json(value))"
 )

@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cpu import layout
+from rlx_ray.compiler.cpu.regions import Tiling
 from rlx_ray.errors import InputError
-from rlx_ray.passes import layout
-from rlx_ray.passes.regions import Tiling
 from tests.support.mir_oracle import evaluate
 from tests.support.programs import (
     COMMON,

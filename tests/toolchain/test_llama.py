@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.c import emit
+from rlx_ray.compiler.cpu.c import emit
+from rlx_ray.compiler.cpu.precision import lower_precision
+from rlx_ray.compiler.cpu.regions import Tiling
+from rlx_ray.compiler.cpu.schedule import schedule
 from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.local import LocalModel
-from rlx_ray.passes.precision import lower_precision
-from rlx_ray.passes.regions import Tiling
-from rlx_ray.passes.schedule import schedule
 from rlx_ray.text import TextModel
 from tests.support.needs import needs_smollm2
 from tests.support.programs import COMMON, NATIVE, TINY_LLAMA, Bench, llama, one_common, stages

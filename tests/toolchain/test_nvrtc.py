@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from rlx_ray.codegen import nvrtc
-from rlx_ray.codegen.cuda_kernels import KERNELS, sources, unit
+from rlx_ray.compiler.cuda import nvrtc
+from rlx_ray.compiler.cuda.kernel_table import TEMPLATES, Instance, instance
+from rlx_ray.compiler.cuda.source import KERNELS, sources, unit
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError, ToolchainMismatch, ToolchainMissing
-from rlx_ray.ir.cuda_kernels import TEMPLATES, Instance, instance
 from rlx_ray.target import CUDA_TARGETS, target, toolchain_for
 from tests.support.cuda_instances import every, sets
 from tests.support.needs import needs

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.zig import compile_c
+from rlx_ray.compiler.cpu.regions import Tiling
+from rlx_ray.compiler.cpu.zig import compile_c
 from rlx_ray.component.profile import Precision
-from rlx_ray.passes.regions import Tiling
 from rlx_ray.weights.formats import FORMATS
 from rlx_ray.weights.packing_cpu import pack
 from rlx_ray.weights.params import ParamSpec

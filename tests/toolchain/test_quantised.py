@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.zig import compile_c
+from rlx_ray.compiler.cpu.zig import compile_c
 from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
 from rlx_ray.local import LocalModel

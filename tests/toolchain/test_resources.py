@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from rlx_ray.codegen import nvrtc
-from rlx_ray.codegen.resources import LIMITS, Resources, blocks, parse, usage
+from rlx_ray.compiler.cuda import nvrtc
+from rlx_ray.compiler.cuda.constants import Value
+from rlx_ray.compiler.cuda.kernel_table import Instance, named
+from rlx_ray.compiler.cuda.resources import LIMITS, Resources, blocks, parse, usage
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError
-from rlx_ray.ir.cuda_kernels import Instance, named
-from rlx_ray.ir.cuda_launch import Value
 from tests.support.needs import needs
 
 SPILLS = 64

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from rlx_ray.codegen.zig import compile_c
+from rlx_ray.compiler.cpu.zig import compile_c
 from tests.support.programs import Bench
 
 UNIT = """

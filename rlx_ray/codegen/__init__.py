@@ -1,1 +1,0 @@
-"""Backends: LIR to source text, source text to bytes."""

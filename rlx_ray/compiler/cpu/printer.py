@@ -1,0 +1,41 @@
+"""A stable text of LIR, for `explain`, golden tests and reports."""
+
+from __future__ import annotations
+
+from rlx_ray.compiler.cpu.lir import Call, Lir, Slot
+from rlx_ray.compiler.ir import expr
+
+
+def lir_text(lir: Lir) -> str:
+    """Tensors, then each region with its calls, then the memory plan."""
+    names = {kernel: f"k{i}" for i, kernel in enumerate(lir.kernels)}
+    lines = []
+    for what, tensors in (("input", lir.inputs), ("output", lir.outputs)):
+        lines += [f"{what} {t.name}: {t.dtype}{list(t.shape)} at {t.offset}" for t in tensors]
+    for kernel, name in names.items():
+        constants = " ".join(f"{k}={v}" for k, v in kernel.constants)
+        tail = f" epilogue={expr.text(kernel.expr)}" if kernel.expr is not None else ""
+        lines.append(f"kernel {name} = {kernel.template} {constants}{tail}")
+    for i, region in enumerate(lir.regions):
+        lines.append(f"region {i}: {region.tiles} tiles of {region.axis}; {region.reason}")
+        lines += [f"  {_call_text(call, names[call.kernel])}" for call in region.all_calls]
+    for what, plan in (("arena", lir.arena), ("scratch per thread", lir.scratch)):
+        share = plan.size / plan.bound if plan.bound else 1.0
+        lines.append(
+            f"{what}: {plan.size} bytes, liveness bound {plan.bound} bytes ({share:.3f} x)"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _call_text(call: Call, name: str) -> str:
+    inputs = ", ".join(_slot_text(s) for s in (*call.inputs, *call.operands))
+    return f"{_slot_text(call.output)} = {name}({inputs})  ; {call.origin}"
+
+
+def _slot_text(slot: Slot | None) -> str:
+    if slot is None:
+        return "-"
+    steps = ((slot.stride, "tile"), (slot.row, "row"), (slot.sequence, "sequence"))
+    moves = f"+{slot.shift}" if slot.shift else ""
+    moves += "".join(f"+{n}*{name}" for n, name in steps if n)
+    return f"{slot.space.value}[{slot.offset}{moves}]"

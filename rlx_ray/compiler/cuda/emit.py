@@ -1,0 +1,27 @@
+"""Launches to an artifact's blobs: CUDA text of the distinct kernels, and the launch plan."""
+
+from __future__ import annotations
+
+from rlx_ray.compiler.cuda.launches import Call, Launches
+from rlx_ray.compiler.cuda.source import unit
+from rlx_ray.launch_plan import GemmStep, KernelStep, LaunchPlan, Step
+from rlx_ray.target import Target
+
+
+def emit(program: Launches) -> str:
+    """The unit with the program's kernels."""
+    return unit(program.kernels)
+
+
+def plan(program: Launches, target: Target) -> LaunchPlan:
+    """The launch plan of a program."""
+    steps = tuple(_step(step) for step in program.steps)
+    return LaunchPlan(target.cpu, steps, program.zeroed, program.adjacent)
+
+
+def _step(step: Call | GemmStep) -> Step:
+    if isinstance(step, GemmStep):
+        return step
+    how = step.kernel.launch
+    slots = tuple(slot for _, slot in step.arguments)
+    return KernelStep(step.kernel.name, how.grid, how.block, how.shared, slots, step.origin)

@@ -1,1 +1,0 @@
-"""Passes: plain functions from one IR to the next; valid in, valid out."""
