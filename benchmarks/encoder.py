@@ -161,7 +161,8 @@ def engine_call(engine: str, batch: int, seq: int, threads: int):
 def fma_peak(threads: int) -> float:
     """GFLOP/s of float32 multiply-adds on all threads at once, by a loop of this host's target."""
     from rlx_ray.compiler.cpu.zig import compile_c
-    from rlx_ray.target import this_host, toolchain_for
+    from rlx_ray.host import this_host
+    from rlx_ray.target import toolchain_for
 
     best = this_host().best()
     source = f"""

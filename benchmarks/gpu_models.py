@@ -179,7 +179,7 @@ class Model:
         data, bindings = pack(self.facts.params, lambda name: read[name](), dtype, {}, no_blocks)
         blob = BlobRef("weights", f"{self.name} {self.precision}", data.nbytes)
         return Packed(
-            WeightsManifest(self.name, "random", packing_id("cuda"), "cuda", blob, bindings), data
+            WeightsManifest(self.name, "random", packing_id("rows"), "cuda", blob, bindings), data
         )
 
     def load(self, artifact: Artifact, resident: Resident) -> LaunchExecutable:

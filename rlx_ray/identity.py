@@ -23,8 +23,8 @@ COMPILER = "rlx_ray.compiler.compile"
 KERNELS = ("compiler/kernels",)
 """Folders whose every source decides them too; no import names these."""
 
-PACKING = {"cpu": "rlx_ray.weights.packing_cpu", "cuda": "rlx_ray.weights.packing_cuda"}
-"""By kind of target, the module whose imports decide the bytes of packed weights."""
+PACKING = {"panels": "rlx_ray.weights.packing_cpu", "rows": "rlx_ray.weights.packing_cuda"}
+"""By a target's way of packing, the module whose imports decide the bytes of packed weights."""
 
 UNCOUNTED = {
     "__init__.py": "names the public functions, which it imports for callers, and the version",
@@ -49,9 +49,9 @@ def build_id() -> str:
 
 
 @cache
-def packing_id(kind: str) -> str:
-    """The same of the sources that decide packed weights for a kind of target, `cpu` or `cuda`."""
-    return packing_digest(PACKAGE, kind)[:16]
+def packing_id(way: str) -> str:
+    """The same of the sources that decide packed weights, for a way of packing in PACKING."""
+    return packing_digest(PACKAGE, way)[:16]
 
 
 def compiler_digest(package: Path) -> str:
@@ -63,9 +63,9 @@ def compiler_digest(package: Path) -> str:
     return files_digest(package, (*counted(package, COMPILER), *KERNELS))
 
 
-def packing_digest(package: Path, kind: str) -> str:
-    """The sha256 over what packs weights for a kind of target, as `compiler_digest`."""
-    return files_digest(package, counted(package, PACKING[kind]))
+def packing_digest(package: Path, way: str) -> str:
+    """The sha256 over what packs weights in a way, as `compiler_digest`."""
+    return files_digest(package, counted(package, PACKING[way]))
 
 
 def counted(package: Path, module: str) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ class LocalModel:
         """
         self.executable(variant)
         spec = self.spec(variant)
-        if spec.target.kind != "cpu":
+        if spec.target.can.gpus:
             raise ConfigError(
                 f"variant {variant} is for {spec.target.name}, this is about CPU targets.",
                 "Give the model a CPU target.",

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from rlx_ray.artifact import BindingManifest
-from rlx_ray.compiler.compile import binding, stages
+from rlx_ray.compiler.compile import stages
 from rlx_ray.compiler.cpu import c, zig
+from rlx_ray.compiler.cpu.backend import BACKEND
 from rlx_ray.compiler.cpu.lir import Call, Lir, Region, Space
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
@@ -83,14 +84,15 @@ def profile(
     Raises:
         ToolchainMissing: this machine has no compiler.
     """
-    lir = stages(spec).lir
+    lir = stages(spec).program
+    assert isinstance(lir, Lir)
     text = c.emit(lir, spec.target, counters=True)
     pool = ThreadPool(pool_library, threads)
     try:
         with tempfile.TemporaryDirectory(prefix="rlx-profile-") as folder:
             path = Path(folder) / "code.so"
             path.write_bytes(zig.build(text, spec.target, spec.toolchain))
-            bound = binding(lir)
+            bound = BACKEND.binding(lir)
             loaded = CpuExecutable(path, bound, weights, pool, ArenaPool())
             pages = sum(math.prod(t.shape) for t in bound.inputs if t.name == "pages")
             cache = np.zeros((pages, bound.page), np.uint8) if bound.page else None
@@ -111,7 +113,7 @@ def _measure(
     library.rlx_counters.restype = ctypes.POINTER(ctypes.c_ulong)
     library.rlx_now.restype = ctypes.c_ulong
     counters = np.ctypeslib.as_array(library.rlx_counters(), (_THREADS, _CALLS))
-    inputs = full_inputs(binding(lir))
+    inputs = full_inputs(BACKEND.binding(lir))
     run(inputs)
     counters[:] = 0
     begun, ticks, spent = time.perf_counter(), library.rlx_now(), []

@@ -140,7 +140,7 @@ class BuildSpec:
 
         On CPUs native kernels do. A device's products compute all rows that a variant has room for.
         """
-        return self.target.kind == "cpu" and self.component.dispatch.all_native
+        return self.target.can.packed_rows and self.component.dispatch.all_native
 
     @property
     def config_json(self) -> dict[str, object]:

@@ -1,11 +1,9 @@
-"""Targets: what an artifact is compiled for, what a host can run, and the pinned toolchains."""
+"""Targets: what an artifact is compiled for, and the pinned toolchains that build for them."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rlx_ray.errors import ConfigError, nearest
 
@@ -17,12 +15,63 @@ Bump it when what it covers changes: `tests/pure/test_abi.py` lists that and fai
 
 
 @dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the artifacts of a kind of targets can do; the values are CPU and CUDA below.
+
+    Attributes:
+        compiler: the toolchain that builds for it, a key of `TOOLCHAINS`.
+        packing: how weights are packed for it, a key of `identity.PACKING`.
+        gpus: devices that a process needs to run it.
+        packed_rows: native kernels compute the real token rows alone; else all that a variant has.
+        precisions: what a profile's `precision.compute` may ask for.
+        common_precisions: those of them that the common MatMul has.
+        common_blocks: whether common kernels take quantised weights.
+        fp8_weights: whether weights in fp8 have kernels.
+        options: of a profile's `backend`; each is true or false.
+    """
+
+    compiler: str
+    packing: str
+    gpus: int
+    packed_rows: bool
+    precisions: tuple[str, ...]
+    common_precisions: tuple[str, ...]
+    common_blocks: bool
+    fp8_weights: bool
+    options: tuple[str, ...]
+
+
+_CPU = Capabilities(
+    compiler="zig",
+    packing="panels",
+    gpus=0,
+    packed_rows=True,
+    precisions=("f32", "bf16", "int8"),
+    common_precisions=("f32",),
+    common_blocks=False,
+    fp8_weights=True,
+    options=(),
+)
+_CUDA = Capabilities(
+    compiler="nvrtc",
+    packing="rows",
+    gpus=1,
+    packed_rows=False,
+    precisions=("f32", "f16", "bf16"),
+    common_precisions=("f32", "f16", "bf16"),
+    common_blocks=True,
+    fp8_weights=False,
+    options=("tf32",),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One thing to compile for.
 
     Attributes:
         name: the contract's spelling, such as `cpu-x86_64-v3`.
-        kind: `cpu` or `cuda`.
+        kind: `cpu` or `cuda`: which backend, runtime and placement of replicas it has.
         triple: what the C compiler calls the machine (empty for cuda).
         cpu: what the compiler calls the processor: of cuda targets `sm_90` and so on, or
             `compute_80` for PTX, which any later device compiles for itself.
@@ -30,6 +79,7 @@ class Target:
         lanes: float32 lanes of one vector register.
         tile_rows: rows of the GEMM micro-kernel.
         tile_vectors: vector registers across the columns of the GEMM micro-kernel.
+        can: what its artifacts can do.
     """
 
     name: str
@@ -40,16 +90,17 @@ class Target:
     lanes: int
     tile_rows: int
     tile_vectors: int
+    can: Capabilities
 
     @property
     def panel(self) -> int:
-        """Columns of one packed weight panel."""
+        """Columns of one packed weight panel; 0 where weights are not packed in panels."""
         return self.lanes * self.tile_vectors
 
     @property
     def family(self) -> str:
         """Targets of one family share packed weights."""
-        return f"{self.kind}-p{self.panel}" if self.kind == "cpu" else self.kind
+        return f"{self.kind}-p{self.panel}" if self.panel else self.kind
 
     @property
     def int8_dot(self) -> bool:
@@ -82,12 +133,12 @@ _X86 = "x86_64-linux-none"
 _ARM = "aarch64-linux-none"
 
 CPU_TARGETS: tuple[Target, ...] = (
-    Target("cpu-x86_64-v3", "cpu", _X86, "x86_64_v3", tuple(sorted(_V3)), 8, 6, 2),
-    Target("cpu-x86_64-v4", "cpu", _X86, "x86_64_v4", tuple(sorted(_V4)), 16, 8, 2),
+    Target("cpu-x86_64-v3", "cpu", _X86, "x86_64_v3", tuple(sorted(_V3)), 8, 6, 2, _CPU),
+    Target("cpu-x86_64-v4", "cpu", _X86, "x86_64_v4", tuple(sorted(_V4)), 16, 8, 2, _CPU),
     # Without SSE4a, which only AMD has, so that Sapphire Rapids and its successors run it too.
-    Target("cpu-znver4", "cpu", _X86, "znver4-sse4a", tuple(sorted(_ZNVER4)), 16, 8, 2),
-    Target("cpu-znver5", "cpu", _X86, "znver5", tuple(sorted(_ZNVER5)), 16, 8, 2),
-    Target("cpu-aarch64", "cpu", _ARM, "generic", ("asimd",), 4, 6, 4),
+    Target("cpu-znver4", "cpu", _X86, "znver4-sse4a", tuple(sorted(_ZNVER4)), 16, 8, 2, _CPU),
+    Target("cpu-znver5", "cpu", _X86, "znver5", tuple(sorted(_ZNVER5)), 16, 8, 2, _CPU),
+    Target("cpu-aarch64", "cpu", _ARM, "generic", ("asimd",), 4, 6, 4, _CPU),
     Target(
         "cpu-aarch64-neoverse_v1",
         "cpu",
@@ -97,6 +148,7 @@ CPU_TARGETS: tuple[Target, ...] = (
         4,
         6,
         4,
+        _CPU,
     ),
 )
 """The CPU targets. x86-64 ones are ordered from the most general to the most special."""
@@ -104,7 +156,7 @@ CPU_TARGETS: tuple[Target, ...] = (
 _ARCHITECTURES = ("compute_80", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 CUDA_TARGETS: tuple[Target, ...] = tuple(
-    Target(f"cuda-{arch}", "cuda", "", arch, (), 0, 0, 0) for arch in _ARCHITECTURES
+    Target(f"cuda-{arch}", "cuda", "", arch, (), 0, 0, 0, _CUDA) for arch in _ARCHITECTURES
 )
 """The CUDA targets, from the most general to the most special."""
 
@@ -125,106 +177,6 @@ def target(name: str) -> Target:
     raise ConfigError(
         f"target {name!r} is not known.", nearest(name, names) or f"Use 'host' or one of {names}."
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """The processor of one machine.
-
-    Attributes:
-        arch: `x86_64` or `aarch64`, as `platform.machine()` says.
-        features: all its feature flags.
-        model: its name, for reports.
-        devices: architectures of the CUDA devices that this process may use, such as `sm_90`.
-        no_device: why there are none.
-    """
-
-    arch: str
-    features: frozenset[str]
-    model: str
-    devices: tuple[str, ...] = ()
-    no_device: str = "no CUDA device is visible"
-
-    def refusal(self, wanted: Target) -> str:
-        """Why this host cannot run a target; empty if it can."""
-        if wanted.kind == "cuda":
-            reasons = [device_refusal(device, wanted) for device in self.devices]
-            return min(reasons, key=bool, default=self.no_device)
-        if not wanted.triple.startswith(self.arch):
-            return f"the host is {self.arch}"
-        missing = sorted(set(wanted.features) - self.features)
-        return f"the host lacks {', '.join(missing)}" if missing else ""
-
-    def ladder(self) -> tuple[Target, ...]:
-        """The targets that this host can run, the best first."""
-        return tuple(t for t in reversed(TARGETS) if not self.refusal(t))
-
-    def best(self) -> Target:
-        """The CPU target that `host` means in a config.
-
-        Raises:
-            ConfigError: the host is older than every target.
-        """
-        ladder = [t for t in self.ladder() if t.kind == "cpu"]
-        if not ladder:
-            raise ConfigError(
-                f"target 'host' names no known target on this {self.arch} machine ({self.model}).",
-                f"Name one of {[t.name for t in CPU_TARGETS]}.",
-            )
-        return ladder[0]
-
-    def targets(self) -> tuple[Target, ...]:
-        """All that `host` means in a config: the best CUDA target of each device, then the CPU's.
-
-        Raises:
-            ConfigError: see `best`.
-        """
-        found: dict[Target, None] = {}
-        for device in self.devices:
-            rungs = [t for t in reversed(CUDA_TARGETS) if not device_refusal(device, t)]
-            found.update(dict.fromkeys(rungs[:1]))
-        return (*found, self.best())
-
-
-def device_refusal(device: str, wanted: Target) -> str:
-    """Why a CUDA device cannot run a target; empty if it can.
-
-    A cubin runs on devices of its major version whose minor one is not lower; PTX on all that are
-    not older.
-
-    Args:
-        device: its architecture, such as `sm_89`.
-        wanted: a CUDA target.
-    """
-    kind, _, number = wanted.cpu.partition("_")
-    have, want = int(device.removeprefix("sm_")), int(number)
-    if have < want:
-        return f"the device is {device}, older than {wanted.cpu}"
-    if kind == "sm" and have // 10 != want // 10:
-        return f"the device is {device}, and cubins run only within their major version"
-    return ""
-
-
-def this_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
-    """The host that this process runs on, read from the kernel's processor table.
-
-    It names no CUDA devices: `runtime.cuda.this_host` looks for them.
-    """
-    features: frozenset[str] = frozenset()
-    model = platform.processor() or platform.machine()
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        match name.strip():
-            case "flags" | "Features":
-                features = frozenset(value.split())
-            case "model name":
-                model = value.strip()
-            case "":
-                break
-            case _:
-                pass
-    return Host(platform.machine(), features, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,14 +234,17 @@ def toolchain_for(wanted: Target, choice: Mapping[str, object]) -> Toolchain:
     for key in choice:
         if key != "cuda":
             raise ConfigError(f"$.toolchain.{key} is not known.", "The only key is 'cuda'.")
-    if wanted.kind == "cuda":
-        return _nvrtc(wanted, choice.get("cuda", max(NVRTC_VERSIONS)))
+    return TOOLCHAINS[wanted.can.compiler](wanted, choice)
+
+
+def _zig(wanted: Target, choice: Mapping[str, object]) -> Toolchain:
     wide = ("-mprefer-vector-width=512",) if wanted.lanes == 16 else ()
     flags = ("-target", wanted.triple, f"-mcpu={wanted.cpu}", *_FREESTANDING, *wide)
     return Toolchain("zig", ZIG_VERSION, flags)
 
 
-def _nvrtc(wanted: Target, major: object) -> Toolchain:
+def _nvrtc(wanted: Target, choice: Mapping[str, object]) -> Toolchain:
+    major = choice.get("cuda", max(NVRTC_VERSIONS))
     pins = NVRTC_VERSIONS.get(major) if isinstance(major, int) else None
     if pins is None:
         raise ConfigError(
@@ -298,3 +253,10 @@ def _nvrtc(wanted: Target, major: object) -> Toolchain:
     nvrtc, headers = pins
     flags = (f"--gpu-architecture={wanted.cpu}", *NVRTC_FLAGS, f"headers={headers}")
     return Toolchain("nvrtc", nvrtc, flags)
+
+
+TOOLCHAINS: Mapping[str, Callable[[Target, Mapping[str, object]], Toolchain]] = {
+    "zig": _zig,
+    "nvrtc": _nvrtc,
+}
+"""By a target's compiler, its pinned toolchain."""

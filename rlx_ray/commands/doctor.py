@@ -146,26 +146,17 @@ def toolchain_checks(choice: Mapping[str, object]) -> Iterator[Check]:
 
 def _build_check(wanted: Target, chain: Toolchain) -> Check:
     """Compile a probe for a target."""
-    from rlx_ray.compiler.cpu import zig
-    from rlx_ray.compiler.cuda import nvrtc
+    from rlx_ray.compiler.backend import backend_for
 
+    backend = backend_for(wanted)
     try:
-        if wanted.kind == "cuda":
-            nvrtc.check(chain)
-            size = len(nvrtc.compile(_CUDA_PROBE, wanted.cpu, {}))
-        else:
-            size = len(zig.compile_c(_PROBE, chain))
+        backend.check(chain)
+        size = len(backend.probe(wanted, chain))
     except RlxError as error:
         return Check(f"build {wanted.name}", "fail", error.message, error.remedy)
     return Check(
         f"build {wanted.name}", "ok", f"{chain.name} {chain.version}, probe of {size} bytes"
     )
-
-
-_PROBE = '__attribute__((visibility("default"))) int rlx_probe(void) { return 1; }\n'
-_CUDA_PROBE = """#include <cuda_fp16.h>
-extern "C" __global__ void rlx_probe(__half *x) { x[threadIdx.x] = __float2half(1.0f); }
-"""
 
 
 def package_checks() -> Iterator[Check]:

@@ -14,7 +14,6 @@ from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.spec import BuildSpec
 
 if TYPE_CHECKING:
-    from rlx_ray.compiler.cuda.launches import Launches
     from rlx_ray.config.spec import Config
     from rlx_ray.job.matrix import Cell
     from rlx_ray.target import Target
@@ -139,26 +138,15 @@ def _of_target(cells: Iterable[Cell], name: str) -> tuple[Cell, ...]:
 
 def sections(spec: BuildSpec) -> dict[str, Callable[[], Any]]:
     """What makes each section of a variant: `key`, `notes`, `resources` as data, others as text."""
-    from rlx_ray.compiler.compile import source, stages
-    from rlx_ray.compiler.cpu.lir import Lir
-    from rlx_ray.compiler.cpu.printer import lir_text
-    from rlx_ray.compiler.cuda.printer import launches_text
+    from rlx_ray.compiler.backend import backend_for
+    from rlx_ray.compiler.compile import stages
     from rlx_ray.compiler.ir.printer import hir_text, mir_text
 
-    made = stages(spec)
+    made, backend = stages(spec), backend_for(spec.target)
     program = made.program
-    plans = {"arena": program.arena}
-    last: dict[str, Callable[[], Any]]
-    if isinstance(program, Lir):
-        lir = program
-        last = {"lir": lambda: lir_text(lir)}
-        plans["scratch_per_thread"] = program.scratch
-    else:
-        launches = program
-        last = {"launches": lambda: launches_text(launches)}
-        last["resources"] = lambda: resources_of(launches, spec.target)
     memory = {
-        name: {"bytes": plan.size, "liveness_bound": plan.bound} for name, plan in plans.items()
+        name: {"bytes": plan.size, "liveness_bound": plan.bound}
+        for name, plan in backend.memory(program).items()
     }
     return {
         "key": lambda: key_parts(spec) | {"memory": memory, "flops": program.flops},
@@ -167,33 +155,9 @@ def sections(spec: BuildSpec) -> dict[str, Callable[[], Any]]:
         "notes": lambda: [
             {"stage": n.stage, "subject": n.subject, "reason": n.text} for n in program.notes
         ],
-        **last,
-        "source": lambda: source(spec, program),
+        **backend.printer(program, spec.target),
+        "source": lambda: backend.emit(program, spec.target),
     }
-
-
-def resources_of(program: Launches, target: Target) -> list[dict[str, Any]] | str:
-    """What each kernel takes of a multiprocessor; why that is not known where it is not."""
-    from rlx_ray.compiler.cuda import nvrtc
-    from rlx_ray.compiler.cuda.resources import LIMITS, usage
-
-    if target.cpu not in LIMITS:
-        return f"{target.cpu} is PTX: the driver that compiles it gives out the registers.\n"
-    reason = nvrtc.refusal(target)
-    if reason:
-        return reason + "\n"
-    return [
-        {
-            "kernel": one.kernel,
-            "registers": one.resources.registers,
-            "local_bytes": one.resources.stack,
-            "shared_bytes": one.shared,
-            "block": one.block,
-            "blocks": one.blocks,
-            "occupancy": round(one.occupancy, 3),
-        }
-        for one in usage(program.kernels, target.cpu)
-    ]
 
 
 def key_parts(spec: BuildSpec) -> dict[str, Any]:

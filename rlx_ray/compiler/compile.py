@@ -7,43 +7,39 @@ import resource
 import time
 from pathlib import Path
 
-from rlx_ray.artifact import Artifact, Binding, BindingManifest, BuildRecord
+from rlx_ray.artifact import Artifact, BuildRecord
 from rlx_ray.compiler import pipeline
-from rlx_ray.compiler.backend import Program, backend_for
-from rlx_ray.compiler.cpu.c_regions import ENTRY
-from rlx_ray.compiler.cpu.lir import Lir
-from rlx_ray.compiler.cuda import launches
+from rlx_ray.compiler.backend import backend_for
 from rlx_ray.compiler.graphs import BUILT_IN, builder
-from rlx_ray.compiler.ir.memory import Tensor
+from rlx_ray.compiler.ir.program import Order
 from rlx_ray.errors import CompileError
 from rlx_ray.identity import build_id, packing_id
 from rlx_ray.models.distribution import source as source_of
 from rlx_ray.spec import SAYS, BuildSpec
 from rlx_ray.target import ABI
 
-ALIGNMENT = 64
-TAIL = 256
-"""Bytes behind every part of the arena: kernels may read one register past a buffer's end."""
+OUTPUTS = ("embedding", "logits")
+"""What a graph's outputs are called: a vector for each text, or the scores of the next token."""
 
 
 def stages(spec: BuildSpec) -> pipeline.Stages:
-    """The program after each stage, without building it."""
-    backend = backend_for(spec.target)
+    """The program after each stage, without building it.
+
+    Raises:
+        CompileError: the family's graph is not known here, or its outputs are not OUTPUTS.
+    """
     hir = builder(spec.family)(spec.config_json)
-    return pipeline.run(
-        hir,
-        dict(spec.component.dim_binding),
-        spec.profile,
-        spec.component.dispatch,
-        backend.supported,
-        spec.target,
-        dict(spec.matrices),
+    for name in hir.outputs:
+        if name not in OUTPUTS:
+            raise CompileError(
+                f"the graph of family {spec.family!r} has an output {name!r}.",
+                f"Call it {' or '.join(OUTPUTS)}.",
+            )
+    order = Order(
+        spec.profile, spec.component.dispatch, spec.target, dict(spec.matrices), hir.outputs
     )
-
-
-def source(spec: BuildSpec, program: Program) -> str:
-    """The source text of a variant."""
-    return backend_for(spec.target).emit(program, spec.target)
+    binding = dict(spec.component.dim_binding)
+    return pipeline.run(hir, binding, order, backend_for(spec.target))
 
 
 def compile(spec: BuildSpec) -> Artifact:
@@ -71,7 +67,7 @@ def compile(spec: BuildSpec) -> Artifact:
         _peak_memory(),
         f"{platform.machine()} {platform.system()}",
     )
-    return Artifact.make(spec, binding(program), blobs, record)
+    return Artifact.make(spec, backend.binding(program), blobs, record)
 
 
 def _check(spec: BuildSpec) -> None:
@@ -79,7 +75,7 @@ def _check(spec: BuildSpec) -> None:
     here = {
         "build_id": build_id(),
         "abi": ABI,
-        "packing": packing_id(spec.target.kind),
+        "packing": packing_id(spec.target.can.packing),
         "family_source": None if spec.family in BUILT_IN else source_of(spec.family),
     }
     for name, own in here.items():
@@ -97,28 +93,3 @@ def _peak_memory() -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     own = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
     return max(int(own), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
-
-
-def binding(program: Program) -> BindingManifest:
-    """The binding manifest of a program; one of launches has neither scratch nor entry point."""
-    tensors = (program.inputs, program.params, program.outputs)
-    inputs, params, outputs = (tuple(_bind(t) for t in group) for group in tensors)
-    if not isinstance(program, Lir):
-        size = program.arena.size
-        return BindingManifest(
-            inputs, params, outputs, size, 0, launches.ALIGNMENT, "", program.page
-        )
-    return BindingManifest(
-        inputs,
-        params,
-        outputs,
-        program.arena.size + TAIL,
-        (program.scratch.size + TAIL + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT,
-        ALIGNMENT,
-        ENTRY,
-        program.page,
-    )
-
-
-def _bind(tensor: Tensor) -> Binding:
-    return Binding(tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.layout)

@@ -7,7 +7,8 @@ from rlx_ray.config.serve import ExecutorSpec, ServeSpec
 from rlx_ray.errors import ConfigError
 from rlx_ray.target import TARGETS
 
-_KINDS = ("cpu", "cuda")
+_KINDS = tuple(dict.fromkeys(t.kind for t in TARGETS))
+_ON_GPUS = {name for t in TARGETS if t.can.gpus for name in (t.kind, t.name)}
 _FIELDS = ("num_cpus", "num_gpus", "label_selector", "replicas", "max_replicas", "max_slot_bytes")
 _MOST_REPLICAS = 100_000
 _MOST_RESOURCES = 1024
@@ -25,7 +26,7 @@ def read_executors(node: Node) -> tuple[tuple[str, ExecutorSpec], ...]:
 
 def _executor(name: str, node: Node) -> ExecutorSpec:
     nodes = node.section(_FIELDS)
-    if "num_gpus" in nodes and not name.startswith("cuda"):
+    if "num_gpus" in nodes and name not in _ON_GPUS:
         raise ConfigError(
             f"{nodes['num_gpus'].path} is for executors that use no GPU.",
             "Drop it, or name 'cuda' or a CUDA target.",

@@ -22,8 +22,9 @@ from rlx_ray.component import (
 from rlx_ray.config.reader import MOST, Node, absolute_url
 from rlx_ray.config.spec import MatrixRow, ModelSpec
 from rlx_ray.errors import ConfigError, nearest
+from rlx_ray.host import Host
 from rlx_ray.models.family import family_names, is_family
-from rlx_ray.target import Host, Target, target
+from rlx_ray.target import Target, target
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -83,8 +83,9 @@ class ServeSpec:
         A replica claims no logical CPUs: builds are Ray tasks of one CPU each and must find room.
         One for a CUDA target claims a device.
         """
-        gpus = float(wanted.kind == "cuda")
-        found = Placement(0.0, gpus, (), self.replicas, max_slot_bytes=self.max_slot_bytes)
+        found = Placement(
+            0.0, float(wanted.can.gpus), (), self.replicas, max_slot_bytes=self.max_slot_bytes
+        )
         for name in (wanted.kind, wanted.name):
             found = found.changed(dict(self.executors).get(name, ExecutorSpec()))
         return found

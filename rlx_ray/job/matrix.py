@@ -27,7 +27,6 @@ from rlx_ray.spec import BuildSpec
 from rlx_ray.target import ABI, Target, target, toolchain_for
 from rlx_ray.weights.formats import (
     BLOCK,
-    PRECISIONS,
     QUANT_ROWS,
     MatrixFormat,
     join,
@@ -180,7 +179,7 @@ def _cell(
         toolchain=toolchain_for(wanted, toolchain),
         build_id=build_id(),
         abi=ABI,
-        packing=packing_id(wanted.kind),
+        packing=packing_id(wanted.can.packing),
         matrices=matrices,
     )
     reason = _unsupported(wanted, variant, profile, dispatch, dict(matrices))
@@ -247,17 +246,17 @@ def _unsupported(
     """Why this version has no kernels for a variant; empty if it has."""
     if variant.ragged_rows is not None and not dispatch.all_native:
         return "ragged variants (rows) need native kernels: dispatch forces common ones"
-    precision = profile.precision.compute
-    if precision not in PRECISIONS[wanted.kind]:
-        kind = wanted.kind.upper()
+    precision, can = profile.precision.compute, wanted.can
+    kind = wanted.kind.upper()
+    if precision not in can.precisions:
         return f"precision.compute {precision} has no kernels on {kind} targets"
-    if precision != "f32" and wanted.kind == "cpu" and _forces_common_matmul(dispatch):
+    if precision not in can.common_precisions and _forces_common_matmul(dispatch):
         return f"precision.compute {precision} needs native MatMul: dispatch forces the common one"
-    if matrices and wanted.kind == "cpu" and not dispatch.all_native:
+    if matrices and not can.common_blocks and not dispatch.all_native:
         return "quantised weights need native kernels: dispatch forces common ones"
     wide = sorted({form for form in matrices.values() if form.startswith("fp8")})
-    if wide and wanted.kind == "cuda":
-        return f"{wide[0]} weights have no kernels on CUDA targets"
+    if wide and not can.fp8_weights:
+        return f"{wide[0]} weights have no kernels on {kind} targets"
     return _unknown_option(wanted, profile)
 
 
@@ -265,14 +264,10 @@ def _forces_common_matmul(dispatch: KernelDispatchConfig) -> bool:
     return decide(dispatch, _MATMUL, (_MATMUL,), (_MATMUL,)).lower_to_common
 
 
-_OPTIONS: Mapping[str, tuple[str, ...]] = {"cpu": (), "cuda": ("tf32",)}
-"""By kind of target, the options of `profile.backend` that are true or false."""
-
-
 def _unknown_option(wanted: Target, profile: CompileProfile) -> str:
     """What is wrong with `profile.backend`; empty if nothing is."""
     for name, value in profile.backend:
-        if name not in _OPTIONS[wanted.kind]:
+        if name not in wanted.can.options:
             return f"profile.backend option {name!r} is not known to {wanted.kind.upper()} targets"
         if not isinstance(value, bool):
             return f"profile.backend option {name!r} is {value!r}, not true or false"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rlx_ray.compiler.cpu import zig
-from rlx_ray.compiler.cuda import nvrtc
+from rlx_ray.compiler.backend import backend_for
 from rlx_ray.errors import ToolchainMismatch, ToolchainMissing
 from rlx_ray.target import Target, Toolchain
 
@@ -24,9 +23,9 @@ def refusals(chains: Iterable[Chain]) -> dict[str, str]:
 
 
 def _refusal(wanted: Target, chain: Toolchain) -> str:
-    compiler = nvrtc if wanted.kind == "cuda" else zig
+    backend = backend_for(wanted)
     try:
-        compiler.check(chain)
+        backend.check(chain)
     except (ToolchainMissing, ToolchainMismatch) as error:
         return str(error)
-    return nvrtc.refusal(wanted) if wanted.kind == "cuda" else ""
+    return backend.refusal(wanted)

@@ -7,9 +7,9 @@ import importlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlx_ray import target
+from rlx_ray import host as hosts
 from rlx_ray.errors import DeviceError
-from rlx_ray.target import Host
+from rlx_ray.host import Host
 
 _INSTALL = "Install CuPy and cuBLAS: pip install 'rlx_ray[gpu13]' (or gpu12, as the driver allows)."
 
@@ -61,7 +61,7 @@ def has_driver() -> bool:
 def this_host() -> Host:
     """The host that this process runs on, with the devices that it may use."""
     found = visible_devices()
-    host = target.this_host()
+    host = hosts.this_host()
     return replace(host, devices=found.archs, no_device=found.reason or host.no_device)
 
 

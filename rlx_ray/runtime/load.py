@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from rlx_ray import target as targets
+from rlx_ray import host as hosts
 from rlx_ray.artifact import BindingManifest
+from rlx_ray.host import Host
 from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.cuda_device import CudaDevice
@@ -18,7 +19,7 @@ from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.memory import free_bytes
 from rlx_ray.runtime.resident import Resident
 from rlx_ray.runtime.weights import Weights
-from rlx_ray.target import Host, Target
+from rlx_ray.target import Target
 
 
 class Loader(Protocol):
@@ -64,13 +65,13 @@ def loader_for(target: Target, threads: int = 0) -> Loader:
     Raises:
         DeviceError: the target is a CUDA one and the device does not start.
     """
-    return CpuLoader(threads) if target.kind == "cpu" else DeviceLoader(CudaDevice())
+    return _LOADERS[target.kind](threads)
 
 
 def host_for(wanted: Iterable[Target]) -> Host:
     """This host; its CUDA devices are looked for only if some target needs one."""
-    looked_for = any(target.kind == "cuda" for target in wanted)
-    return cuda.this_host() if looked_for else targets.this_host()
+    looked_for = any(target.can.gpus for target in wanted)
+    return cuda.this_host() if looked_for else hosts.this_host()
 
 
 class CpuLoader:
@@ -133,3 +134,10 @@ class DeviceLoader:
 
     def close(self) -> None:
         """Nothing to stop: what lies on the device goes with the executables."""
+
+
+_LOADERS: Mapping[str, Callable[[int], Loader]] = {
+    "cpu": CpuLoader,
+    "cuda": lambda threads: DeviceLoader(CudaDevice()),
+}
+"""By a target's kind, what loads its artifacts, given the threads of a pool."""

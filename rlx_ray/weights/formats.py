@@ -175,9 +175,6 @@ def laid_out(layout: str) -> MatrixFormat:
     return next(f for f in FORMATS.values() if f.layout(panel) == layout)
 
 
-PRECISIONS = {"cpu": ("f32", "bf16", "int8"), "cuda": ("f32", "f16", "bf16")}
-"""By kind of target, what a profile's `precision.compute` may ask for."""
-
 ROWS_LAYOUT = "rows"
 """The layout of a plain matrix on CUDA targets: N rows of K numbers."""
 

@@ -1,4 +1,4 @@
-"""Packing of a model's weights, by the kind of target."""
+"""Packing of a model's weights, in the way that its target reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlx_ray.weights.sources import SourceTensors
 
 
 class _Packing(Protocol):
-    """What a module that packs for a kind of target has."""
+    """What a module has that packs in one way."""
 
     def pack_model(
         self,
@@ -41,7 +41,7 @@ class _Packing(Protocol):
         ...
 
 
-_KINDS: dict[str, _Packing] = {"cpu": packing_cpu, "cuda": packing_cuda}
+_WAYS: dict[str, _Packing] = {"panels": packing_cpu, "rows": packing_cuda}
 """The modules of `identity.PACKING`; what they import is what a BuildSpec's `packing` is of."""
 
 
@@ -53,13 +53,13 @@ def pack_for(
     Raises:
         CheckpointError: a source is not as its parameter needs it, or not what was hashed.
     """
-    kind = _KINDS[spec.target.kind]
+    way = _WAYS[spec.target.can.packing]
     precision = spec.profile.precision.compute
-    return kind.pack_model(params, sources, spec.target, precision, dict(spec.matrices))
+    return way.pack_model(params, sources, spec.target, precision, dict(spec.matrices))
 
 
 def packed_bytes(spec: BuildSpec, params: tuple[ParamSpec, ...]) -> int:
     """How many bytes the packed weights have that a variant reads; no tensor is read for it."""
-    kind = _KINDS[spec.target.kind]
+    way = _WAYS[spec.target.can.packing]
     precision = spec.profile.precision.compute
-    return kind.model_bytes(params, spec.target, precision, dict(spec.matrices))
+    return way.model_bytes(params, spec.target, precision, dict(spec.matrices))

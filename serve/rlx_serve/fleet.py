@@ -10,7 +10,8 @@ from typing import Any
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from rlx_ray.config.serve import Placement, ServeSpec
-from rlx_ray.target import Host, Target
+from rlx_ray.host import Host
+from rlx_ray.target import Target
 
 CORE = ("Ingress", "Builds")
 """Deployments without which nothing is answered."""
@@ -81,7 +82,7 @@ def choose(targets: Iterable[Target], spec: ServeSpec, host: Host, cluster: Clus
 def _refusal(target: Target, spec: ServeSpec, host: Host, cluster: Cluster) -> str:
     if cluster.nodes > 1:
         return ""
-    if target.kind == "cuda" and not cluster.own:
+    if target.can.gpus and not cluster.own:
         named = {name for name, _ in spec.executors}
         if cluster.gpus or named & {target.kind, target.name}:
             return ""

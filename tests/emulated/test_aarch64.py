@@ -45,22 +45,22 @@ def arm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("config", [NATIVE, COMMON], ids=["native", "common"])
 def test_a_program_agrees_with_float64(arm: EmulatedBench, sizes, config) -> None:
     made = stages(bert(**sizes), 3, 7, config, target=arm.target)
-    params, inputs = random_params(made.lir), random_inputs(3, 7)
+    params, inputs = random_params(made.program), random_inputs(3, 7)
     (want,) = evaluate(made.lowered, params | inputs)
-    got = arm.load(made.lir, params).run(inputs)["embedding"]
+    got = arm.load(made.program, params).run(inputs)["embedding"]
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
 @pytest.mark.parametrize("arm", PLAIN, indirect=True)
 def test_every_way_to_cut_and_any_threads_give_the_same_bits(arm: EmulatedBench) -> None:
-    params = random_params(stages(bert(), 4, 12, target=arm.target).lir)
+    params = random_params(stages(bert(), 4, 12, target=arm.target).program)
     inputs = random_inputs(4, 12, lengths=[12, 3, 1, 7])
     found = set()
     for way in WAYS:
         made = stages(bert(), 4, 12, target=arm.target, tiling=way)
         (want,) = evaluate(made.lowered, params | inputs)
         for threads in (1, 3):
-            got = arm.load(made.lir, params, threads).run(inputs, runs=20)["embedding"]
+            got = arm.load(made.program, params, threads).run(inputs, runs=20)["embedding"]
             np.testing.assert_allclose(got, want, atol=2e-6)
             found.add(got.tobytes())
     assert len(found) == 1
@@ -70,10 +70,10 @@ def test_every_way_to_cut_and_any_threads_give_the_same_bits(arm: EmulatedBench)
 def test_a_ragged_variant_gives_the_bits_of_a_padded_one(arm: EmulatedBench) -> None:
     padded = stages(bert(), 6, 12, target=arm.target)
     ragged = stages(bert(), 6, 12, target=arm.target, rows=30)
-    params, inputs = random_params(padded.lir), random_inputs(6, 12)
+    params, inputs = random_params(padded.program), random_inputs(6, 12)
     inputs["lengths"][:] = [12, 3, 1, 7, 0, 2]
-    want = arm.load(padded.lir, params).run(inputs)["embedding"]
-    got = arm.load(ragged.lir, params).run(pack_inputs(inputs, 30))["embedding"]
+    want = arm.load(padded.program, params).run(inputs)["embedding"]
+    got = arm.load(ragged.program, params).run(pack_inputs(inputs, 30))["embedding"]
     assert got.tobytes() == want.tobytes()
 
 
@@ -82,9 +82,9 @@ def test_a_ragged_variant_gives_the_bits_of_a_padded_one(arm: EmulatedBench) -> 
 def test_low_precision(arm: EmulatedBench, precision: str, error: float) -> None:
     profile = replace(PROFILE, precision=Precision(precision))
     made = stages(bert(**ODD), 3, 7, profile=profile, target=arm.target)
-    params, inputs = random_params(made.lir), random_inputs(3, 7)
+    params, inputs = random_params(made.program), random_inputs(3, 7)
     (want,) = evaluate(made.lowered, params | inputs)
-    got = arm.load(made.lir, params).run(inputs)["embedding"]
+    got = arm.load(made.program, params).run(inputs)["embedding"]
     np.testing.assert_allclose(got, want, atol=error)
     assert np.abs(got - want).max() > 1e-5, "this is not low precision"
 

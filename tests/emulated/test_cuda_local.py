@@ -12,10 +12,11 @@ from rlx_ray.compiler.cpu import zig
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.config.load import load
 from rlx_ray.errors import ConfigError, DeviceError, VariantMissing
+from rlx_ray.host import this_host
 from rlx_ray.job.build import build
 from rlx_ray.local import LocalModel
 from rlx_ray.runtime.executable import pad_tokens
-from rlx_ray.target import target, this_host
+from rlx_ray.target import target
 from rlx_serve.host import Host
 from rlx_serve.table import open_table
 from tests.support.emulated_loader import put_in_card

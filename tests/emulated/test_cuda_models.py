@@ -192,7 +192,7 @@ def test_the_models_kernels_compile_for_every_target(tmp_path: Path, model: str,
 def test_every_launch_of_the_models_is_within_what_each_architecture_has(tmp_path: Path) -> None:
     for make in MODELS.values():
         for cell in make(tmp_path).cells:
-            program = stages(cell.spec).launches
+            program = stages(cell.spec).program
             for kernel in program.kernels:
                 assert kernel.launch.shared <= 99 << 10, kernel
                 assert kernel.launch.block <= 1024

@@ -51,7 +51,7 @@ class Decoder:
     ) -> None:
         self.config = {**TINY_LLAMA, **changes}
         template = llama(**changes)
-        self.params = tiny_params(stages(template, 1, 1, past=0).lir, self.config)
+        self.params = tiny_params(stages(template, 1, 1, past=0).program, self.config)
         self.card = TinyCard(folder, template, self.params, config, profile, scheme)
         if scheme is not None:
             for name in self.card.formats:
@@ -253,7 +253,7 @@ def test_an_encoder_agrees_with_float64(
 ) -> None:
     template = bert(pooling=pooling, activation="gelu_tanh", first_position=2)
     made = stages(template, batch, seq)
-    params = random_params(made.lir)
+    params = random_params(made.program)
     inputs = random_inputs(batch, seq, lengths=[seq, 2, seq - 1])
     (want,) = evaluate(made.mir, params | inputs)
     got = TinyCard(tmp_path, template, params, config).load(batch, seq).run(inputs)["embedding"]
@@ -273,7 +273,7 @@ def test_sixteen_bits_of_an_encoder_are_near_the_native_ones(
 ) -> None:
     config, pooling = ENCODERS[name]
     template = bert(pooling=pooling, activation="gelu_tanh", first_position=2)
-    params = random_params(stages(template, 3, 16).lir)
+    params = random_params(stages(template, 3, 16).program)
     inputs = random_inputs(3, 16, lengths=[16, 0, 15])
     found = []
     for i, kernels in enumerate((NATIVE, config)):

@@ -167,7 +167,7 @@ class Encoder:
 
     def __init__(self, folder: Path, precision: str = "f32", **changes: object) -> None:
         self.template = bert(activation="gelu_tanh", first_position=2, **changes)
-        self.params = random_params(stages(self.template, 1, 8).lir)
+        self.params = random_params(stages(self.template, 1, 8).program)
         profile = {"precision": {"compute": precision}}
         self.card = TinyCard(folder, self.template, self.params, profile=profile)
 

@@ -6,7 +6,8 @@ import pytest
 
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
-from rlx_ray.target import Host, target
+from rlx_ray.host import Host
+from rlx_ray.target import target
 from rlx_serve.fleet import Cluster, choose
 from tests.k8s.manifests import (
     BASE,

@@ -21,7 +21,8 @@ from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.component import CompilationMode
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
-from rlx_ray.target import target, this_host
+from rlx_ray.host import this_host
+from rlx_ray.target import target
 from tests.k8s.manifests import BASE, ROOT, base, one, pods, ray_job
 from tests.support.needs import needs
 from tests.support.tiny import write_tiny_bert

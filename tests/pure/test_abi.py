@@ -16,6 +16,7 @@ import pytest
 
 from rlx_ray import artifact, launch_plan, shape
 from rlx_ray.compiler.backend import backend_for
+from rlx_ray.compiler.ir.program import Order
 from rlx_ray.compiler.pipeline import run
 from rlx_ray.component import ModelVariant
 from rlx_ray.digest import json_digest
@@ -41,8 +42,8 @@ def bindings() -> dict[str, object]:
     for hir, variant in ((bert(), encoder), (llama(), decoder)):
         for name in ("cpu-x86_64-v3", "cuda-sm_90"):
             kind, binding = target(name), dict(variant.dim_binding)
-            supported = backend_for(kind).supported
-            program = run(hir, binding, PROFILE, NATIVE, supported, kind).program
+            order = Order(PROFILE, NATIVE, kind, {}, hir.outputs)
+            program = run(hir, binding, order, backend_for(kind)).program
             for group in ("inputs", "outputs"):
                 tensors = getattr(program, group)
                 rows = [[t.name, t.dtype.text, t.layout, len(t.shape)] for t in tensors]

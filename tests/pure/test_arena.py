@@ -40,7 +40,7 @@ MINILM = {
 @pytest.mark.parametrize("config", [NATIVE, COMMON], ids=["native", "common"])
 @pytest.mark.parametrize(("batch", "seq"), [(1, 16), (1, 128), (2, 64), (8, 128), (32, 256)])
 def test_the_arena_is_within_a_tenth_of_the_liveness_bound(config, batch: int, seq: int) -> None:
-    lir = stages(bert(**MINILM), batch, seq, config, target=target("cpu-x86_64-v3")).lir
+    lir = stages(bert(**MINILM), batch, seq, config, target=target("cpu-x86_64-v3")).program
     for made in (lir.arena, lir.scratch):
         assert made.size <= 1.1 * made.bound
 
@@ -63,24 +63,24 @@ def test_every_way_to_cut_puts_a_barrier_before_a_read_of_the_whole(batch: int, 
 
 
 def test_a_batch_is_one_region_a_pair_is_cut_into_rows_and_one_text_into_columns() -> None:
-    wide = stages(bert(**MINILM), 8, 128, target=target("cpu-x86_64-v3")).lir
+    wide = stages(bert(**MINILM), 8, 128, target=target("cpu-x86_64-v3")).program
     assert [r.axis for r in wide.regions] == ["sequences"]
-    pair = stages(bert(**MINILM), 2, 64, target=target("cpu-x86_64-v3")).lir
+    pair = stages(bert(**MINILM), 2, 64, target=target("cpu-x86_64-v3")).program
     assert pair.regions[0].axis == "rows"
     assert len(pair.regions) == 6 + 2
-    short = stages(bert(**MINILM), 1, 16, target=target("cpu-x86_64-v3")).lir
+    short = stages(bert(**MINILM), 1, 16, target=target("cpu-x86_64-v3")).program
     assert {r.axis for r in short.regions} == {"rows", "columns", "heads", "each"}
 
 
 def test_a_hidden_tile_that_leaves_the_cache_is_made_some_columns_at_a_time() -> None:
-    made = stages(bert(**MINILM), 8, 128, target=target("cpu-x86_64-v3")).lir
+    made = stages(bert(**MINILM), 8, 128, target=target("cpu-x86_64-v3")).program
     calls = [c for r in made.regions for c in r.calls if "layer.0.up" in c.origin]
     assert len(calls) > 1
     assert len({dict(c.kernel.constants)["n"] for c in calls}) == 1
-    small = stages(bert(), 8, 16, target=target("cpu-x86_64-v3")).lir
+    small = stages(bert(), 8, 16, target=target("cpu-x86_64-v3")).program
     assert len([c for r in small.regions for c in r.calls if "layer.0.up" in c.origin]) == 1
 
 
 @pytest.mark.parametrize("one", CPU_TARGETS, ids=lambda t: t.name)
 def test_every_target_has_a_schedule(one) -> None:
-    assert stages(bert(), 2, 4, target=one).lir.regions
+    assert stages(bert(), 2, 4, target=one).program.regions

@@ -19,7 +19,7 @@ from rlx_ray.component.profile import Precision
 from rlx_ray.config.load import load
 from rlx_ray.config.serve import ServeSpec
 from rlx_ray.errors import ConfigError
-from rlx_ray.target import this_host
+from rlx_ray.host import this_host
 from tests.support.configs import (
     BASE,
     DECODE,

@@ -10,7 +10,8 @@ import pytest
 from rlx_ray.config.load import _SERVE, load
 from rlx_ray.config.serve import Placement, ServeSpec
 from rlx_ray.errors import ConfigError
-from rlx_ray.target import CPU_TARGETS, Host, target, this_host
+from rlx_ray.host import Host, this_host
+from rlx_ray.target import CPU_TARGETS, target
 from tests.support.configs import (
     BASE,
     MODEL,

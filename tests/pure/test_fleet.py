@@ -6,7 +6,8 @@ import pytest
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from rlx_ray.config.serve import ExecutorSpec, Placement, ServeSpec
-from rlx_ray.target import Host, target
+from rlx_ray.host import Host
+from rlx_ray.target import target
 from rlx_serve.fleet import (
     Cluster,
     absences,

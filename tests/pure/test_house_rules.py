@@ -69,3 +69,42 @@ def test_ray_is_started_and_joined_in_one_place() -> None:
         if re.search(r"\b(ray\.init|RAY_AUTH_TOKEN=)", file.read_text())
     }
     assert users == {"rlx_ray/job/cluster.py"}
+
+
+KINDS = {"cpu", "cuda"}
+TABLES = {"rlx_ray/compiler/backend.py", "rlx_ray/runtime/load.py"}
+"""Where what depends on a target's kind is looked up; replicas are placed by it as a name in a
+config (`config/serve.py`). All else is a field of Target."""
+
+
+def asked(tree: ast.AST) -> set[str]:
+    """How a syntax tree asks for a kind of target: by tables of them, by comparing, by matching."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Dict(keys=keys) if {getattr(k, "value", None) for k in keys} >= KINDS:
+                found.add("table")
+            case ast.Compare(left=left, comparators=others):
+                sides = [left, *others]
+                values = {getattr(c, "value", None) for s in sides for c in ast.walk(s)}
+                kinds = [s for s in sides if isinstance(s, ast.Attribute) and s.attr == "kind"]
+                if kinds and {v for v in values if isinstance(v, str)} & KINDS:
+                    found.add("comparison")
+            case ast.match_case(pattern=ast.MatchValue(value=ast.Constant(value=str(value)))):
+                if value in KINDS:
+                    found.add("match")
+            case ast.Call(func=ast.Attribute(attr="startswith"), args=[ast.Constant(value=str(v))]):
+                if v.rstrip("-") in KINDS:
+                    found.add("comparison")
+    return found
+
+
+def test_the_kind_of_a_target_is_asked_in_tables_alone() -> None:
+    found = {
+        file.relative_to(ROOT).as_posix(): asked(ast.parse(file.read_text()))
+        for package in PACKAGES
+        for file in package.rglob("*.py")
+    }
+    assert {name for name, ways in found.items() if "table" in ways} == TABLES
+    assert {name: ways for name, ways in found.items() if ways - {"table"}} == {}
+    assert asked(ast.parse('x = 1 if target.kind == "cuda" else 2')) == {"comparison"}

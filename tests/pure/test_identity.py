@@ -128,25 +128,26 @@ def test_a_byte_in_any_file_that_counts_changes_the_build_id(copy: Path) -> None
     assert compiler_digest(copy) == whole
 
 
-@pytest.mark.parametrize("kind", PACKING)
-def test_a_byte_in_any_file_that_packs_changes_its_packing_id(copy: Path, kind: str) -> None:
-    whole = packing_digest(copy, kind)
-    assert whole.startswith(packing_id(kind))
-    files = counted(copy, PACKING[kind])
+@pytest.mark.parametrize("way", PACKING)
+def test_a_byte_in_any_file_that_packs_changes_its_packing_id(copy: Path, way: str) -> None:
+    whole = packing_digest(copy, way)
+    assert whole.startswith(packing_id(way))
+    files = counted(copy, PACKING[way])
     assert {"weights/blocks.py", "weights/small_floats.py", "weights/sources.py"} <= {*files}
     seen = {whole}
     for file in files:
         for _ in changed(copy / file):
-            seen.add(packing_digest(copy, kind))
+            seen.add(packing_digest(copy, way))
     assert len(seen) == len(files) + 1
 
 
-def test_packing_for_one_kind_is_not_changed_by_the_other(copy: Path) -> None:
-    before = {kind: packing_digest(copy, kind) for kind in PACKING}
-    assert before["cpu"] != before["cuda"]
-    for kind, other in (("cpu", "cuda"), ("cuda", "cpu")):
-        for _ in changed(copy / f"weights/packing_{kind}.py"):
-            assert packing_digest(copy, kind) != before[kind]
+def test_packing_in_one_way_is_not_changed_by_the_other(copy: Path) -> None:
+    before = {way: packing_digest(copy, way) for way in PACKING}
+    assert len(set(before.values())) == len(PACKING) == 2
+    for way, module in PACKING.items():
+        (other,) = PACKING.keys() - {way}
+        for _ in changed(copy.parent / f"{module.replace('.', '/')}.py"):
+            assert packing_digest(copy, way) != before[way]
             assert packing_digest(copy, other) == before[other]
 
 

@@ -181,6 +181,7 @@ def test_a_servers_failure_is_503_and_says_what(
 
 
 def test_an_answer_that_takes_too_long_is_504(site: Site) -> None:
+    site.hurry()
     site.backend.seconds = 5
     reply = site.embed("a")
     assert reply.status_code == 504

@@ -26,7 +26,7 @@ WIDE = {"hidden": 64, "heads": 4, "kv_heads": 2, "dim": 16, "intermediate": 128}
 
 
 def encoder(batch: int, seq: int, config: KernelDispatchConfig = NATIVE, **changes) -> Launches:
-    return stages(bert(**changes), batch, seq, config, target=SM_90).launches
+    return stages(bert(**changes), batch, seq, config, target=SM_90).program
 
 
 def decoder(
@@ -38,7 +38,7 @@ def decoder(
     **changes,
 ) -> Launches:
     made = stages(llama(**changes), batch, seq, config, profile, SM_90, past=past)
-    return made.launches
+    return made.program
 
 
 def names(program: Launches) -> list[str]:
@@ -290,7 +290,7 @@ def test_presets_of_both_policies_give_the_same_launches() -> None:
 
 def test_a_ragged_encoder_finds_its_rows_once_and_layers_are_as_in_a_rectangle() -> None:
     padded = names(encoder(8, 16))
-    ragged = stages(bert(), 8, 16, target=SM_90, rows=64).launches
+    ragged = stages(bert(), 8, 16, target=SM_90, rows=64).program
     assert names(ragged) == ["starts", *padded]
     assert {c["seq"] for c in constants(ragged, "layer_norm")} == {64}
     (kernel,) = {k for k in ragged.kernels if k.template == "attention"}

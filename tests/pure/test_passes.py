@@ -117,7 +117,7 @@ def test_the_common_lowering_means_the_same_as_the_kernel(kind: str, pooling: st
     supported = tuple(LOGICAL.values())
     native = verify_mir(dispatch(lowered, NATIVE, supported))
     common = verify_mir(dispatch(lowered, one_common(kind), supported))
-    tensors = random_params(stages(bert(pooling=pooling), 3, 5, target=V3).lir) | random_inputs(
+    tensors = random_params(stages(bert(pooling=pooling), 3, 5, target=V3).program) | random_inputs(
         3, 5, lengths=[5, 1, 3]
     )
     (want,), (got,) = evaluate(native, tensors), evaluate(common, tensors)
@@ -131,7 +131,7 @@ def test_a_decoders_common_lowering_means_the_same_as_the_kernel(kind: str, chan
     hir = llama(**changes)
     lowered = lower(hir.specialise({0: 3, 1: 5, 3: 40}), direct=True)
     rng = np.random.default_rng(0)
-    tensors = random_params(stages(hir, 3, 5, past=40, target=V3).lir) | {
+    tensors = random_params(stages(hir, 3, 5, past=40, target=V3).program) | {
         "input_ids": rng.integers(0, 50, (3, 5)),
         "lengths": np.array([5, 0, 3]),
         "past": np.array([38, 0, 0]),
@@ -228,10 +228,10 @@ def test_the_verifiers_name_what_is_broken() -> None:
     twice = replace(made.hir, nodes=(*made.hir.nodes, made.hir.nodes[0]))
     with pytest.raises(VerifyError, match="defined twice"):
         verify_hir(twice, bound=True)
-    plan = made.lir.scratch
+    plan = made.program.scratch
     squeezed = tuple(replace(b, offset=0) for b in plan.buffers)
     with pytest.raises(VerifyError, match="overlap"):
-        verify_lir(replace(made.lir, scratch=replace(plan, buffers=squeezed)))
+        verify_lir(replace(made.program, scratch=replace(plan, buffers=squeezed)))
 
 
 def test_texts_are_stable_and_tell_the_symbols() -> None:
@@ -240,5 +240,5 @@ def test_texts_are_stable_and_tell_the_symbols() -> None:
     assert "word = embed(embed.word, input_ids, -)" in hir_text(bert())
     assert "-> [rows, 24]" in hir_text(bert())
     assert mir_text(first.mir) == mir_text(again.mir)
-    assert lir_text(first.lir) == lir_text(again.lir)
-    assert "liveness bound" in lir_text(first.lir)
+    assert lir_text(first.program) == lir_text(again.program)
+    assert "liveness bound" in lir_text(first.program)

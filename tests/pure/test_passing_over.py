@@ -58,6 +58,7 @@ def test_where_no_executor_answers_a_request_waits_for_one_that_comes(pair: Site
     assert asyncio.run(come()) == ("cpu-x86_64-v3",)
     pair.presence.note(starting)
     assert pair("GET", "/v2/health/ready").status_code == 503
+    pair.hurry()
     assert pair.embed("fox").status_code == 504
     assert asked(pair) == {"cpu-aarch64": 0, "cpu-x86_64-v3": 0}
 

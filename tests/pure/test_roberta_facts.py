@@ -199,7 +199,7 @@ def test_the_graph_takes_positions_from_the_first_one_on(config, op: Op) -> None
     made = stages(bert(first_position=2), 2, 5, config, target=target("cpu-x86_64-v3"))
     nodes = [n for n in made.mir.nodes if n.op is op and n.origin == "word_position"]
     assert [n.number("first") for n in nodes] == [2]
-    params = random_params(made.lir)
+    params = random_params(made.program)
     inputs = random_inputs(2, 5)
     (got,) = evaluate(made.mir, params | inputs)
     plain = stages(bert(), 2, 5, config, target=target("cpu-x86_64-v3"))

@@ -24,7 +24,7 @@ from tests.support.specs import make_artifact, make_spec, make_weights, rich_spe
 WHOLE = (Enum, OpKind, QuantScheme)
 """Values that are one of a fixed table: what else they hold follows from which one they are."""
 
-SPECS = [make_spec(), rich_spec()]
+SPECS = [make_spec(), rich_spec(), make_spec(target=target("cuda-sm_90"))]
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlx_ray.errors import ConfigError
-from rlx_ray.target import (
-    CPU_TARGETS,
-    CUDA_TARGETS,
-    ZIG_VERSION,
-    Host,
-    target,
-    this_host,
-    toolchain_for,
-)
+from rlx_ray.host import Host, this_host
+from rlx_ray.target import CPU_TARGETS, CUDA_TARGETS, ZIG_VERSION, target, toolchain_for
 
 V3 = frozenset(target("cpu-x86_64-v3").features)
 V4 = frozenset(target("cpu-x86_64-v4").features)

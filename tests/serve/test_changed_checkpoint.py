@@ -16,9 +16,9 @@ import ray
 from ray import serve
 
 from rlx_ray.catalog import open_model
+from rlx_ray.host import this_host
 from rlx_ray.job.build import build
 from rlx_ray.store import AotStore
-from rlx_ray.target import this_host
 from tests.serve.conftest import Site, deploy, specs
 from tests.support.serving import tiny_model, write_config
 from tests.support.tiny import write_tiny_bert

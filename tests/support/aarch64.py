@@ -16,8 +16,8 @@ import numpy as np
 
 from rlx_ray.artifact import BindingManifest
 from rlx_ray.compiler.backend import backend_for
-from rlx_ray.compiler.compile import binding
 from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cpu.backend import BACKEND
 from rlx_ray.compiler.cpu.lir import Lir
 from rlx_ray.runtime.cpu import view
 from rlx_ray.runtime.executable import check_inputs
@@ -89,7 +89,7 @@ class EmulatedBench(Bench):
             pool = self.compile((zig.KERNELS / "pool.c").read_text(encoding="utf-8"))
             self._programs[source] = self.link(MAIN, self.compile(source), pool)
         return Emulated(
-            self, self._programs[source], binding(lir), self.weights(lir, params), threads
+            self, self._programs[source], BACKEND.binding(lir), self.weights(lir, params), threads
         )
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config, ModelSpec
-from rlx_ray.target import this_host
+from rlx_ray.host import this_host
 
 BASE: dict[str, Any] = {
     "serve": {},

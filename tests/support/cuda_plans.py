@@ -12,8 +12,9 @@ import numpy as np
 from rlx_ray.artifact import Artifact, BlobRef, WeightsManifest
 from rlx_ray.catalog import OpenModel, load_weights, open_model
 from rlx_ray.compiler.backend import backend_for
-from rlx_ray.compiler.compile import binding, compile
+from rlx_ray.compiler.compile import compile
 from rlx_ray.compiler.cuda import emit as cuda
+from rlx_ray.compiler.cuda.backend import BACKEND
 from rlx_ray.compiler.cuda.launches import Launches
 from rlx_ray.compiler.ir.hir import Hir
 from rlx_ray.compiler.pipeline import run
@@ -138,7 +139,7 @@ class TinyCard:
         supported = backend_for(wanted).supported
         return run(
             self._hir, binding, self.profile, self._config, supported, wanted, self.formats
-        ).launches
+        ).program
 
     def load(
         self, batch: int, seq: int, past: int | None = None, rows: int | None = None
@@ -146,14 +147,14 @@ class TinyCard:
         """A variant, loaded once."""
         key = (batch, seq, past, rows)
         if key not in self._loaded:
-            program = self.launches(*key)
+            program = self.program(*key)
             text = cuda.emit(program)
             self.device.made_of(text.encode(), text)
             plan = cuda.plan(program, target("cuda-sm_90")).dumps()
             if self._weights is None:
                 self._weights = self._resident.upload(self._pack())
             self._loaded[key] = LaunchExecutable(
-                text.encode(), plan, binding(program), self._weights, self._resident
+                text.encode(), plan, BACKEND.binding(program), self._weights, self._resident
             )
         return self._loaded[key]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from rlx_ray.artifact import BlobRef, WeightsManifest
 from rlx_ray.compiler.backend import backend_for
-from rlx_ray.compiler.compile import binding
 from rlx_ray.compiler.cpu import zig
+from rlx_ray.compiler.cpu.backend import BACKEND
 from rlx_ray.compiler.cpu.lir import Lir
 from rlx_ray.compiler.cpu.regions import Tiling
 from rlx_ray.compiler.cpu.schedule import schedule
@@ -19,6 +19,7 @@ from rlx_ray.compiler.cuda.launches import Launches
 from rlx_ray.compiler.graphs import llama as llama_graph
 from rlx_ray.compiler.graphs.bert import build
 from rlx_ray.compiler.ir.hir import Hir
+from rlx_ray.compiler.ir.program import Order
 from rlx_ray.compiler.pipeline import Stages, run
 from rlx_ray.component import (
     CompileProfile,
@@ -27,9 +28,10 @@ from rlx_ray.component import (
     OpKind,
     Preset,
 )
+from rlx_ray.host import this_host
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
-from rlx_ray.target import Target, this_host, toolchain_for
+from rlx_ray.target import Target, toolchain_for
 from rlx_ray.weights.formats import FORMATS
 from rlx_ray.weights.packing_cpu import pack
 from rlx_ray.weights.params import ParamSpec
@@ -102,10 +104,10 @@ def stages(
 ) -> Stages:
     """A program after each stage; ragged with `rows`, cut in one way with `tiling`."""
     wanted = target or this_host().best()
-    supported = backend_for(wanted).supported
     binding = {0: batch, 1: seq} | ({} if rows is None else {2: rows})
     binding |= {} if past is None else {3: past}
-    made = run(hir, binding, profile, config, supported, wanted)
+    order = Order(profile, config, wanted, {}, hir.outputs)
+    made = run(hir, binding, order, backend_for(wanted))
     return (
         made
         if tiling is None
@@ -203,7 +205,7 @@ class Bench:
             self._built[text] = self.file(data, "code.so")
         code = self._built[text]
         weights = self.weights(lir, params)
-        return CpuExecutable(code, binding(lir), weights, self.pool(threads), self.arenas)
+        return CpuExecutable(code, BACKEND.binding(lir), weights, self.pool(threads), self.arenas)
 
     def close(self) -> None:
         """Stop the pools."""

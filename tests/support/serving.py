@@ -10,7 +10,7 @@ import yaml
 
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
-from rlx_ray.target import this_host
+from rlx_ray.host import this_host
 from tests.support.tiny import write_tiny_bert
 
 TINY_MATRIX = ({"phase": "encoder", "batch": [1, 4], "seq": [8, 16]},)

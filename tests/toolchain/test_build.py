@@ -36,7 +36,7 @@ def spec_for(target: Target) -> BuildSpec:
         target=target,
         toolchain=toolchain_for(target, {}),
         build_id=build_id(),
-        packing=packing_id(target.kind),
+        packing=packing_id(target.can.packing),
     )
 
 

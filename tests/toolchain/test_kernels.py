@@ -36,10 +36,10 @@ SIZES = [
 
 def run_both(bench: Bench, hir, batch: int, seq: int, config, lengths=None, threads: int = 2):
     made = stages(hir, batch, seq, config)
-    params = random_params(made.lir)
+    params = random_params(made.program)
     inputs = random_inputs(batch, seq, lengths=lengths)
     (want,) = evaluate(made.lowered, params | inputs)
-    got = bench.load(made.lir, params, threads).run(inputs)["embedding"]
+    got = bench.load(made.program, params, threads).run(inputs)["embedding"]
     return got, want
 
 
@@ -73,9 +73,9 @@ def test_poolings_and_activations(bench: Bench, pooling: str, activation: str, c
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_any_number_of_threads_gives_the_same_bits(bench: Bench, batch, seq, threads) -> None:
     made = stages(bert(), batch, seq)
-    params, inputs = random_params(made.lir), random_inputs(batch, seq)
-    alone = bench.load(made.lir, params, 1).run(inputs)["embedding"]
-    shared = bench.load(made.lir, params, threads).run(inputs)["embedding"]
+    params, inputs = random_params(made.program), random_inputs(batch, seq)
+    alone = bench.load(made.program, params, 1).run(inputs)["embedding"]
+    shared = bench.load(made.program, params, threads).run(inputs)["embedding"]
     assert alone.tobytes() == shared.tobytes()
 
 
@@ -89,14 +89,14 @@ WAYS = [
 @pytest.mark.parametrize("lengths", [[12, 3, 1, 7], [12, 12, 12, 12], [0, 1, 0, 0], [0, 0, 0, 0]])
 @pytest.mark.parametrize("sizes", SIZES[:2], ids=lambda s: f"h{s['hidden']}")
 def test_every_way_to_cut_gives_the_same_bits(bench: Bench, sizes, lengths: list[int]) -> None:
-    params = random_params(stages(bert(**sizes), 4, 12).lir)
+    params = random_params(stages(bert(**sizes), 4, 12).program)
     inputs = random_inputs(4, 12)
     inputs["lengths"][:] = lengths
     (want,) = evaluate(stages(bert(**sizes), 4, 12).lowered, params | inputs)
     found = set()
     for way in WAYS:
         made = stages(bert(**sizes), 4, 12, tiling=way)
-        got = bench.load(made.lir, params).run(inputs)["embedding"]
+        got = bench.load(made.program, params).run(inputs)["embedding"]
         np.testing.assert_allclose(got, want, atol=2e-6)
         found.add(got.tobytes())
     assert len(found) == 1
@@ -106,18 +106,20 @@ def test_every_way_to_cut_gives_the_same_bits(bench: Bench, sizes, lengths: list
 @pytest.mark.parametrize("rows", [30, 40])
 def test_a_ragged_variant_gives_the_bits_of_a_padded_one(bench: Bench, lengths, rows: int) -> None:
     padded, ragged = stages(bert(), 6, 12), stages(bert(), 6, 12, rows=rows)
-    params, inputs = random_params(padded.lir), random_inputs(6, 12)
+    params, inputs = random_params(padded.program), random_inputs(6, 12)
     inputs["lengths"][:] = lengths
-    want = bench.load(padded.lir, params).run(inputs)["embedding"]
-    assert [t.shape for t in ragged.lir.inputs] == [(rows,), (rows,), (6,)]
+    want = bench.load(padded.program, params).run(inputs)["embedding"]
+    assert [t.shape for t in ragged.program.inputs] == [(rows,), (rows,), (6,)]
     for threads in (1, 2, 3):
-        got = bench.load(ragged.lir, params, threads).run(pack_inputs(inputs, rows))["embedding"]
+        got = bench.load(ragged.program, params, threads).run(pack_inputs(inputs, rows))[
+            "embedding"
+        ]
         assert got.tobytes() == want.tobytes()
 
 
 def test_lengths_past_the_bounds_are_cut_to_them(bench: Bench) -> None:
     made = stages(bert(), 6, 12, rows=30)
-    loaded = bench.load(made.lir, random_params(made.lir))
+    loaded = bench.load(made.program, random_params(made.program))
     inputs = pack_inputs(random_inputs(6, 12, lengths=[5] * 6), 30)
     inputs["lengths"][:] = [99, -4, 12, 12, 2**31 - 1, -(2**31)]
     assert np.isfinite(loaded.run(inputs)["embedding"]).all()
@@ -128,16 +130,16 @@ def test_a_chunked_feed_forward_gives_the_bits_of_a_whole_one(bench: Bench, monk
     whole = stages(hir, 4, 16, tiling=Tiling("sequences", 2))
     monkeypatch.setattr(layout, "CHUNK_BYTES", 1 << 13)
     parts = stages(hir, 4, 16, tiling=Tiling("sequences", 2))
-    assert len(parts.lir.regions[0].calls) > len(whole.lir.regions[0].calls)
-    params, inputs = random_params(whole.lir), random_inputs(4, 16)
-    one = bench.load(whole.lir, params).run(inputs)["embedding"]
-    assert bench.load(parts.lir, params).run(inputs)["embedding"].tobytes() == one.tobytes()
+    assert len(parts.program.regions[0].calls) > len(whole.program.regions[0].calls)
+    params, inputs = random_params(whole.program), random_inputs(4, 16)
+    one = bench.load(whole.program, params).run(inputs)["embedding"]
+    assert bench.load(parts.program, params).run(inputs)["embedding"].tobytes() == one.tobytes()
 
 
 def test_padding_never_leaks(bench: Bench) -> None:
     made = stages(bert(), 3, 16)
-    params = random_params(made.lir)
-    loaded = bench.load(made.lir, params)
+    params = random_params(made.program)
+    loaded = bench.load(made.program, params)
     inputs = random_inputs(3, 16, lengths=[5, 16, 0])
     first = loaded.run(inputs)["embedding"]
     noisy = {k: v.copy() for k, v in inputs.items()}
@@ -151,7 +153,7 @@ def test_padding_never_leaks(bench: Bench) -> None:
 
 def test_a_row_does_not_depend_on_its_neighbours(bench: Bench) -> None:
     made = stages(bert(), 4, 8)
-    loaded = bench.load(made.lir, random_params(made.lir))
+    loaded = bench.load(made.program, random_params(made.program))
     inputs = random_inputs(4, 8, lengths=[8, 3, 5, 1])
     whole = loaded.run(inputs)["embedding"]
     for row in range(4):
@@ -165,7 +167,7 @@ def test_many_callers_at_once_get_their_own_answers(bench: Bench) -> None:
     loaded, wanted, inputs = [], [], []
     for batch, seq in [(1, 8), (2, 16), (4, 4)]:
         made = stages(bert(), batch, seq)
-        loaded.append(bench.load(made.lir, random_params(made.lir)))
+        loaded.append(bench.load(made.program, random_params(made.program)))
         inputs.append(random_inputs(batch, seq))
         wanted.append(loaded[-1].run(inputs[-1])["embedding"].tobytes())
     wrong = []
@@ -187,7 +189,7 @@ def test_many_callers_at_once_get_their_own_answers(bench: Bench) -> None:
 
 def test_wrong_inputs_are_named(bench: Bench) -> None:
     made = stages(bert(), 2, 4)
-    loaded = bench.load(made.lir, random_params(made.lir))
+    loaded = bench.load(made.program, random_params(made.program))
     good = random_inputs(2, 4)
     with pytest.raises(InputError, match="'lengths' is missing"):
         loaded.run({k: v for k, v in good.items() if k != "lengths"})
@@ -199,7 +201,7 @@ def test_wrong_inputs_are_named(bench: Bench) -> None:
 
 def test_token_ids_outside_the_table_do_not_read_outside_it(bench: Bench) -> None:
     made = stages(bert(), 1, 4)
-    loaded = bench.load(made.lir, random_params(made.lir))
+    loaded = bench.load(made.program, random_params(made.program))
     inputs = random_inputs(1, 4)
     inputs["input_ids"][:] = 2**31 - 1
     assert np.isfinite(loaded.run(inputs)["embedding"]).all()

@@ -33,7 +33,7 @@ class Model:
         self.bench, self.config = bench, {**TINY_LLAMA, **changes}
         self.dispatch, self.half = config, half
         self.hir = llama(**changes)
-        lir = self.stages(1, 1, 0).lir
+        lir = self.stages(1, 1, 0).program
         self.params = tiny_params(lir, self.config)
         self.cache = np.zeros((40, lir.page), np.uint8)
 
@@ -58,14 +58,14 @@ class Model:
         batch = batch or len(sequences)
         made = self.stages(batch, seq, past, tiling)
         inputs = {
-            t.name: np.zeros(t.shape, np.int32) - (t.name == "pages") for t in made.lir.inputs
+            t.name: np.zeros(t.shape, np.int32) - (t.name == "pages") for t in made.program.inputs
         }
         for row, (tokens, start, pages) in enumerate(sequences):
             inputs["input_ids"][row, : len(tokens)] = tokens
             inputs["lengths"][row], inputs["past"][row] = len(tokens), start
             own = pages[: inputs["pages"].shape[1]]
             inputs["pages"][row, : len(own)] = own
-        program = self.bench.load(made.lir, self.params, threads)
+        program = self.bench.load(made.program, self.params, threads)
         return program.run(inputs, self.cache)["logits"][: len(sequences)]
 
     def want(self, ids: list[int]) -> np.ndarray:
@@ -249,7 +249,7 @@ def test_a_chat_ends_at_its_stop_token(smollm2: TextModel) -> None:
 
 def test_a_unit_does_not_grow_with_depth(bench: Bench) -> None:
     def functions(layers: int) -> list[str]:
-        lir = Model(bench, {"layers": layers}).stages(2, 1, 63).lir
+        lir = Model(bench, {"layers": layers}).stages(2, 1, 63).program
         text = emit(lir, bench.target)
         return [line for line in text.splitlines() if line.startswith(("static void", "RLX_"))]
 

@@ -224,9 +224,9 @@ TOLERANCE = {"int8": 0.03, "bf16": 0.006}
 def test_a_program_is_near_float64(bench: Bench, precision: str, hidden: int) -> None:
     hir = bert(hidden=hidden, heads=3, intermediate=50)
     made = stages(hir, 3, 11, profile=low(precision))
-    params, inputs = random_params(made.lir), random_inputs(3, 11)
+    params, inputs = random_params(made.program), random_inputs(3, 11)
     (want,) = evaluate(made.lowered, params | inputs)
-    got = bench.load(made.lir, params).run(inputs)["embedding"]
+    got = bench.load(made.program, params).run(inputs)["embedding"]
     np.testing.assert_allclose(got, want, atol=TOLERANCE[precision])
     assert np.abs(got - want).max() > 1e-5, "this is not low precision"
 
@@ -234,13 +234,15 @@ def test_a_program_is_near_float64(bench: Bench, precision: str, hidden: int) ->
 @pytest.mark.parametrize("precision", ["int8", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_every_way_to_cut_gives_the_same_bits(bench: Bench, precision: str) -> None:
     inputs = random_inputs(6, 12, lengths=[12, 3, 1, 7, 12, 2])
-    params = random_params(stages(bert(), 6, 12).lir)
+    params = random_params(stages(bert(), 6, 12).program)
     found = set()
     for way in (Tiling("sequences", 2), Tiling("rows", 3), Tiling("columns", 0)):
         made = stages(bert(), 6, 12, profile=low(precision), tiling=way)
         for threads in (1, 3):
-            got = bench.load(made.lir, params, threads).run(inputs)["embedding"]
+            got = bench.load(made.program, params, threads).run(inputs)["embedding"]
             found.add(got.tobytes())
     ragged = stages(bert(), 6, 12, profile=low(precision), rows=40)
-    found.add(bench.load(ragged.lir, params).run(pack_inputs(inputs, 40))["embedding"].tobytes())
+    found.add(
+        bench.load(ragged.program, params).run(pack_inputs(inputs, 40))["embedding"].tobytes()
+    )
     assert len(found) == 1

@@ -55,13 +55,12 @@ def lower(
     """A program as launches.
 
     Args:
-        mir: the program, after the passes that all targets share.
+        mir: the program, after the passes over it.
         profile: its precision is the type of activations, weights and cache; `backend.tf32` says
             whether float32 products may round their factors.
         formats: of parameters whose weights stay quantised (rlx_ray.weights.formats).
         names: of the outputs.
     """
-    mir = _without_single_rows(mir)
     t, tf32 = DType.parse(profile.precision.compute), bool(dict(profile.backend).get("tf32"))
     s = State(find(mir, t, tf32, formats))
     inputs = _inputs(s)
@@ -114,7 +113,7 @@ def _place_tensors(s: State, inputs: Mapping[str, Place]) -> None:
             s.values[index] = Array(slot, s.facts.param_dtype(index))
 
 
-def _without_single_rows(mir: Mir) -> Mir:
+def drop_single_rows(mir: Mir) -> Mir:
     """The last of one token is that token: no launch gathers what is in its place already."""
     place: dict[int, int] = {}
     nodes = []
@@ -156,7 +155,7 @@ def _finish(s: State, inputs: _Placed, outputs: _Placed) -> Launches:
 
 
 def _param(facts: Facts, index: int, node: Node) -> Tensor:
-    """A parameter as it is packed (models/packing_cuda.py)."""
+    """A parameter as it is packed (weights/packing_cuda.py)."""
     name, dtype = str(node.attr("name")), facts.param_dtype(index)
     if facts.is_matrix(index):
         form = facts.form(index)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.compiler.cuda.kernel_table import Instance
 from rlx_ray.compiler.cuda.source import sources, unit
 from rlx_ray.errors import CompileError
+from rlx_ray.target import Target
 
 _REGISTERS = 65536
 _WARP_UNIT = 256  # registers that a warp gets at a time
@@ -141,3 +143,24 @@ def _usage(one: Instance, own: Resources, limits: Limits) -> Usage:
     shared = own.shared + how.shared
     fit = blocks(limits, own.registers, how.block, shared)
     return Usage(one.name, own, how.block, shared, fit, fit * (how.block // 32) / limits.warps)
+
+
+def report(kernels: Iterable[Instance], target: Target) -> list[dict[str, Any]] | str:
+    """What each kernel takes of a multiprocessor; why that is not known where it is not."""
+    if target.cpu not in LIMITS:
+        return f"{target.cpu} is PTX: the driver that compiles it gives out the registers.\n"
+    reason = nvrtc.refusal(target)
+    if reason:
+        return reason + "\n"
+    return [
+        {
+            "kernel": one.kernel,
+            "registers": one.resources.registers,
+            "local_bytes": one.resources.stack,
+            "shared_bytes": one.shared,
+            "block": one.block,
+            "blocks": one.blocks,
+            "occupancy": round(one.occupancy, 3),
+        }
+        for one in usage(kernels, target.cpu)
+    ]

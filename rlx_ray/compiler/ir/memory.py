@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rlx_ray.artifact import Binding
 from rlx_ray.compiler.ir.mir import Shape
 from rlx_ray.dtype import DType
 
@@ -37,3 +39,8 @@ class Tensor:
     shape: Shape
     offset: int
     layout: str = "plain"
+
+
+def bind(tensors: Iterable[Tensor]) -> tuple[Binding, ...]:
+    """Tensors as a binding manifest has them."""
+    return tuple(Binding(t.name, t.dtype, t.shape, t.offset, t.layout) for t in tensors)
