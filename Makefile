@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)  ## prebuild 34 variants of MiniLM and SmolLM2, serve, ask over HTTP, stop
-	$(BIN)/python serve/demo.py configs/demo.yaml
+	$(BIN)/python examples/demo.py configs/demo.yaml
 
 serve: $(STAMP)  ## the same endpoint, until Ctrl-C
 	$(BIN)/rlx-ray serve configs/demo.yaml

@@ -30,13 +30,13 @@ CASE = (1, 128)
 
 def open_ours(threads: int):
     from rlx_ray.config.load import load
-    from rlx_ray.local import LocalModel
+    from rlx_ray.job.local import load as open_local
 
     config = load(
         Path(__file__).parent.parent / "configs" / "minilm.yaml",
         store_override=f"file://{CACHE}/store",
     )
-    return LocalModel(config, "minilm", threads)
+    return open_local(config, "minilm", threads)
 
 
 def inputs_of(batch: int, seq: int) -> dict[str, np.ndarray]:
@@ -86,7 +86,7 @@ def child_process(engine: str, threads: int) -> dict:
     both = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     if engine == "ours":
         from rlx_ray.component import ModelVariant
-        from rlx_ray.local import LocalModel  # noqa: F401 - imports are not timed, for anyone
+        from rlx_ray.inference.local import LocalModel  # noqa: F401 - imports are not timed, for anyone
 
         begun = time.perf_counter()
         model = open_ours(threads)

@@ -108,14 +108,14 @@ def engine_call(engine: str, batch: int, seq: int, threads: int):
     if engine.startswith("ours"):
         from rlx_ray.component import ModelVariant
         from rlx_ray.config.load import load
-        from rlx_ray.local import LocalModel
+        from rlx_ray.job.local import load as open_local
 
         low = engine.partition("_")[2]
         config = load(
             Path(__file__).parent.parent / "configs" / f"minilm{'-low' if low else ''}.yaml",
             store_override=f"file://{CACHE}/store",
         )
-        model = LocalModel(config, f"minilm-{low}" if low else "minilm", threads)
+        model = open_local(config, f"minilm-{low}" if low else "minilm", threads)
         found, _ = model.executable(ModelVariant.encoder(batch, seq))
         inputs = {
             "input_ids": ids.astype(np.int32),

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import harness
 from gpu_models import Model, blob_of, feed
 
+from rlx_ray.artifact.launch_plan import NULL, GemmStep
 from rlx_ray.dtype import DType
 from rlx_ray.errors import DeviceError, DeviceLost
-from rlx_ray.launch_plan import NULL, GemmStep
 from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.runtime.resident import Resident
@@ -127,7 +127,7 @@ def _llama(model: Model, resident: Resident, load: Any) -> tuple[np.ndarray, np.
         for own, token in zip(ids, inputs["input_ids"][:, 0], strict=True):
             own.append(token)
     tensors = {_gguf(name): tensor.f32() for name, tensor in model.tensors.items()}
-    sizes = json.loads(model.facts.config)
+    sizes = json.loads(model.info.config)
     config = {**sizes, "theta": sizes["rope"]["theta"]}
     whole = [llama_reference.logits(tensors, config, own)[15:] for own in ids]
     return np.stack(rows, 1), np.stack(whole)

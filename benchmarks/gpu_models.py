@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlx_ray.artifact import PREFIX, Artifact, BlobRef, WeightsManifest
+from rlx_ray.artifact.manifest import PREFIX, Artifact, BlobRef, WeightsManifest
 from rlx_ray.compiler.compile import compile
 from rlx_ray.component import (
     CompilationMode,
@@ -27,7 +27,7 @@ from rlx_ray.component import (
 from rlx_ray.config.spec import MatrixRow, ModelSpec
 from rlx_ray.dtype import DType
 from rlx_ray.identity import packing_id
-from rlx_ray.job.matrix import expand
+from rlx_ray.matrix.expand import expand
 from rlx_ray.models.family import family
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.resident import Resident
@@ -145,7 +145,7 @@ class Model:
             "sentence_bert_config.json": {"max_seq_length": 512},
         }
         found = {name: json.dumps(value) for name, value in texts.items()}
-        return family(self.config["model_type"]).facts(found.get, self.tensors)
+        return family(self.config["model_type"]).info(found.get, self.tensors)
 
     def compile(self, text: str) -> Artifact:
         """The artifact of a variant, such as `encoder:b8:s128`."""
@@ -166,7 +166,7 @@ class Model:
             (self.target,),
             (row,),
         )
-        (cell,) = expand(spec, family(kind), self.facts, {})
+        (cell,) = expand(spec, family(kind), self.info, {})
         if cell.unsupported:
             raise SystemExit(f"{self.name} {text}: {cell.unsupported}")
         return compile(cell.spec)
@@ -176,7 +176,7 @@ class Model:
         """Its packed weights."""
         dtype = DType.parse(self.precision)
         read = {name: tensor.f32 for name, tensor in self.tensors.items()}
-        data, bindings = pack(self.facts.params, lambda name: read[name](), dtype, {}, no_blocks)
+        data, bindings = pack(self.info.params, lambda name: read[name](), dtype, {}, no_blocks)
         blob = BlobRef("weights", f"{self.name} {self.precision}", data.nbytes)
         return Packed(
             WeightsManifest(self.name, "random", packing_id("rows"), "cuda", blob, bindings), data

@@ -77,9 +77,9 @@ def peak_mb() -> float:
 def ours(threads: int) -> dict:
     """Seconds of each case, and the bytes of the packed weights."""
     from rlx_ray.component import ModelVariant
-    from rlx_ray.local import load
+    from rlx_ray.job.local import load
+    from rlx_ray.inference.text import TextModel
     from rlx_ray.runtime.cpu import cache_pages
-    from rlx_ray.text import TextModel
 
     model = load(FOLDER / "smollm2.yaml", "smollm2", threads)
     runs = {v: model.executable(ModelVariant.parse(v))[0] for v in VARIANTS}
@@ -127,7 +127,7 @@ def ours(threads: int) -> dict:
 def prepare() -> None:
     """Fill the store, so that no process that is measured builds or packs anything."""
     from rlx_ray.component import ModelVariant
-    from rlx_ray.local import load
+    from rlx_ray.job.local import load
 
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / "smollm2.yaml"

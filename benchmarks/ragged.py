@@ -63,17 +63,17 @@ def answers() -> np.ndarray:
 def ours(threads: int):
     """A function that embeds the list and returns [texts, 384], and what it runs on."""
     from rlx_ray.config.load import load
-    from rlx_ray.local import LocalModel
-    from rlx_ray.routing.ladder import bucket, pad_waste
+    from rlx_ray.job.local import load as open_local
+    from rlx_ray.routing.buckets import assign, pad_waste
     from rlx_ray.runtime.executable import pad_tokens
 
     path = ROOT / "configs" / "minilm-ragged.yaml"
-    model = LocalModel(load(path, store_override=f"file://{CACHE}/store"), "minilm", threads)
+    model = open_local(load(path, store_override=f"file://{CACHE}/store"), "minilm", threads)
     items = [(t.tolist(), [0] * len(t)) for t in texts()]
 
     def run():
         lengths = [len(ids) for ids, _ in items]
-        batches = bucket(lengths, model.rungs, "minilm", "$")
+        batches = assign(lengths, model.buckets, "minilm", "$")
         vectors = np.empty((TEXTS, 384), np.float32)
         for batch in batches:
             executable, _ = model.executable(batch.variant)
@@ -83,7 +83,7 @@ def ours(threads: int):
         return vectors
 
     lengths = [len(ids) for ids, _ in items]
-    batches = bucket(lengths, model.rungs, "minilm", "$")
+    batches = assign(lengths, model.buckets, "minilm", "$")
     about = {"variants": [str(b.variant) for b in batches], "waste": pad_waste(batches, lengths)}
     return run, about
 

@@ -15,6 +15,7 @@
     +-- ClusterError              Ray or its endpoint does not start, or a cluster cannot be joined
     +-- ArtifactError             an artifact that must not be used: torn, altered, foreign
     |   +-- FormatError           one that another version of rlx_ray wrote
+    +-- Busy                      no executor takes more work now (HTTP 503)
     +-- DeviceError               a device that is not there, or refused a call (HTTP 503)
     |   +-- DeviceMemoryError     it has no room (HTTP 503, the load is shed)
     |   +-- DeviceLost            nothing works on it any more in this process (HTTP 503)
@@ -98,6 +99,10 @@ class ArtifactError(RlxError):
 
 class FormatError(ArtifactError):
     """An artifact in the format of another version of rlx_ray: sound perhaps, but not ours."""
+
+
+class Busy(RlxError):
+    """No executor takes more work now."""
 
 
 class DeviceError(RlxError):

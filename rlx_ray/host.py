@@ -64,8 +64,8 @@ class Host:
         """
         found: dict[Target, None] = {}
         for device in self.devices:
-            rungs = [t for t in reversed(CUDA_TARGETS) if not device_refusal(device, t)]
-            found.update(dict.fromkeys(rungs[:1]))
+            fitting = [t for t in reversed(CUDA_TARGETS) if not device_refusal(device, t)]
+            found.update(dict.fromkeys(fitting[:1]))
         return (*found, self.best())
 
 

@@ -12,12 +12,12 @@ from importlib import metadata
 from pathlib import Path
 
 from rlx_ray import __version__
-from rlx_ray.catalog import open_model
 from rlx_ray.commands.output import json_option, store_option, write, write_json
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError, DeviceError, RlxError
 from rlx_ray.identity import build_id
+from rlx_ray.inference.catalog import open_model
 from rlx_ray.runtime.cuda import installation, this_host, visible_devices
 from rlx_ray.store import open_store
 from rlx_ray.target import (
@@ -197,7 +197,7 @@ def config_checks(config: Config | ConfigError) -> Iterator[Check]:
     yield _cache_check(Path(config.store.cache_dir))
     for model in config.models:
         try:
-            facts = open_model(model).facts
+            facts = open_model(model).info
             limit = facts.limits.max_tokens
             yield Check(f"model {model.name}", "ok", f"{model.family}, {limit} tokens")
         except RlxError as error:

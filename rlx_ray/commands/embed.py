@@ -29,12 +29,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed every line of standard input."""
     from rlx_ray.config.load import load
-    from rlx_ray.local import LocalModel
+    from rlx_ray.job.local import load as open_local
 
     if args.threads < 0:
         raise InputError(f"--threads is {args.threads}.", "Use 0 or more.")
     config = load(args.config, store_override=args.store)
-    model = LocalModel(config, args.model, args.threads)
+    model = open_local(config, args.model, args.threads)
     texts = read_texts(sys.stdin.buffer.read())
     try:
         if not texts:

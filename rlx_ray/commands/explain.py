@@ -15,7 +15,7 @@ from rlx_ray.spec import BuildSpec
 
 if TYPE_CHECKING:
     from rlx_ray.config.spec import Config
-    from rlx_ray.job.matrix import Cell
+    from rlx_ray.matrix.expand import BuildCell
     from rlx_ray.target import Target
 
 SECTIONS = ("key", "hir", "mir", "lir", "launches", "resources", "notes", "source")
@@ -56,16 +56,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the sections, or one JSON document with them."""
-    from rlx_ray.catalog import open_model
     from rlx_ray.config.load import load
-    from rlx_ray.job.matrix import expand
-    from rlx_ray.local import find_model, pick
+    from rlx_ray.inference.catalog import open_model
+    from rlx_ray.inference.local import find_model, pick
+    from rlx_ray.matrix.expand import expand
 
     config = load(args.config, store_override=args.store)
     if args.profile:
         return run_profile(args, config)
     model = open_model(find_model(config, args.model))
-    cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
+    cells = expand(model.spec, model.family, model.info, dict(config.toolchain))
     wanted = ModelVariant.parse(args.variant) if args.variant else None
     if args.target:
         cells = _of_target(cells, args.target)
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
 def run_profile(args: argparse.Namespace, config: Config) -> int:
     """Print where the time of a variant goes."""
-    from rlx_ray.local import LocalModel
-    from rlx_ray.profiling import profile
+    from rlx_ray.commands.profiling import profile
+    from rlx_ray.job.local import load as open_local
 
     if args.target or args.show:
         raise ConfigError(
@@ -95,7 +95,7 @@ def run_profile(args: argparse.Namespace, config: Config) -> int:
     for option, value, most in (("--threads", args.threads, 64), ("--rounds", args.rounds, 10**6)):
         if not 1 <= value <= most:
             raise ConfigError(f"{option} is {value}.", f"Use 1 to {most}.")
-    local = LocalModel(config, args.model, args.threads)
+    local = open_local(config, args.model, args.threads)
     wanted = ModelVariant.parse(args.variant) if args.variant else local.variants[0]
     weights, library = local.parts(wanted)
     made = profile(local.spec(wanted), weights, library, args.threads, args.rounds)
@@ -124,7 +124,7 @@ def _check_known(shown: Iterable[str], known: Iterable[str], target: Target) -> 
             )
 
 
-def _of_target(cells: Iterable[Cell], name: str) -> tuple[Cell, ...]:
+def _of_target(cells: Iterable[BuildCell], name: str) -> tuple[BuildCell, ...]:
     known = list(cells)
     names = list(dict.fromkeys(cell.spec.target.name for cell in known))
     found = tuple(cell for cell in known if cell.spec.target.name == name)

@@ -12,7 +12,7 @@ from rlx_ray.errors import InputError
 
 if TYPE_CHECKING:
     from rlx_ray.engine.generation import Request
-    from rlx_ray.text import TextModel
+    from rlx_ray.inference.text import TextModel
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
     from rlx_ray.config.load import load
     from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
-    from rlx_ray.local import LocalModel
-    from rlx_ray.text import TextModel
+    from rlx_ray.inference.text import TextModel
+    from rlx_ray.job.local import load as open_local
 
     if args.threads < 0:
         raise InputError(f"--threads is {args.threads}.", "Use 0 or more.")
     prompt = read_prompt(sys.stdin.buffer.read())
-    model = LocalModel(load(args.config, store_override=args.store), args.model, args.threads)
+    model = open_local(load(args.config, store_override=args.store), args.model, args.threads)
     try:
         text = TextModel(model)
         try:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 else text.chat_prompt([{"role": "user", "content": prompt}])
             )
             sampling = Sampling(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
-            stop_ids = frozenset() if args.raw else frozenset(model.model.facts.stop_ids)
+            stop_ids = frozenset() if args.raw else frozenset(model.model.info.stop_ids)
             request = Request(ids, args.max_tokens, sampling, tuple(args.stop), stop_ids)
             return _answer(args, text, request)
         finally:
@@ -74,7 +74,7 @@ def _answer(args: argparse.Namespace, text: TextModel, request: Request) -> int:
     finish = ""
     begun = time.perf_counter()
     first = begun
-    for piece in text.engine.submit(request):
+    for piece in text.answer(request):
         if piece.chosen is not None:
             first = first if tokens else time.perf_counter()
             tokens.append(piece.chosen.token)

@@ -6,15 +6,15 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from rlx_ray.catalog import OpenModel, open_model
 from rlx_ray.commands.listing import print_listing
 from rlx_ray.commands.output import config_options, err, select_options, write_json
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
-from rlx_ray.job.matrix import Cell, expand
+from rlx_ray.inference.catalog import OpenModel, open_model
 from rlx_ray.job.plan import absent, make_plan, select
 from rlx_ray.job.prebuild import look_up
 from rlx_ray.job.toolchains import refusals
+from rlx_ray.matrix.expand import BuildCell, expand
 from rlx_ray.store import open_store
 
 
@@ -33,12 +33,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
-def selected(args: argparse.Namespace) -> tuple[Config, list[OpenModel], tuple[Cell, ...]]:
+def selected(args: argparse.Namespace) -> tuple[Config, list[OpenModel], tuple[BuildCell, ...]]:
     """The config, its models, and the cells that the options name."""
     config = load(args.config, store_override=args.store)
     models = [open_model(m) for m in config.models]
     choice = dict(config.toolchain)
-    cells = [c for m in models for c in expand(m.spec, m.family, m.facts, choice)]
+    cells = [c for m in models for c in expand(m.spec, m.family, m.info, choice)]
     return config, models, select(cells, args.model, args.target, args.variant, args.limit)
 
 

@@ -82,10 +82,10 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_pull(args: argparse.Namespace) -> int:
     """Bring a config's artifacts and weights to this host's cache; 1 if any is missing."""
-    from rlx_ray.catalog import load_weights, open_model
     from rlx_ray.config.load import load
-    from rlx_ray.job.matrix import expand
+    from rlx_ray.inference.catalog import load_weights, open_model
     from rlx_ray.job.plan import select
+    from rlx_ray.matrix.expand import expand
     from rlx_ray.store import HostCache, TieredStore, open_store
 
     config: Config = load(args.config, store_override=args.store)
@@ -95,7 +95,7 @@ def run_pull(args: argparse.Namespace) -> int:
     )
     rows = []
     models = [open_model(m) for m in config.models]
-    cells = [c for m in models for c in expand(m.spec, m.family, m.facts, dict(config.toolchain))]
+    cells = [c for m in models for c in expand(m.spec, m.family, m.info, dict(config.toolchain))]
     wanted = select(cells, args.model, args.target, args.variant, args.limit)
     for spec, found in store.pull([c.spec for c in wanted if not c.unsupported]):
         rows.append(_pulled(spec, found))

@@ -7,7 +7,7 @@ import resource
 import time
 from pathlib import Path
 
-from rlx_ray.artifact import Artifact, BuildRecord
+from rlx_ray.artifact.manifest import Artifact, BuildRecord
 from rlx_ray.compiler import pipeline
 from rlx_ray.compiler.backend import backend_for
 from rlx_ray.compiler.graphs import BUILT_IN, builder

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.engine.sampling import Chosen, Sampler, Sampling
 
 _INT32 = np.iinfo(np.int32).max

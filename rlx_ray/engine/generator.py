@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.component import ModelVariant
 from rlx_ray.engine.generation import Generation, Piece, Request
 from rlx_ray.engine.inputs import choose, feed

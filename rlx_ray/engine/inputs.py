@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.engine import draws
 from rlx_ray.engine.sampling import Chosen, Sampler
 from rlx_ray.engine.scheduler import Step, bound

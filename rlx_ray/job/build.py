@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlx_ray import errors
-from rlx_ray.artifact import Artifact, Manifest
+from rlx_ray.artifact.manifest import Artifact, Manifest
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import REPORT, BuildLimitError, CompileError, RlxError, signalled
 from rlx_ray.job import child

@@ -16,9 +16,9 @@ from rlx_ray.config.spec import StoreSpec
 from rlx_ray.errors import ClusterError
 from rlx_ray.job.build import Limits, build
 from rlx_ray.job.cluster import Cluster, connected
-from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Row, row_of
 from rlx_ray.job.toolchains import Chain, refusals
+from rlx_ray.matrix.expand import BuildCell
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import check_shared, open_store
 
@@ -48,7 +48,7 @@ def build_one(spec_json: bytes, store: StoreSpec, limits: Limits) -> dict[str, A
 
 
 def build_all(
-    cells: Sequence[Cell],
+    cells: Sequence[BuildCell],
     store: StoreSpec,
     limits: Limits,
     address: str | None,
@@ -81,7 +81,7 @@ def build_all(
             scheduling_strategy="SPREAD",
         )(build_one)
         waiting = list(reversed(cells))
-        running: dict[Any, Cell] = {}
+        running: dict[Any, BuildCell] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < max(2, 4 * cpus):
@@ -104,7 +104,7 @@ def _cancel(ray: Any, refs: list[Any]) -> None:
         ray.cancel(ref, force=True)
 
 
-def _row(ray: Any, ref: Any, cell: Cell) -> Row:
+def _row(ray: Any, ref: Any, cell: BuildCell) -> Row:
     try:
         record = ray.get(ref)
     except ray.exceptions.RayError as error:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import ConfigError, nearest
-from rlx_ray.job.matrix import Cell
+from rlx_ray.matrix.expand import BuildCell
 from rlx_ray.store import Hit, Miss
 from rlx_ray.store.base import Lookup
 from rlx_ray.target import Target, Toolchain
@@ -64,7 +64,7 @@ class Plan:
     """
 
     rows: tuple[Row, ...]
-    todo: tuple[Cell, ...]
+    todo: tuple[BuildCell, ...]
     estimate: float
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class Plan:
         return sum(r.status == status for r in self.rows)
 
 
-def row_of(cell: Cell, status: str, reason: str = "") -> Row:
+def row_of(cell: BuildCell, status: str, reason: str = "") -> Row:
     """A row that says nothing of a build."""
     spec = cell.spec
     return Row(
@@ -88,7 +88,7 @@ def row_of(cell: Cell, status: str, reason: str = "") -> Row:
 
 
 def make_plan(
-    cells: Sequence[Cell],
+    cells: Sequence[BuildCell],
     lookups: Mapping[tuple[str, str], Lookup],
     refusals: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
@@ -100,7 +100,7 @@ def make_plan(
         refusals: why nothing can be built for a target, by its name; what is present stays so.
     """
     rows: list[Row] = []
-    todo: dict[tuple[str, str], Cell] = {}
+    todo: dict[tuple[str, str], BuildCell] = {}
     refused: dict[str, str] = {}
     for cell in cells:
         if cell.unsupported:
@@ -119,7 +119,7 @@ def make_plan(
 
 
 def absent(
-    cells: Iterable[Cell], lookups: Mapping[tuple[str, str], Lookup]
+    cells: Iterable[BuildCell], lookups: Mapping[tuple[str, str], Lookup]
 ) -> dict[Target, Toolchain]:
     """The targets that a store lacks something for, with the toolchains that would build it."""
     return {
@@ -129,14 +129,14 @@ def absent(
     }
 
 
-def _row(cell: Cell, found: Lookup) -> Row:
+def _row(cell: BuildCell, found: Lookup) -> Row:
     if isinstance(found, Miss):
         kind = "missing" if found.kind == "absent" else "quarantined"
         return row_of(cell, kind, found.other if kind == "missing" else found.reason)
     return present_row(cell, found)
 
 
-def present_row(cell: Cell, found: Hit) -> Row:
+def present_row(cell: BuildCell, found: Hit) -> Row:
     """The row of an artifact that is there."""
     row = row_of(cell, "present")
     seconds, size = found.manifest.build.seconds, found.manifest.size
@@ -145,7 +145,7 @@ def present_row(cell: Cell, found: Hit) -> Row:
     )
 
 
-def _estimate(rows: Iterable[Row], todo: Iterable[Cell]) -> float:
+def _estimate(rows: Iterable[Row], todo: Iterable[BuildCell]) -> float:
     known: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if row.status == "present" and row.seconds is not None:
@@ -157,12 +157,12 @@ def _estimate(rows: Iterable[Row], todo: Iterable[Cell]) -> float:
 
 
 def select(
-    cells: Sequence[Cell],
+    cells: Sequence[BuildCell],
     model: str | None = None,
     target: str | None = None,
     variant: str | None = None,
     limit: int | None = None,
-) -> tuple[Cell, ...]:
+) -> tuple[BuildCell, ...]:
     """The cells that options name, in order.
 
     Raises:

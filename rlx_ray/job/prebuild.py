@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from rlx_ray.catalog import OpenModel, ensure_weights
 from rlx_ray.config.spec import StoreSpec
+from rlx_ray.inference.catalog import OpenModel, ensure_weights
 from rlx_ray.job.build import Limits
 from rlx_ray.job.cluster import named
-from rlx_ray.job.matrix import Cell
 from rlx_ray.job.plan import Plan, Row, absent, make_plan
 from rlx_ray.job.toolchains import Chain, refusals
+from rlx_ray.matrix.expand import BuildCell
 from rlx_ray.store import Store, open_store
 from rlx_ray.store.base import Lookup
 
@@ -66,7 +66,7 @@ class Report:
         }
 
 
-def look_up(cells: Sequence[Cell], store: Store) -> dict[tuple[str, str], Lookup]:
+def look_up(cells: Sequence[BuildCell], store: Store) -> dict[tuple[str, str], Lookup]:
     """What a store has of the supported cells, by (model, digest): one listing a model.
 
     Raises:
@@ -81,7 +81,7 @@ def look_up(cells: Sequence[Cell], store: Store) -> dict[tuple[str, str], Lookup
 
 
 def prebuild(
-    cells: Sequence[Cell],
+    cells: Sequence[BuildCell],
     models: Sequence[OpenModel],
     store: StoreSpec,
     limits: Limits,
@@ -167,7 +167,9 @@ def _ended(
 class _Packing:
     """Packs and publishes weights beside the builds, in one thread."""
 
-    def __init__(self, cells: Sequence[Cell], models: Sequence[OpenModel], store: Store) -> None:
+    def __init__(
+        self, cells: Sequence[BuildCell], models: Sequence[OpenModel], store: Store
+    ) -> None:
         by_name = {m.spec.name: m for m in models}
         wanted = {(c.spec.model, c.spec.weights_family): c.spec for c in cells if not c.unsupported}
         self._work = [(by_name[spec.model], spec) for spec in wanted.values()]

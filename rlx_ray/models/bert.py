@@ -15,7 +15,7 @@ from rlx_ray.component import Homogeneous, LayerComposition, ModelPhase, Pair, S
 from rlx_ray.digest import canonical_json, json_digest
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError, ConfigError
-from rlx_ray.models.family import Family, ModelFacts, Tensors, Texts
+from rlx_ray.models.family import Family, ModelInfo, Tensors, Texts
 from rlx_ray.models.head import REPAIR, read_head, read_json, read_limits
 from rlx_ray.spec import TensorSpec
 from rlx_ray.weights.params import ParamSpec
@@ -47,7 +47,7 @@ class Kind:
     first_position: Callable[[Mapping[str, Any]], int]
 
 
-def read(kind: Kind, texts: Texts, tensors: Tensors) -> ModelFacts:
+def read(kind: Kind, texts: Texts, tensors: Tensors) -> ModelInfo:
     """The facts of a checkpoint.
 
     Raises:
@@ -66,15 +66,18 @@ def read(kind: Kind, texts: Texts, tensors: Tensors) -> ModelFacts:
         params.append(param)
         specs.extend(_checked(tensors, name, shape) for name, shape in sources)
     specs.sort(key=lambda spec: spec.name)
-    return ModelFacts(
+    return ModelInfo(
         family=kind.family,
         family_source=None,
         config=canonical_json(config).decode(),
+        vocab=config["vocab"],
+        hidden=config["hidden"],
         fingerprint=json_digest([spec.to_json() for spec in specs]),
         composition=_composition(config, kind.family),
         limits=read_limits(texts, config["positions"] - config["first_position"]),
         tensors=tuple(specs),
         params=tuple(params),
+        token_types=config["token_types"],
     )
 
 

@@ -66,13 +66,15 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelInfo:
     """All that the compiler and the server need to know of a checkpoint, but its bytes.
 
     Attributes:
         family: name of the family.
         family_source: where a family from outside this package comes from.
         config: canonical JSON text of the normalised model config.
+        vocab: number of token ids.
+        hidden: length of a token's vector.
         fingerprint: 64 hex digits over the needed tensors' names, dtypes and shapes.
         composition: the layers, as the cache key counts them.
         limits: on the length of texts.
@@ -80,11 +82,15 @@ class ModelFacts:
         params: the graph's parameters, in packing order.
         scheme: how most of the linear layers' weights are packed in the file; None for plain ones.
         stop_ids: tokens that end a generation.
+        token_types: number of token types.
+        window: tokens that a token attends to, of a sliding window; 0 for all.
     """
 
     family: str
     family_source: FamilySource | None
     config: str
+    vocab: int
+    hidden: int
     fingerprint: str
     composition: LayerComposition
     limits: Limits
@@ -92,6 +98,8 @@ class ModelFacts:
     params: tuple[ParamSpec, ...]
     scheme: QuantScheme | None = None
     stop_ids: tuple[int, ...] = ()
+    token_types: int = 1
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +108,20 @@ class Family:
 
     Attributes:
         name: as a config spells it.
-        read: makes facts from a checkpoint's text files and tensors.
+        read: makes a ModelInfo from a checkpoint's text files and tensors.
         phases: what its models can be compiled for.
         inputs: names of the graph's inputs, in call order.
         source: where it comes from, if not from this package; set by `family`.
     """
 
     name: str
-    read: Callable[[Texts, Tensors], ModelFacts]
+    read: Callable[[Texts, Tensors], ModelInfo]
     phases: tuple[ModelPhase, ...]
     inputs: tuple[str, ...]
     source: FamilySource | None = None
 
-    def facts(self, texts: Texts, tensors: Tensors) -> ModelFacts:
-        """The facts of a checkpoint.
+    def info(self, texts: Texts, tensors: Tensors) -> ModelInfo:
+        """What a checkpoint says of its model.
 
         Args:
             texts: such as the method `Checkpoint.text`.

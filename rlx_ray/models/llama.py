@@ -16,7 +16,7 @@ from rlx_ray.component import Homogeneous, ModelPhase, Pair, QuantScheme, Single
 from rlx_ray.digest import canonical_json, json_digest
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
-from rlx_ray.models.family import Family, Limits, ModelFacts, TensorInfo, Tensors, Texts
+from rlx_ray.models.family import Family, Limits, ModelInfo, TensorInfo, Tensors, Texts
 from rlx_ray.models.head import REPAIR, read_json
 from rlx_ray.models.llama_sizes import from_config, from_gguf
 from rlx_ray.spec import TensorSpec
@@ -25,7 +25,7 @@ from rlx_ray.weights.params import ParamSpec
 _FLOATS = (DType.F32, DType.F16, DType.BF16, DType.F64)
 
 
-def read(texts: Texts, tensors: Tensors) -> ModelFacts:
+def read(texts: Texts, tensors: Tensors) -> ModelInfo:
     """The facts of a checkpoint.
 
     Raises:
@@ -53,10 +53,12 @@ def read(texts: Texts, tensors: Tensors) -> ModelFacts:
                 kinds[specs[name].quant or ""] += math.prod(shape)
     rows = sorted(specs.values(), key=lambda spec: spec.name)
     dominant = kinds.most_common(1)[0][0]
-    return ModelFacts(
+    return ModelInfo(
         family="llama",
         family_source=None,
         config=canonical_json(config).decode(),
+        vocab=config["vocab"],
+        hidden=config["hidden"],
         fingerprint=json_digest([spec.to_json() for spec in rows]),
         composition=Pair(Single("embed"), Homogeneous("llama_layer", config["layers"])),
         limits=Limits(config["positions"], config["positions"]),
@@ -64,6 +66,7 @@ def read(texts: Texts, tensors: Tensors) -> ModelFacts:
         params=tuple(params),
         scheme=QuantScheme.parse(dominant) if dominant else None,
         stop_ids=_stop_ids(texts, metadata),
+        window=config["window"],
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlx_ray.artifact import Binding, BindingManifest
+from rlx_ray.artifact.manifest import Binding, BindingManifest
 from rlx_ray.errors import ArtifactError, DeviceMemoryError, InputError
 from rlx_ray.runtime.executable import NUMPY, Cache, check_inputs, check_tables, select
 from rlx_ray.runtime.weights import Weights

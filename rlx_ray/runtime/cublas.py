@@ -10,9 +10,9 @@ from __future__ import annotations
 import ctypes
 import weakref
 
+from rlx_ray.artifact.launch_plan import GemmStep
 from rlx_ray.dtype import DType
 from rlx_ray.errors import DeviceError, DeviceMemoryError
-from rlx_ray.launch_plan import GemmStep
 
 WORKSPACE = 32 << 20
 """Bytes of workspace, as cuBLAS recommends for compute capability 9.0."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from rlx_ray.artifact.launch_plan import GemmStep, KernelStep
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
-from rlx_ray.launch_plan import GemmStep, KernelStep
 from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cublas import WORKSPACE, Blas
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rlx_ray.launch_plan import GemmStep, KernelStep
+from rlx_ray.artifact.launch_plan import GemmStep, KernelStep
 
 
 class Memory(Protocol):

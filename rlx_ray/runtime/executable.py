@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from rlx_ray.artifact import PREFIX, Binding, BindingManifest
+from rlx_ray.artifact.manifest import PREFIX, Binding, BindingManifest
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import InputError
 

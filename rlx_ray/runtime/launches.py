@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlx_ray.artifact import PREFIX, Binding, BindingManifest
+from rlx_ray.artifact.launch_plan import GemmStep, KernelStep, LaunchPlan, Slot
+from rlx_ray.artifact.manifest import PREFIX, Binding, BindingManifest
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError, InputError
-from rlx_ray.launch_plan import GemmStep, KernelStep, LaunchPlan, Slot
 from rlx_ray.runtime.device import Device, Graph, Module
 from rlx_ray.runtime.executable import NUMPY, Cache, check_inputs, check_tables, select
 from rlx_ray.runtime.resident import DeviceWeights, Resident

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlx_ray import host as hosts
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.host import Host
 from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 
-from rlx_ray.artifact import Binding
+from rlx_ray.artifact.manifest import Binding
 from rlx_ray.errors import DeviceError, DeviceMemoryError
 from rlx_ray.runtime.device import Device, Memory
 from rlx_ray.runtime.weights import Weights, offsets

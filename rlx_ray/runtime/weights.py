@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlx_ray.artifact import Binding, WeightsManifest
+from rlx_ray.artifact.manifest import Binding, WeightsManifest
 from rlx_ray.errors import ArtifactError
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from rlx_ray.artifact import Artifact, BlobRef, Manifest, WeightsKey, WeightsManifest
+from rlx_ray.artifact.manifest import Artifact, BlobRef, Manifest, WeightsKey, WeightsManifest
 from rlx_ray.errors import ArtifactError, ConfigError
 from rlx_ray.spec import BuildSpec
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlx_ray.artifact import BlobRef
+from rlx_ray.artifact.manifest import BlobRef
 from rlx_ray.digest import canonical_json, sha256_hex
 from rlx_ray.errors import ArtifactError, StoreError
 from rlx_ray.store.base import Store, VerifyRow, blob_path

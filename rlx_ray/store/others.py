@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from rlx_ray.artifact import Manifest
+from rlx_ray.artifact.manifest import Manifest
 from rlx_ray.errors import ArtifactError, FormatError, StoreError
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store.base import manifest_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from rlx_ray.artifact import BlobRef, Manifest, WeightsManifest
+from rlx_ray.artifact.manifest import BlobRef, Manifest, WeightsManifest
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import ArtifactError, FormatError
 from rlx_ray.store.base import Entry, VerifyRow, blob_path, manifest_path, weights_path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rlx_ray import record
-from rlx_ray.artifact import BlobRef, Manifest, WeightsKey, WeightsManifest
+from rlx_ray.artifact.manifest import BlobRef, Manifest, WeightsKey, WeightsManifest
 from rlx_ray.digest import json_digest
 from rlx_ray.errors import ArtifactError, RlxError, StoreError
 from rlx_ray.spec import BuildSpec

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlx_ray.artifact import Binding
+from rlx_ray.artifact.manifest import Binding
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_ray.weights import packing_cpu, packing_cuda

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlx_ray.artifact import Binding
+from rlx_ray.artifact.manifest import Binding
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
 from rlx_ray.target import Target

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlx_ray.engine.sampling import Chosen
 from rlx_serve.completions import Job
-from rlx_serve.dispatch import Route, weights_header
+from rlx_serve.dispatch import Route, used_headers
 from rlx_serve.outbox import Spoken
 from rlx_serve.problems import problem
 
@@ -73,12 +73,7 @@ async def _together(work: Sequence[Any]) -> list[_Choice]:
 def headers(used: Mapping[Route, str]) -> dict[str, str]:
     """The answer's `x-rlx-` headers: prefill variants first, then the decode ones."""
     routes = sorted(used, key=lambda r: not r.variant.startswith("prefill"))
-    return {
-        "x-rlx-cache-key": ", ".join(r.cache_key for r in routes),
-        "x-rlx-variant": ", ".join(r.variant for r in routes),
-        "x-rlx-tier": ", ".join(used[r] for r in routes),
-        "x-rlx-weights": weights_header(routes),
-    }
+    return used_headers([(route, used[route]) for route in routes])
 
 
 async def begin(job: Job, seconds: float) -> tuple[AsyncGenerator[bytes], dict[str, str]]:

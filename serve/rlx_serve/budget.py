@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from rlx_ray.component import CompilationMode
 from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError
+from rlx_ray.inference.generation import PHASES
 from rlx_ray.target import Target
 from rlx_ray.weights.packing import packed_bytes
-from rlx_serve.speaking import SPEAKING
 from rlx_serve.table import Table
 
 
@@ -37,11 +37,11 @@ def needs(config: Config, table: Table, target: Target) -> tuple[Need, ...]:
         rows = [row for row in table.select(target) if row.route.model == name]
         if rows:
             packed = {row.spec.weights_family: row.spec for row in rows}
-            speaks = any(row.variant.phase in SPEAKING for row in rows)
+            speaks = any(row.variant.phase in PHASES for row in rows)
             found.append(
                 Need(
                     name,
-                    sum(packed_bytes(spec, model.facts.params) for spec in packed.values()),
+                    sum(packed_bytes(spec, model.info.params) for spec in packed.values()),
                     config.serve.kv_cache_bytes if speaks else 0,
                     any(row.mode is CompilationMode.EAGER for row in rows),
                 )

@@ -1,4 +1,4 @@
-"""The executor: one Serve deployment per target, a thin shell around a holding and a host.
+"""The executor: one Serve deployment per target, a thin shell around a holding and a loader.
 
 Ray's multiplexing is used for routing alone. Its own loads run one at a time under a lock, so the
 multiplexed function only makes a marker. Native code runs in threads, with the GIL released.
@@ -29,6 +29,7 @@ from rlx_ray.errors import (
     RlxError,
     StoreError,
 )
+from rlx_ray.inference.loader import TargetLoader, tiered
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_serve.budget import Budget, budget_of, check_budget
@@ -36,7 +37,6 @@ from rlx_serve.builds import Record, build_patience
 from rlx_serve.deployed import Deployed
 from rlx_serve.dispatch import CallResult, Route
 from rlx_serve.holding import Holding
-from rlx_serve.host import Host
 from rlx_serve.lanes import Handle
 from rlx_serve.outbox import Spoken
 from rlx_serve.problems import Failure
@@ -84,13 +84,13 @@ class Executor:
         limits = config.serve
         self._advertise = serve.multiplexed(max_num_models_per_replica=limits.max_slots)(_marker)
         opening = partial(self._open, config, target, deployed)
-        self._host, table = await self._in(self._loaders, opening)
+        self._loader, table = await self._in(self._loaders, opening)
         self._budget = await self._in(self._loaders, self._room)
         _log.info("%s: %s", target.name, self._budget)
         self._holding = Holding(
             limits.max_slots,
             self._budget.nbytes,
-            self._host.load,
+            self._loader.load,
             self._loaders,
             self._runners,
         )
@@ -98,7 +98,7 @@ class Executor:
         for name in sorted({row.route.model for row in self._rows.values()}):
             specs = [row.spec for row in self._rows.values() if row.route.model == name]
             wanted = deployed[name].weights
-            add = partial(self._host.add_weights, table.models[name], specs, wanted)
+            add = partial(self._loader.add_weights, table.models[name], specs, wanted)
             self._holding.slots.weigh(name, await self._in(self._loaders, add))
         rows = tuple(self._rows.values())
         self._speakers = Speakers(rows, table.models, self._holding, limits.kv_cache_bytes)
@@ -188,14 +188,15 @@ class Executor:
 
     def _open(
         self, config: Config, target: Target, deployed: Mapping[str, Deployed]
-    ) -> tuple[Host, Table]:
-        return Host(config, target, self._on_miss), open_table(config, deployed)
+    ) -> tuple[TargetLoader, Table]:
+        store, threads = tiered(config.store), config.serve.threads
+        return TargetLoader(store, target, threads, self._on_miss), open_table(config, deployed)
 
     def _room(self) -> Budget:
         """What this replica may hold, by the config or by what its host has."""
         gpus = self._config.serve.placement(self._target).num_gpus
         given = budget_of(self._config, self._target)
-        return given or Budget(self._host.room(min(gpus, 1.0)), given=False)
+        return given or Budget(self._loader.room(min(gpus, 1.0)), given=False)
 
     def _on_miss(self, spec: BuildSpec, reason: str) -> None:
         """Have a variant built; runs in a loader thread."""

@@ -18,11 +18,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from rlx_ray.errors import ArtifactError, DeviceMemoryError, EngineError, RlxError
+from rlx_ray.errors import ArtifactError, Busy, DeviceMemoryError, EngineError, RlxError
+from rlx_ray.inference.loader import Loaded
 from rlx_ray.spec import BuildSpec
 from rlx_serve.dispatch import Route
-from rlx_serve.host import Loaded
-from rlx_serve.problems import Busy
 from rlx_serve.slots import SlotKey, Slots, State, Step, engine_key
 from rlx_serve.table import Row
 

@@ -10,9 +10,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from rlx_ray.errors import Busy
 from rlx_ray.target import Target
 from rlx_serve.dispatch import Call, CallResult, Lane, Route
-from rlx_serve.problems import Busy, Failure
+from rlx_serve.problems import Failure
 from rlx_serve.table import Table
 
 Handle: TypeAlias = DeploymentHandle[Any]

@@ -75,7 +75,7 @@ async def infer(
                 f"output {output.name!r} is not known.", f"The only output is {_OUTPUT!r}."
             )
     answer = await service.embed_tokens(model, read_inputs(body.inputs))
-    vectors = answer.vectors
+    vectors = answer.embedded.vectors
     row = {
         "name": _OUTPUT,
         "datatype": "FP32",

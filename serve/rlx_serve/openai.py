@@ -97,12 +97,12 @@ async def embeddings(service: Service, body: EmbeddingsBody) -> tuple[dict[str, 
         )
     given = read_input(body.input)
     answer = await _answer(service, model, given)
-    total = sum(answer.tokens)
+    total = sum(answer.embedded.tokens)
     return {
         "object": "list",
         "data": [
             {"object": "embedding", "index": i, "embedding": vector}
-            for i, vector in enumerate(encode(answer.vectors, body.encoding_format))
+            for i, vector in enumerate(encode(answer.embedded.vectors, body.encoding_format))
         ],
         "model": model.name,
         "usage": {"prompt_tokens": total, "total_tokens": total},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rlx_ray import errors
 from rlx_ray.errors import (
     ArtifactError,
+    Busy,
     CheckpointError,
     CompileError,
     ConfigError,
@@ -17,8 +18,6 @@ from rlx_ray.errors import (
     InputError,
     RlxError,
     StoreError,
-    ToolchainMismatch,
-    ToolchainMissing,
     UnknownModelError,
     VariantMissing,
 )
@@ -26,7 +25,7 @@ from rlx_ray.errors import (
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as an executor returns it: its class, of `rlx_ray.errors` or Busy, and its words."""
+    """An error as an executor returns it: its class, of `rlx_ray.errors`, and its words."""
 
     kind: str
     message: str
@@ -39,21 +38,9 @@ class Failure:
 
     def error(self) -> RlxError:
         """The error that a failure is; one of an unknown class is an RlxError."""
-        kind = Busy if self.kind == Busy.__name__ else getattr(errors, self.kind, RlxError)
+        kind = getattr(errors, self.kind, RlxError)
         known = isinstance(kind, type) and issubclass(kind, RlxError)
         return kind(self.message, self.remedy) if known else RlxError(self.message, self.remedy)
-
-
-class Busy(RlxError):
-    """No executor takes more work now."""
-
-
-PASSED_ON = (
-    *(Busy, VariantMissing, ArtifactError, DeviceError),
-    *(ToolchainMissing, ToolchainMismatch),
-)
-"""Errors of one target: the next target's executor may have an answer. A variant that does not
-compile, or a store that is away, is no such error."""
 
 
 class RequestError(InputError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,13 +58,13 @@ class Served:
 def served(table: Table, name: str, lanes: tuple[Lane, ...]) -> Served:
     """A model of a table, with its lanes."""
     model = table.models[name]
-    config = json.loads(model.facts.config)
+    info = model.info
     return Served(
         name,
-        int(config["hidden"]),
-        int(config["vocab"]),
-        int(config["token_types"]),
-        model.facts.limits.max_tokens,
+        info.hidden,
+        info.vocab,
+        info.token_types,
+        info.limits.max_tokens,
         f"$.models[{list(table.models).index(name)}]",
         model.tokenizer(),
         lanes,
@@ -189,7 +188,7 @@ class Service:
             async with asyncio.timeout(seconds):
                 present = await self._presence.present([lane.target for lane in model.lanes])
                 lanes = [lane for lane in model.lanes if lane.target in present]
-                return await embed(items, lanes, model.name, model.path, "embedding")
+                return await embed(items, lanes, model.name, model.path)
         except TimeoutError:
             raise TimeoutError(
                 f"The answer took longer than {seconds:g} s. A first request may wait for a build: "

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 
-from rlx_ray.catalog import OpenModel
 from rlx_ray.checkpoint.tokenizer import Tokenizer
-from rlx_ray.component import ModelPhase, ModelVariant
+from rlx_ray.component import ModelVariant
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.generator import Decoder, Engine
-from rlx_ray.errors import ConfigError, EngineError
+from rlx_ray.errors import EngineError
+from rlx_ray.inference.catalog import OpenModel
+from rlx_ray.inference.generation import PHASES, cache_pages, make_engine
+from rlx_ray.inference.loader import Loaded
 from rlx_serve.dispatch import Route
 from rlx_serve.holding import Holding
-from rlx_serve.host import Loaded
 from rlx_serve.outbox import Outbox, Pace, Spoken, joined
 from rlx_serve.table import Row
-
-SPEAKING = (ModelPhase.PREFILL, ModelPhase.DECODE)
-"""Phases of the variants that generate text."""
 
 
 class Speakers:
@@ -43,7 +40,7 @@ class Speakers:
     ) -> None:
         self._rows: dict[str, dict[ModelVariant, Row]] = {}
         for row in rows:  # the first row of each variant counts
-            if row.variant.phase in SPEAKING:
+            if row.variant.phase in PHASES:
                 self._rows.setdefault(row.route.model, {}).setdefault(row.variant, row)
         self._models = models
         self._holding = holding
@@ -82,18 +79,12 @@ class Speakers:
         variants = Variants(model, rows, self._holding)
         first = await variants.keep(next(iter(rows)))
         page = first.binding.page
-        pages = self._cache_bytes // page if page else 0
-        if not pages:
-            raise ConfigError(
-                f"$.serve.kv_cache_bytes is {self._cache_bytes}, too few for a page of {page}.",
-                "Raise it.",
-            )
+        pages = cache_pages(self._cache_bytes, page, "$.serve.kv_cache_bytes")
         if model not in self._tokenizers:
             self._tokenizers[model] = await asyncio.to_thread(opened.tokenizer)
         cache = await self._holding.in_loader(partial(first.make_cache, pages))
-        config = json.loads(opened.facts.config)
-        vocab, window = int(config["vocab"]), int(config.get("window", 0))
-        engine = Engine(rows, variants.load, self._tokenizers[model].decode, cache, vocab, window)
+        decode = self._tokenizers[model].decode
+        engine = make_engine(opened, rows, variants.load, decode, cache)
         return HeldEngine(engine, variants, self._pace), pages * page
 
 

@@ -12,16 +12,19 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rlx_ray.checkpoint.tokenizer import Tokenizer
+from rlx_ray.component import ModelPhase
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.scheduler import bound
 from rlx_ray.engine.template import ChatTemplate
+from rlx_ray.errors import Busy, RlxError
+from rlx_ray.inference.fallback import PASSED_ON
+from rlx_ray.inference.generation import PHASES
 from rlx_ray.target import Target
 from rlx_serve.dispatch import Route
 from rlx_serve.lanes import Handle
 from rlx_serve.outbox import Spoken
 from rlx_serve.presence import Presence
-from rlx_serve.problems import PASSED_ON, Busy, Failure, RequestError
-from rlx_serve.speaking import SPEAKING
+from rlx_serve.problems import Failure, RequestError
 from rlx_serve.table import Table
 
 Stream = Callable[[Request, bool], AsyncGenerator[Spoken]]
@@ -81,7 +84,7 @@ class Speaker:
 
         Raises:
             TimeoutError: the first token did not come in time.
-            RlxError: as the engine does, or one of `problems.PASSED_ON` of the last executor.
+            RlxError: as the engine does, or one of `fallback.PASSED_ON` of the first executor.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -95,16 +98,18 @@ class Speaker:
     async def _start(
         self, request: Request, *, streamed: bool
     ) -> tuple[Spoken, AsyncGenerator[Spoken]]:
-        """The first executor that takes the request, or the last one's error."""
+        """The first executor that takes the request; if none does, the first one's error."""
         present = await self.present(self.targets)
         pairs = zip(self.targets, self.streams, strict=True)
-        *others, last = [stream for target, stream in pairs if target in present]
-        for stream in others:
-            with contextlib.suppress(*PASSED_ON):
+        first: RlxError | None = None
+        for stream in (stream for target, stream in pairs if target in present):
+            try:
                 spoken = stream(request, streamed)
                 return await anext(spoken), spoken
-        spoken = last(request, streamed)
-        return await anext(spoken), spoken
+            except PASSED_ON as error:
+                first = first or error
+        assert first is not None
+        raise first
 
 
 def speakers(table: Table, handles: Mapping[str, Handle], presence: Presence) -> dict[str, Speaker]:
@@ -115,9 +120,9 @@ def speakers(table: Table, handles: Mapping[str, Handle], presence: Presence) ->
         reach = []
         for target in table.targets(name):
             rows = [r for r in table.select(target) if r.route.model == name]
-            rows = [r for r in rows if r.variant.phase in SPEAKING]
+            rows = [r for r in rows if r.variant.phase in PHASES]
             if rows and target.name in handles:
-                decode = [r for r in rows if r.variant.phase is SPEAKING[1]] or rows
+                decode = [r for r in rows if r.variant.phase is ModelPhase.DECODE] or rows
                 # One id for all of a model's streams: they share a replica until it spills.
                 routes[target] = max(decode, key=lambda r: r.variant.batch).route
                 reach.append(max(bound(r.variant) for r in decode))
@@ -125,7 +130,7 @@ def speakers(table: Table, handles: Mapping[str, Handle], presence: Presence) ->
             found[name] = Speaker(
                 name,
                 min(reach),
-                frozenset(model.facts.stop_ids),
+                frozenset(model.info.stop_ids),
                 model.tokenizer(),
                 model.template(),
                 tuple(t.name for t in routes),

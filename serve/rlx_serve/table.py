@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rlx_ray.catalog import OpenModel, open_model
 from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
 from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError, nearest
-from rlx_ray.job.matrix import expand
+from rlx_ray.inference.catalog import OpenModel, open_model
+from rlx_ray.matrix.expand import expand
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_serve.deployed import Deployed, check, decide
@@ -99,7 +99,7 @@ def open_table(config: Config, deployed: Mapping[str, Deployed] | None = None) -
         check(name, model, deployed[name])
     rows: list[Row] = []
     for name, model in models.items():
-        cells = expand(model.spec, model.family, model.facts, dict(config.toolchain))
+        cells = expand(model.spec, model.family, model.info, dict(config.toolchain))
         for cell in cells:
             component = cell.spec.component
             route = Route(

@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from rlx_ray.artifact.launch_plan import NULL, GemmStep, KernelStep, Slot
 from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.compiler.cuda.source import unit
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError
-from rlx_ray.launch_plan import NULL, GemmStep, KernelStep, Slot
 from tests.support.cuda_device import EmulatedDevice
 from tests.support.cuda_emulator import NUMPY
 from tests.support.needs import needs

@@ -13,11 +13,12 @@ from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.config.load import load
 from rlx_ray.errors import ConfigError, DeviceError, VariantMissing
 from rlx_ray.host import this_host
+from rlx_ray.inference.loader import TargetLoader, tiered
+from rlx_ray.inference.local import LocalModel
 from rlx_ray.job.build import build
-from rlx_ray.local import LocalModel
+from rlx_ray.job.local import load as open_local
 from rlx_ray.runtime.executable import pad_tokens
 from rlx_ray.target import target
-from rlx_serve.host import Host
 from rlx_serve.table import open_table
 from tests.support.emulated_loader import put_in_card
 from tests.support.needs import needs
@@ -54,7 +55,7 @@ def bert(
 ) -> LocalModel:
     if not (folder / "model").exists():
         write_tiny_bert(folder / "model")
-    return LocalModel(config(folder, "bert", rows, targets, mode), "tiny", 1)
+    return open_local(config(folder, "bert", rows, targets, mode), "tiny", 1)
 
 
 def test_the_best_targets_artifact_is_loaded_and_equals_the_cpus(
@@ -122,7 +123,7 @@ def test_what_the_store_lacks_in_aot_mode_is_passed_over(
     assert model.embed(TEXTS).tiers == ("disk",)
     assert model.cells[0].spec.target.kind == "cpu"
     assert len(model.passed_over) == 2
-    with pytest.raises(VariantMissing, match="compute_80"):
+    with pytest.raises(VariantMissing, match="cuda-sm_90"):
         bert(tmp_path, LADDER[:2], "aot").embed(TEXTS)
 
 
@@ -137,10 +138,11 @@ def test_a_replica_runs_on_the_card_and_says_why_it_cannot(
     opened = bert(tmp_path, LADDER)
     wanted = target("cuda-sm_90")
     with pytest.raises(ConfigError, match="'cuda-sm_90' cannot run here: "):
-        Host(opened.config, wanted, lambda spec, reason: None)
+        TargetLoader(tiered(opened.config.store), wanted, 1, lambda spec, reason: None)
     device = put_in_card(monkeypatch, tmp_path / "units")
     row = next(row for row in open_table(opened.config).rows if row.spec.target == wanted)
-    replica = Host(opened.config, wanted, lambda spec, reason: replica.store.store.put(build(spec)))
+    store = tiered(opened.config.store)
+    replica = TargetLoader(store, wanted, 1, lambda spec, reason: store.store.put(build(spec)))
     assert replica.add_weights(opened.model, [row.spec], row.route.weights) > 0
     assert device.held == 0
     loaded = replica.load(row.spec)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlx_ray.artifact.launch_plan import LaunchPlan
 from rlx_ray.compiler.compile import compile, stages
 from rlx_ray.compiler.cpu import zig
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.component import CompileProfile, ModelPhase, ModelVariant, Preset
 from rlx_ray.job.build import Limits, build
-from rlx_ray.launch_plan import LaunchPlan
 from rlx_ray.runtime.executable import NUMPY, pad_tokens
 from rlx_ray.target import CUDA_TARGETS, toolchain_for
 from tests.support.cuda_plans import Card, blob

@@ -16,11 +16,11 @@ from rlx_ray.config.load import load
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.errors import DeviceMemoryError
+from rlx_ray.inference.loader import TargetLoader, tiered
 from rlx_ray.job.build import build
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import target
 from rlx_serve.holding import Holding
-from rlx_serve.host import Host
 from rlx_serve.speaking import HeldEngine, Speakers
 from rlx_serve.table import open_table
 from tests.support.emulated_loader import put_in_card
@@ -64,7 +64,7 @@ def test_models_take_turns_on_a_card_and_one_that_speaks_is_not_cut(
             manifest = replace(made.manifest, spec=replace(spec, model=name))
             host.store.store.put(replace(made, manifest=manifest))
 
-    host = Host(config, target("cuda-sm_90"), publish)
+    host = TargetLoader(tiered(config.store), target("cuda-sm_90"), 1, publish)
 
     async def story(threads: ThreadPoolExecutor) -> None:
         holding = Holding(8, 1 << 40, host.load, threads, threads)

@@ -12,8 +12,9 @@ from rlx_ray.compiler.cpu import zig
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.engine import draws
 from rlx_ray.engine.sampling import Chosen, Sampling
-from rlx_ray.local import LocalModel
-from rlx_ray.text import TextModel
+from rlx_ray.errors import VariantMissing
+from rlx_ray.inference.text import TextModel
+from rlx_ray.job.local import load as open_local
 from tests.emulated.test_cuda_local import CPU, LADDER, config
 from tests.support.emulated_loader import put_in_card
 from tests.support.llama_checkpoint import write_tiny_llama
@@ -41,7 +42,7 @@ VOCAB = 320
 def speaker(folder: Path, targets: Sequence[str]) -> TextModel:
     if not (folder / "model").exists():
         write_tiny_llama(folder / "model")
-    return TextModel(LocalModel(config(folder, "llama", ROWS, targets), "tiny", 1), 1 << 20)
+    return TextModel(open_local(config(folder, "llama", ROWS, targets), "tiny", 1), 1 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,27 @@ def test_a_stream_with_more_changes_than_the_card_has_room_for_is_drawn_from_the
     got, beside = answers(on_card, seeded, KINDS["all"])
     assert got == alone
     check_chosen(beside, answers(on_cpu, KINDS["all"])[0])
+
+
+def test_a_missing_artifact_is_passed_over_as_in_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = speaker(tmp_path, [CPU])
+    wanted = on_cpu.generate(SHORT, TOKENS).token_ids
+    on_cpu.close()
+    on_cpu.model.close()
+    put_in_card(monkeypatch, tmp_path / "units")
+    aot = config(tmp_path, "llama", ROWS, LADDER, "aot")
+    model = open_local(aot, "tiny", 1)
+    fallen = TextModel(model, 1 << 20)
+    assert fallen.generate(SHORT, TOKENS).token_ids == wanted
+    assert [reason.partition(":")[0] for reason in model.passed_over] == [
+        "cuda-sm_90",
+        "cuda-compute_80",
+    ]
+    fallen.close()
+    model.close()
+    none = open_local(config(tmp_path, "llama", ROWS, LADDER[:2], "aot"), "tiny", 1)
+    with pytest.raises(VariantMissing, match="cuda-sm_90"):
+        TextModel(none, 1 << 20)
+    none.close()

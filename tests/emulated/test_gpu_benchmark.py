@@ -98,7 +98,7 @@ def test_a_case_that_fails_takes_no_row_from_the_others(gpu, monkeypatch) -> Non
 def test_every_case_is_one_that_can_be_built(gpu) -> None:
     for case in gpu.CASES:
         model = gpu.Model(case.model, target("cuda-sm_90"), case.precision)
-        assert model.facts.params
+        assert model.info.params
 
 
 def test_without_a_device_it_ends_with_the_reason() -> None:

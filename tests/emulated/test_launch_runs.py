@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.artifact import PREFIX, Binding, BindingManifest, BlobRef, WeightsManifest
+from rlx_ray.artifact.launch_plan import NULL, GemmStep, KernelStep, LaunchPlan, Slot
+from rlx_ray.artifact.manifest import PREFIX, Binding, BindingManifest, BlobRef, WeightsManifest
 from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.compiler.cuda.constants import Operand
 from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.compiler.cuda.source import unit
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError, InputError
-from rlx_ray.launch_plan import NULL, GemmStep, KernelStep, LaunchPlan, Slot
 from rlx_ray.runtime.launches import LaunchExecutable, stretches
 from rlx_ray.runtime.resident import Resident
 from rlx_ray.runtime.weights import Weights

@@ -7,10 +7,10 @@ import gc
 import numpy as np
 import pytest
 
+from rlx_ray.artifact.launch_plan import NULL, GemmStep
 from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceMemoryError
-from rlx_ray.launch_plan import NULL, GemmStep
 from rlx_ray.runtime.cuda_device import CudaDevice
 from tests.support.card_unit import CardUnit
 from tests.support.cuda_emulator import NUMPY

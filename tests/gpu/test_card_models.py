@@ -13,10 +13,11 @@ import pytest
 from rlx_ray.component import CompileProfile, Preset
 from rlx_ray.config.load import load
 from rlx_ray.engine.sampling import Sampling
-from rlx_ray.local import LocalModel
+from rlx_ray.inference.local import LocalModel
+from rlx_ray.inference.text import TextModel
+from rlx_ray.job.local import load as open_local
 from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.target import Target
-from rlx_ray.text import TextModel
 from tests.support.needs import needs_card, needs_minilm, needs_smollm2
 
 needs_card()
@@ -35,7 +36,7 @@ def opened(folder: Path, config: str, target: Target, rows: list[dict], **change
     )
     model = replace(first, targets=(target,), matrix=matrix, **changes)
     store = replace(found.store, cache_dir=str(folder / "cache"))
-    return LocalModel(replace(found, models=(model,), store=store), first.name)
+    return open_local(replace(found, models=(model,), store=store), first.name)
 
 
 def test_minilm_gives_the_reference_embeddings(best: Target, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_smollm2_gives_the_reference_tokens(
         if quant is None:
             wanted = case["greedy_ids"]
             assert tokens == wanted[: len(tokens)]
-            assert len(tokens) == len(wanted) or tokens[-1] in speaker.model.model.facts.stop_ids
+            assert len(tokens) == len(wanted) or tokens[-1] in speaker.model.model.info.stop_ids
         else:
             assert tokens[0] == case["greedy_ids"][0]
     speaker.close()

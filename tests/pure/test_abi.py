@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray import artifact, launch_plan, shape
+from rlx_ray import shape
+from rlx_ray.artifact import launch_plan, manifest
 from rlx_ray.compiler.backend import backend_for
 from rlx_ray.compiler.ir.program import Order
 from rlx_ray.compiler.pipeline import run
@@ -58,7 +59,7 @@ def covered() -> dict[str, object]:
         "pages of a cache (cache.h)": json_digest(code("cache.h")),
         "frame of the runtime": [[name, kind.__name__] for name, kind in Frame._fields_],
         "tokens of a page, likeliest tokens": [shape.PAGE, shape.LIKELIEST],
-        "formats": [artifact.FORMAT, artifact.WEIGHTS_FORMAT, launch_plan.FORMAT],
+        "formats": [manifest.FORMAT, manifest.WEIGHTS_FORMAT, launch_plan.FORMAT],
         **bindings(),
     }
 

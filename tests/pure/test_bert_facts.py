@@ -21,7 +21,7 @@ from rlx_ray.component import (
 from rlx_ray.errors import CheckpointError, ConfigError
 from rlx_ray.models import distribution
 from rlx_ray.models.bert import FAMILY
-from rlx_ray.models.family import ModelFacts, family, family_names
+from rlx_ray.models.family import ModelInfo, family, family_names
 from rlx_ray.weights.decode import to_f32
 from rlx_ray.weights.packing_cpu import pack
 from tests.support.bert_reference import forward
@@ -31,9 +31,9 @@ from tests.support.tiny import safetensors_bytes, tiny_tensors, write_tiny_bert
 GOLDEN = Path(__file__).parents[1] / "golden" / "minilm.json"
 
 
-def facts_of(folder: Path | str) -> ModelFacts:
+def facts_of(folder: Path | str) -> ModelInfo:
     ckpt = open_checkpoint(str(folder))
-    return family("bert").facts(ckpt.text, ckpt.tensors)
+    return family("bert").info(ckpt.text, ckpt.tensors)
 
 
 def change(folder: Path, name: str, edit: Callable[[Any], object]) -> None:
@@ -306,7 +306,7 @@ def test_a_tensor_that_does_not_fit_is_named(
 ) -> None:
     ckpt = rewrite(tmp_path, edit)
     with pytest.raises(CheckpointError) as caught:
-        FAMILY.facts(ckpt.text, ckpt.tensors)
+        FAMILY.info(ckpt.text, ckpt.tensors)
     for word in (f"{KEY!r}", *words):
         assert word in str(caught.value)
 
@@ -349,7 +349,7 @@ def test_a_family_of_another_distribution_carries_its_source(
     plugin(tmp_path / "good", monkeypatch, "other", GOOD)
     write_tiny_bert(tmp_path / "model")
     ckpt = open_checkpoint(str(tmp_path / "model"))
-    source = family("other").facts(ckpt.text, ckpt.tensors).family_source
+    source = family("other").info(ckpt.text, ckpt.tensors).family_source
     assert source is not None
     assert (source.distribution, source.version) == ("Other.Models", "1.2")
     assert source == distribution.source("other")

@@ -53,8 +53,8 @@ def test_packed_weights_are_as_large_as_was_said(tmp_path: Path, fields: dict[st
         model = table.models["talk"]
         digests, quant = model.tensor_digests(), row.spec.component.quant
         tensors = SourceTensors(model.checkpoint.tensors, digests, quant, "here")
-        data, _ = pack_for(row.spec, model.facts.params, tensors)
-        assert packed_bytes(row.spec, model.facts.params) == data.nbytes > 50_000
+        data, _ = pack_for(row.spec, model.info.params, tensors)
+        assert packed_bytes(row.spec, model.info.params) == data.nbytes > 50_000
 
 
 def check(config: Any, table: Table, target: Target, code: int = 0) -> None:

@@ -10,9 +10,9 @@ import threading
 import numpy as np
 import pytest
 
+from rlx_ray.artifact.launch_plan import NULL, GemmStep, KernelStep
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
-from rlx_ray.launch_plan import NULL, GemmStep, KernelStep
 from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cublas import WORKSPACE
 from rlx_ray.runtime.cuda_device import _STAGING, CudaDevice

@@ -9,9 +9,16 @@ import pytest
 
 from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_ray.component import ModelVariant
-from rlx_ray.errors import BuildLimitError, CompileError, InputError, StoreError, VariantMissing
+from rlx_ray.errors import (
+    BuildLimitError,
+    Busy,
+    CompileError,
+    InputError,
+    StoreError,
+    VariantMissing,
+)
+from rlx_ray.inference.fallback import PASSED_ON
 from rlx_serve.dispatch import Answer, Call, CallResult, Lane, Route, embed
-from rlx_serve.problems import PASSED_ON, Busy
 
 VARIANTS = tuple(ModelVariant.encoder(b, s) for b in (1, 4) for s in (8, 16))
 
@@ -48,16 +55,16 @@ def texts(*lengths: int) -> list[Encoded]:
 
 
 def run(items: Sequence[Encoded], *lanes: Lane) -> Answer:
-    return asyncio.run(embed(items, lanes, "m", "$.models[0]", "embedding"))
+    return asyncio.run(embed(items, lanes, "m", "$.models[0]"))
 
 
 def test_vectors_come_back_in_the_order_of_the_texts() -> None:
     lengths = [3, 16, 1, 8, 9, 2, 16, 5, 7]
     answer = run(texts(*lengths), lane(Fake()))
     expected = [[n, i + 1, n] for i, n in enumerate(lengths)]
-    assert np.array_equal(answer.vectors, np.array(expected, np.float32))
-    assert answer.tokens == tuple(lengths)
-    assert answer.truncated == 2
+    assert np.array_equal(answer.embedded.vectors, np.array(expected, np.float32))
+    assert answer.embedded.tokens == tuple(lengths)
+    assert answer.embedded.truncated == 2
 
 
 def test_headers_list_each_variant_once_with_its_key_and_first_tier() -> None:
@@ -93,7 +100,7 @@ def test_calls_of_one_request_run_at_once_but_not_all() -> None:
 def test_a_busy_or_empty_executor_passes_its_part_on_to_the_next(error: Exception) -> None:
     first, second = Fake(error), Fake()
     answer = run(texts(3, 4), lane(first), lane(second, "cpu-b", VARIANTS[:1]))
-    assert answer.vectors[:, 0].tolist() == [3, 4]
+    assert answer.embedded.vectors[:, 0].tolist() == [3, 4]
     assert [route.digest for route, _ in answer.used] == ["cpu-bencoder:b1:s8"]
 
 

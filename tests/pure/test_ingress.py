@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from rlx_ray.config.load import load
-from rlx_ray.errors import CompileError, ConfigError, StoreError, VariantMissing
+from rlx_ray.errors import Busy, CompileError, ConfigError, StoreError, VariantMissing
 from rlx_serve import completions
-from rlx_serve.problems import Busy, RequestError
+from rlx_serve.problems import RequestError
 from rlx_serve.speech import Speaker
 from rlx_serve.table import open_table
 from tests.support.serving import tiny_model, write_config

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from rlx_ray.artifact.launch_plan import NULL, GemmStep, KernelStep, LaunchPlan, Slot
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError
-from rlx_ray.launch_plan import NULL, GemmStep, KernelStep, LaunchPlan, Slot
 
 PLAN = LaunchPlan(
     "sm_90",

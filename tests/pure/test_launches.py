@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlx_ray.artifact.launch_plan import GemmStep, LaunchPlan, Slot
 from rlx_ray.compiler.cuda import emit as cuda
 from rlx_ray.compiler.cuda.launches import Call, Launches
 from rlx_ray.compiler.cuda.printer import launches_text
@@ -17,7 +18,6 @@ from rlx_ray.compiler.cuda.writer import Writer
 from rlx_ray.component import CompileProfile, KernelDispatchConfig, Preset
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CompileError, VerifyError
-from rlx_ray.launch_plan import GemmStep, LaunchPlan, Slot
 from rlx_ray.target import target
 from tests.support.programs import COMMON, NATIVE, PROFILE, bert, llama, one_common, stages
 

@@ -69,7 +69,7 @@ def hf_tensors(**changes: Info | None) -> dict[str, Info]:
 
 def read(config: dict, tensors: dict | None = None, files: dict | None = None):
     texts = {"config.json": json.dumps({**HF, **config}), **(files or {})}
-    return FAMILY.facts(texts.get, hf_tensors() if tensors is None else tensors)
+    return FAMILY.info(texts.get, hf_tensors() if tensors is None else tensors)
 
 
 def test_a_hugging_face_folder() -> None:

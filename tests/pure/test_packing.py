@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlx_ray.artifact import Binding
+from rlx_ray.artifact.manifest import Binding
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
 from rlx_ray.weights.packing_cpu import pack

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rlx_ray.artifact import Binding
+from rlx_ray.artifact.manifest import Binding
 from rlx_ray.component import QuantScheme
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlx_ray.engine.generator import Request
-from rlx_ray.errors import ArtifactError, DeviceMemoryError, ToolchainMissing, VariantMissing
+from rlx_ray.errors import ArtifactError, Busy, DeviceMemoryError, ToolchainMissing, VariantMissing
 from rlx_serve.presence import Presence
-from rlx_serve.problems import Busy
 from rlx_serve.speech import Speaker, Stream
 from tests.support.site import Site
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.catalog import open_model
 from rlx_ray.component import KernelDispatchConfig, KernelDispatchPolicy, ModelVariant, OpKind
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import ModelSpec
 from rlx_ray.errors import ConfigError
-from rlx_ray.job.matrix import Cell, expand, variants
+from rlx_ray.inference.catalog import open_model
 from rlx_ray.job.plan import DEFAULT_SECONDS, Row, absent, make_plan, select
 from rlx_ray.job.prebuild import Report, look_up
 from rlx_ray.job.report import html
 from rlx_ray.job.toolchains import refusals
+from rlx_ray.matrix.expand import BuildCell, expand, variants
 from rlx_ray.store import Hit, Miss, open_store
 from rlx_ray.target import target, toolchain_for
 from tests.support.specs import make_artifact
@@ -45,12 +45,12 @@ models:
     return load(folder / "config.yaml").models[0]
 
 
-def cells_of(folder: Path, matrix: str, more: str = "") -> tuple[Cell, ...]:
+def cells_of(folder: Path, matrix: str, more: str = "") -> tuple[BuildCell, ...]:
     model = open_model(model_of(folder, matrix, more))
-    return expand(model.spec, model.family, model.facts, {})
+    return expand(model.spec, model.family, model.info, {})
 
 
-def texts(cells: tuple[Cell, ...]) -> list[str]:
+def texts(cells: tuple[BuildCell, ...]) -> list[str]:
     return [f"{c.spec.component.variant}@{c.spec.target.name}" for c in cells]
 
 
@@ -99,7 +99,7 @@ def test_equal_rows_stand_once_and_an_equal_key_of_another_build_is_refused(
     two = replace(model.matrix[1], dispatch=KernelDispatchConfig(policy, (), kind))
     opened = open_model(replace(model, matrix=(one, two)))
     with pytest.raises(ConfigError, match="has the cache key"):
-        expand(opened.spec, opened.family, opened.facts, {})
+        expand(opened.spec, opened.family, opened.info, {})
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_two_modes_of_a_variant_are_two_rows_and_one_build(tmp_path: Path) -> No
 
 def test_a_digest_shared_by_two_models_hides_nothing(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "      - {phase: encoder, batch: 1, seq: 8}")[:1]
-    twin = Cell(replace(cells[0].spec, model="twin"), "$")
+    twin = BuildCell(replace(cells[0].spec, model="twin"), "$")
     assert twin.spec.digest == cells[0].spec.digest
     store = open_store("memory://shared-digest")
     store.put(make_artifact(twin.spec))

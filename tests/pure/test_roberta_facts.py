@@ -13,7 +13,7 @@ from rlx_ray.compiler.graphs import builder
 from rlx_ray.compiler.ir.mir import Op
 from rlx_ray.component import Homogeneous, Pair, Single
 from rlx_ray.errors import CheckpointError, ConfigError
-from rlx_ray.models.family import ModelFacts, family, family_names
+from rlx_ray.models.family import ModelInfo, family, family_names
 from rlx_ray.models.roberta import FAMILY
 from rlx_ray.target import target
 from tests.support.mir_oracle import evaluate
@@ -23,9 +23,9 @@ from tests.support.tiny import safetensors_bytes, tiny_tensors, write_tiny_bert,
 MODEL_TYPES = ["roberta", "xlm-roberta"]
 
 
-def facts_of(folder: Path, name: str = "roberta") -> ModelFacts:
+def facts_of(folder: Path, name: str = "roberta") -> ModelInfo:
     ckpt = open_checkpoint(str(folder))
-    return family(name).facts(ckpt.text, ckpt.tensors)
+    return family(name).info(ckpt.text, ckpt.tensors)
 
 
 def change(folder: Path, edit: Callable[[Any], object]) -> None:

@@ -14,10 +14,10 @@ import pytest
 
 from rlx_ray.component import CompilationMode
 from rlx_ray.engine.generation import Request
-from rlx_ray.errors import DeviceMemoryError, EngineError, RlxError
+from rlx_ray.errors import Busy, DeviceMemoryError, EngineError, RlxError
 from rlx_serve import executor
 from rlx_serve.holding import slot_key
-from rlx_serve.problems import Busy, Failure, problem
+from rlx_serve.problems import Failure, problem
 from rlx_serve.slots import SlotKey, State, engine_key
 from tests.support.talkers import (
     CACHE,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rlx_ray import record
-from rlx_ray.artifact import Binding, BindingManifest, BlobRef, Manifest, WeightsManifest
+from rlx_ray.artifact.manifest import Binding, BindingManifest, BlobRef, Manifest, WeightsManifest
 from rlx_ray.component import OP_KINDS, SCHEMES, CompileProfile, ModelComponent, OpKind, QuantScheme
 from rlx_ray.digest import canonical_json, json_digest
 from rlx_ray.errors import ArtifactError, RlxError

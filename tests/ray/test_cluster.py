@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from rlx_ray.codegen.zig import installed_version
 
+from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.errors import ClusterError
 from rlx_ray.job.cluster import connected
 from tests.support.clusters import MODE, TOKEN, foreign

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.artifact import Manifest
-from rlx_ray.catalog import open_model
+from rlx_ray.artifact.manifest import Manifest
 from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.config.load import load
+from rlx_ray.inference.catalog import open_model
 from rlx_ray.job.build import Limits
 from rlx_ray.job.cluster import connected
-from rlx_ray.job.matrix import expand
 from rlx_ray.job.plan import Plan
 from rlx_ray.job.prebuild import prebuild
 from rlx_ray.job.toolchains import refusals
+from rlx_ray.matrix.expand import expand
 from rlx_ray.store import open_store
 from rlx_ray.target import TARGETS
 from tests.support.command import ENV, ROOT, start
@@ -166,7 +166,7 @@ def test_what_the_builders_can_build_counts_not_what_the_driver_can(
 ) -> None:
     config = load(write_config(tmp_path, "[1]"))
     model = open_model(config.models[0])
-    cells = expand(model.spec, model.family, model.facts, {})
+    cells = expand(model.spec, model.family, model.info, {})
     plans: list[Plan] = []
     with connected(None, num_cpus=1, object_store_memory=100 << 20):
         # Ray's workers are processes of their own: they have the compiler that is hidden here.

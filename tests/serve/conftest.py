@@ -12,13 +12,13 @@ import httpx
 import pytest
 from ray import serve
 
-from rlx_ray.catalog import open_model
 from rlx_ray.component import CompilationMode
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
+from rlx_ray.inference.catalog import open_model
 from rlx_ray.job.build import build
 from rlx_ray.job.cluster import connected
-from rlx_ray.job.matrix import expand
+from rlx_ray.matrix.expand import expand
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import AotStore
 from rlx_serve.app import bind
@@ -84,7 +84,7 @@ def deploy(config: Config, name: str, port: int) -> Site:
 def specs(config: Config, model: str) -> list[BuildSpec]:
     (entry,) = (m for m in config.models if m.name == model)
     opened = open_model(entry)
-    cells = expand(entry, opened.family, opened.facts, dict(config.toolchain))
+    cells = expand(entry, opened.family, opened.info, dict(config.toolchain))
     return [cell.spec for cell in cells]
 
 

@@ -15,8 +15,8 @@ import pytest
 import ray
 from ray import serve
 
-from rlx_ray.catalog import open_model
 from rlx_ray.host import this_host
+from rlx_ray.inference.catalog import open_model
 from rlx_ray.job.build import build
 from rlx_ray.store import AotStore
 from tests.serve.conftest import Site, deploy, specs

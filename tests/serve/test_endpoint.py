@@ -9,7 +9,7 @@ import numpy as np
 import openai
 import pytest
 
-from rlx_ray.catalog import open_model
+from rlx_ray.inference.catalog import open_model
 from tests.serve.conftest import MODES, ROOT, Site
 from tests.support.bert_reference import forward
 from tests.support.needs import needs_minilm

@@ -14,8 +14,8 @@ import pytest
 from ray import serve
 
 from rlx_ray.engine.sampling import Sampling
-from rlx_ray.local import LocalModel
-from rlx_ray.text import TextModel
+from rlx_ray.inference.text import TextModel
+from rlx_ray.job.local import load as open_local
 from rlx_serve.budget import needs
 from rlx_serve.table import open_table
 from tests.serve.conftest import Site, deploy
@@ -96,7 +96,7 @@ def client(site: Site) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def local(site: Site) -> Iterator[TextModel]:
     store = replace(site.config.store, cache_dir=f"{site.config.store.cache_dir}-local")
-    model = LocalModel(replace(site.config, store=store), "talk")
+    model = open_local(replace(site.config, store=store), "talk")
     made = TextModel(model, 4 << 20)
     yield made
     made.close()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlx_ray.artifact import Artifact
+from rlx_ray.artifact.manifest import Artifact
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import ArtifactError, ConfigError
 from rlx_ray.spec import BuildSpec

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.artifact import Artifact, BlobRef
+from rlx_ray.artifact.manifest import Artifact, BlobRef
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import ArtifactError, StoreError
 from rlx_ray.store import AotStore, HostCache

@@ -18,16 +18,16 @@ from typing import Any
 import fsspec
 import pytest
 
-from rlx_ray.catalog import OpenModel, ensure_weights, open_model
 from rlx_ray.checkpoint import folder as folders
 from rlx_ray.checkpoint.folder import open_folder
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import StoreSpec
 from rlx_ray.errors import CheckpointError
+from rlx_ray.inference.catalog import OpenModel, ensure_weights, open_model
 from rlx_ray.job.build import Limits
-from rlx_ray.job.matrix import expand
 from rlx_ray.job.prebuild import prebuild
+from rlx_ray.matrix.expand import expand
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import AotStore, HostCache
 from tests.support.s3 import BUCKET, S3Server
@@ -59,7 +59,7 @@ def opened(folder: Path, source: str | None = None) -> OpenModel:
 
 
 def specs(model: OpenModel) -> list[BuildSpec]:
-    return [c.spec for c in expand(model.spec, model.family, model.facts, {})]
+    return [c.spec for c in expand(model.spec, model.family, model.info, {})]
 
 
 def store(folder: Path) -> AotStore:
@@ -94,7 +94,7 @@ def test_a_changed_file_is_hashed_anew(folder: Path, keep_time: bool) -> None:
     weights = folder / "model" / WEIGHTS
     found = weights.stat()
     data = bytearray(weights.read_bytes())
-    tensor = opened(folder).checkpoint.tensors[opened(folder).facts.tensors[0].name]
+    tensor = opened(folder).checkpoint.tensors[opened(folder).info.tensors[0].name]
     data[tensor.start] ^= 1
     time.sleep(0.02)  # a tick of the file system's clock
     weights.write_bytes(data)
@@ -119,10 +119,10 @@ def test_what_is_no_digest_in_the_cache_is_not_taken(folder: Path) -> None:
 
 def test_how_parameters_are_made_counts(folder: Path) -> None:
     model = opened(folder)
-    first, *others = model.facts.params
+    first, *others = model.info.params
     turned = replace(first, heads=(2,) * len(first.sources))
-    facts = replace(model.facts, params=(turned, *others))
-    assert replace(model, facts=facts).weights_digest() != model.weights_digest()
+    info = replace(model.info, params=(turned, *others))
+    assert replace(model, info=info).weights_digest() != model.weights_digest()
 
 
 def test_a_schemes_block_size_tells_packed_weights_apart(folder: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_schemes_block_size_tells_packed_weights_apart(folder: Path) -> None:
     families = set()
     for quant in ("int4/32", "int4/64"):
         wide = replace(model.spec, quant=quant, matrix=model.spec.matrix)
-        spec = expand(wide, model.family, model.facts, {})[0].spec
+        spec = expand(wide, model.family, model.info, {})[0].spec
         families.add(replace(spec, matrices=(("layer.0.qkv", "b4"),)).weights_family)
     assert len(families) == 2
 
@@ -295,7 +295,7 @@ def test_an_s3_checkpoint_that_changes_publishes_nothing(folder: Path, s3: S3Ser
 
 def test_prebuild_tells_of_a_checkpoint_that_changed(folder: Path) -> None:
     model = opened(folder)
-    cells = expand(model.spec, model.family, model.facts, {})
+    cells = expand(model.spec, model.family, model.info, {})
     for cell in cells:
         store(folder).put(make_artifact(cell.spec))
     model.weights_digest()

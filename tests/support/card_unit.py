@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from rlx_ray.artifact.launch_plan import NULL, KernelStep
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.compiler.cuda.kernel_table import Instance
 from rlx_ray.compiler.cuda.source import sources, unit
-from rlx_ray.launch_plan import NULL, KernelStep
 from rlx_ray.runtime.device import Device
 
 _GUARD = 256

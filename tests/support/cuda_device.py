@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rlx_ray.artifact.launch_plan import GemmStep, KernelStep
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError, DeviceMemoryError
-from rlx_ray.launch_plan import GemmStep, KernelStep
 from tests.support.cuda_emulator import NUMPY, Buffer, compile_host, start
 
 _KERNEL = re.compile(r"^#define RLX_NAME (\w+)$", re.M)

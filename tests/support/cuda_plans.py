@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from rlx_ray.artifact import Artifact, BlobRef, WeightsManifest
-from rlx_ray.catalog import OpenModel, load_weights, open_model
+from rlx_ray.artifact.manifest import Artifact, BlobRef, WeightsManifest
 from rlx_ray.compiler.backend import backend_for
 from rlx_ray.compiler.compile import compile
 from rlx_ray.compiler.cuda import emit as cuda
 from rlx_ray.compiler.cuda.backend import BACKEND
 from rlx_ray.compiler.cuda.launches import Launches
 from rlx_ray.compiler.ir.hir import Hir
+from rlx_ray.compiler.ir.program import Order
 from rlx_ray.compiler.pipeline import run
 from rlx_ray.component import KernelDispatchConfig, QuantScheme
 from rlx_ray.config.load import load
 from rlx_ray.digest import canonical_json, sha256_hex
 from rlx_ray.dtype import DType
-from rlx_ray.job.matrix import Cell, expand
+from rlx_ray.inference.catalog import OpenModel, load_weights, open_model
+from rlx_ray.matrix.expand import BuildCell, expand
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.resident import DeviceWeights, Resident
 from rlx_ray.runtime.weights import Weights
@@ -54,8 +55,8 @@ class Card:
         matrix = tuple(replace(first, exclude=(), **row) for row in rows)
         model = replace(found.models[0], targets=(target("cuda-sm_90"),), matrix=matrix)
         self.model: OpenModel = open_model(replace(model, **changes))
-        self.cells: tuple[Cell, ...] = expand(
-            self.model.spec, self.model.family, self.model.facts, {}
+        self.cells: tuple[BuildCell, ...] = expand(
+            self.model.spec, self.model.family, self.model.info, {}
         )
         assert [c.unsupported for c in self.cells] == [""] * len(self.cells)
         store = open_store(f"file://{folder}/store", ())
@@ -63,7 +64,7 @@ class Card:
         self.device = EmulatedDevice(folder / "units")
         self._resident = Resident(self.device)
 
-    def load(self, cell: Cell) -> LaunchExecutable:
+    def load(self, cell: BuildCell) -> LaunchExecutable:
         """Compile a cell and load it with the model's weights."""
         artifact = compile(cell.spec)
         self.device.made_of(blob(artifact, "code"), blob(artifact, "text").decode())
@@ -136,10 +137,9 @@ class TinyCard:
         binding = {0: batch, 1: seq} | ({} if past is None else {3: past})
         binding |= {} if rows is None else {2: rows}
         wanted = target("cuda-sm_90")
-        supported = backend_for(wanted).supported
-        return run(
-            self._hir, binding, self.profile, self._config, supported, wanted, self.formats
-        ).program
+        names = self._hir.outputs
+        order = Order(self.profile, self._config, wanted, self.formats, names)
+        return run(self._hir, binding, order, backend_for(wanted)).program
 
     def load(
         self, batch: int, seq: int, past: int | None = None, rows: int | None = None
@@ -147,7 +147,7 @@ class TinyCard:
         """A variant, loaded once."""
         key = (batch, seq, past, rows)
         if key not in self._loaded:
-            program = self.program(*key)
+            program = self.launches(*key)
             text = cuda.emit(program)
             self.device.made_of(text.encode(), text)
             plan = cuda.plan(program, target("cuda-sm_90")).dumps()

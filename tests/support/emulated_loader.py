@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.launch_plan import LaunchPlan
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.errors import DeviceError
-from rlx_ray.launch_plan import LaunchPlan
 from rlx_ray.runtime import cuda, load
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.weights import Weights

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlx_ray.artifact import BlobRef, WeightsManifest
+from rlx_ray.artifact.manifest import BlobRef, WeightsManifest
 from rlx_ray.compiler.backend import backend_for
 from rlx_ray.compiler.cpu import zig
 from rlx_ray.compiler.cpu.backend import BACKEND

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rlx_ray.artifact import (
+from rlx_ray.artifact.manifest import (
     Artifact,
     Binding,
     BindingManifest,

@@ -17,9 +17,9 @@ from rlx_ray.component import ModelVariant
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.errors import DeviceMemoryError
+from rlx_ray.inference.loader import Loaded
 from rlx_serve.dispatch import Route
 from rlx_serve.holding import Holding
-from rlx_serve.host import Loaded
 from rlx_serve.outbox import Spoken
 from rlx_serve.slots import State
 from rlx_serve.speaking import Speakers
@@ -111,7 +111,7 @@ class Replica:
         rows = [row(model, variant) for model in MODELS for variant in VARIANTS]
         opened: Any = SimpleNamespace(
             tokenizer=lambda: SimpleNamespace(decode=lambda ids: "x" * len(ids)),
-            facts=SimpleNamespace(config=f'{{"vocab": {VOCAB}}}'),
+            info=SimpleNamespace(vocab=VOCAB, window=0),
         )
         self.speakers = Speakers(rows, dict.fromkeys(MODELS, opened), self.holding, CACHE)
 

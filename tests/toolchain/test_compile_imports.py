@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rlx_ray.catalog import open_model
 from rlx_ray.digest import canonical_json
 from rlx_ray.identity import COMPILER, PACKAGE, UNCOUNTED, counted
-from rlx_ray.job.matrix import expand
+from rlx_ray.inference.catalog import open_model
+from rlx_ray.matrix.expand import expand
 from tests.support.llama_checkpoint import write_tiny_llama
 from tests.support.modules import loaded_by
 from tests.support.serving import tiny_model, write_config
@@ -42,7 +42,7 @@ def test_nothing_is_imported_by_a_build_that_does_not_count(tmp_path: Path, targ
     specs = []
     for entry in write_config(tmp_path, models).models:
         model = open_model(entry)
-        cells = expand(model.spec, model.family, model.facts, {})
+        cells = expand(model.spec, model.family, model.info, {})
         specs += [cell.spec.to_json() for cell in cells if not cell.unsupported]
     assert len(specs) >= 5
     found = loaded_by(COMPILE, canonical_json(specs))

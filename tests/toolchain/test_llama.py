@@ -17,8 +17,8 @@ from rlx_ray.compiler.cpu.schedule import schedule
 from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
 from rlx_ray.engine.sampling import Sampling
-from rlx_ray.local import LocalModel
-from rlx_ray.text import TextModel
+from rlx_ray.inference.text import TextModel
+from rlx_ray.job.local import load as open_local
 from tests.support.needs import needs_smollm2
 from tests.support.programs import COMMON, NATIVE, TINY_LLAMA, Bench, llama, one_common, stages
 from tests.support.tiny_llama import KINDS, oracle_logits, tiny_params
@@ -195,7 +195,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
     decode = replace(found.models[0].matrix[-1], batch=(1, 4), past_seq=(255,))
     model = replace(found.models[0], matrix=(prefill, decode), quant=None)
     store = replace(found.store, cache_dir=str(folder / "cache"))
-    opened = LocalModel(replace(found, models=(model,), store=store), "smollm2")
+    opened = open_local(replace(found, models=(model,), store=store), "smollm2")
     made = TextModel(opened)
     yield made
     made.close()

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.catalog import open_model
 from rlx_ray.component import CompilationMode, ModelVariant
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError, InputError, UnknownModelError, VariantMissing
+from rlx_ray.inference.catalog import open_model
 from rlx_ray.job import build as job_build
-from rlx_ray.local import LocalModel
+from rlx_ray.job.local import load as open_local
 from tests.support.bert_reference import forward
 from tests.support.programs import Bench
 from tests.support.tiny import tiny_tensors, write_tiny_bert
@@ -49,7 +49,7 @@ def test_embeddings_of_a_random_checkpoint(
     bench: Bench, tmp_path: Path, pooling: str, seed: int
 ) -> None:
     config = write_config(tmp_path, pooling=pooling, seed=seed)
-    model = LocalModel(load(config), "tiny")
+    model = open_local(load(config), "tiny")
     try:
         done = model.embed(TEXTS)
         encoded = model.tokenizer.encode_batch(TEXTS)
@@ -75,20 +75,20 @@ def test_prebuilt_in_one_mode_loads_in_each_other_without_a_compile(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: CompilationMode
 ) -> None:
     config = load(write_config(tmp_path))
-    model = LocalModel(with_mode(config, built), "tiny")
+    model = open_local(with_mode(config, built), "tiny")
     for cell in model.cells:
         model.store.store.put(job_build.build(cell.spec))
     builds: list[object] = []
-    monkeypatch.setattr("rlx_ray.local.build", lambda spec, limits: builds.append(spec))
+    monkeypatch.setattr("rlx_ray.job.local.build", lambda spec, limits: builds.append(spec))
     for mode in CompilationMode:
-        other = LocalModel(with_mode(config, mode), "tiny")
+        other = open_local(with_mode(config, mode), "tiny")
         assert other.embed(TEXTS).vectors.shape == (4, 32)
         other.close()
     assert not builds
 
 
 def test_aot_refuses_a_missing_variant_and_names_the_command(bench: Bench, tmp_path: Path) -> None:
-    model = LocalModel(load(write_config(tmp_path, "aot")), "tiny")
+    model = open_local(load(write_config(tmp_path, "aot")), "tiny")
     with pytest.raises(VariantMissing, match=r"encoder:b1:s8 .*rlx-ray prebuild CONFIG --model"):
         model.embed(["ray"])
 
@@ -108,14 +108,14 @@ def test_a_damaged_artifact_is_rebuilt_in_lazy_mode_and_refused_in_aot(
     bench: Bench, tmp_path: Path
 ) -> None:
     config = load(write_config(tmp_path))
-    first = LocalModel(config, "tiny")
+    first = open_local(config, "tiny")
     want = first.embed(["ray"]).vectors
     first.close()
     damage(tmp_path)
-    aot = LocalModel(with_mode(config, CompilationMode.AOT), "tiny")
+    aot = open_local(with_mode(config, CompilationMode.AOT), "tiny")
     with pytest.raises(VariantMissing, match="altered"):
         aot.embed(["ray"])
-    lazy = LocalModel(config, "tiny")
+    lazy = open_local(config, "tiny")
     again = lazy.embed(["ray"])
     lazy.close()
     assert again.tiers == ("compiled",)
@@ -127,7 +127,7 @@ def test_two_models_of_equal_shape_keep_their_own_weights(bench: Bench, tmp_path
     for seed in (0, 1):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        model = LocalModel(load(write_config(folder, seed=seed)), "tiny")
+        model = open_local(load(write_config(folder, seed=seed)), "tiny")
         vectors.append(model.embed(["ray"]).vectors)
         model.close()
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
@@ -136,8 +136,8 @@ def test_two_models_of_equal_shape_keep_their_own_weights(bench: Bench, tmp_path
 def test_bad_requests_are_named(bench: Bench, tmp_path: Path) -> None:
     config = load(write_config(tmp_path, max_tokens=40))
     with pytest.raises(UnknownModelError, match="did you mean 'tiny'"):
-        LocalModel(config, "tinny")
-    model = LocalModel(config, "tiny")
+        open_local(config, "tinny")
+    model = open_local(config, "tiny")
     with pytest.raises(InputError, match="empty list"):
         model.embed([])
     with pytest.raises(InputError, match=r"has 22 tokens, the largest variant of 'tiny' takes 16"):
@@ -145,11 +145,11 @@ def test_bad_requests_are_named(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean"):
         model.spec(ModelVariant.encoder(1, 9))
     other = replace(config, models=(replace(config.models[0], name="a"),))
-    assert open_model(other.models[0]).facts.limits.max_tokens == 40
+    assert open_model(other.models[0]).info.limits.max_tokens == 40
 
 
 def test_a_model_for_other_hosts_only_says_so(bench: Bench, tmp_path: Path) -> None:
     text = write_config(tmp_path).read_text().replace("[host]", "[cpu-aarch64-neoverse_v1]")
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match="no target that this host can run"):
-        LocalModel(load(tmp_path / "config.yaml"), "tiny")
+        open_local(load(tmp_path / "config.yaml"), "tiny")

@@ -19,7 +19,8 @@ from rlx_ray.component import (
 )
 from rlx_ray.config.load import load
 from rlx_ray.config.spec import Config
-from rlx_ray.local import LocalModel
+from rlx_ray.inference.local import LocalModel
+from rlx_ray.job.local import load as open_local
 from rlx_ray.runtime.executable import pad_tokens
 from tests.support.needs import needs_minilm
 
@@ -54,7 +55,7 @@ def config_with(folder: Path, policy: KernelDispatchPolicy) -> Config:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     needs_minilm()
     made = {
-        policy: LocalModel(config_with(tmp_path_factory.mktemp(policy.spelling), policy), "minilm")
+        policy: open_local(config_with(tmp_path_factory.mktemp(policy.spelling), policy), "minilm")
         for policy in KernelDispatchPolicy
     }
     yield made
@@ -95,7 +96,7 @@ def test_a_mixed_list_runs_ragged_without_padding(models: dict, tmp_path: Path) 
     padded: LocalModel = models[KernelDispatchPolicy.PREFER_NATIVE]
     found = load(ROOT / "configs" / "minilm-ragged.yaml", store_override=f"file://{tmp_path}/store")
     config = replace(found, store=replace(found.store, cache_dir=str(tmp_path / "cache")))
-    ragged = LocalModel(config, "minilm")
+    ragged = open_local(config, "minilm")
     texts = [c["text"] for c in CASES] * 3
     done = ragged.embed(texts)
     assert done.pad_waste == 0
@@ -123,7 +124,7 @@ def test_lower_precision_stays_near_the_reference(tmp_path: Path, name: str, lea
     needs_minilm()
     found = load(ROOT / "configs" / "minilm-low.yaml", store_override=f"file://{tmp_path}/store")
     config = replace(found, store=replace(found.store, cache_dir=str(tmp_path / "cache")))
-    model = LocalModel(config, name)
+    model = open_local(config, name)
     rows = [model.embed([c["text"]]).vectors[0] for c in CASES]
     cosines = [row @ np.array(c["embedding"]) for row, c in zip(rows, CASES, strict=True)]
     assert least <= min(cosines) < 1 - 1e-6
@@ -141,7 +142,7 @@ def test_one_model_may_have_variants_of_two_precisions(tmp_path: Path) -> None:
     config = replace(
         found, models=(mixed,), store=replace(found.store, cache_dir=str(tmp_path / "cache"))
     )
-    model = LocalModel(config, "minilm-int8")
+    model = open_local(config, "minilm-int8")
     for case in CASES:
         (vector,) = model.embed([case["text"]]).vectors
         error = np.abs(vector - np.array(case["embedding"])).max()

@@ -16,7 +16,7 @@ import pytest
 from rlx_ray.compiler.cpu.zig import compile_c
 from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
-from rlx_ray.local import LocalModel
+from rlx_ray.job.local import load as open_local
 from rlx_ray.runtime.cpu import cache_pages
 from rlx_ray.weights.blocks import Blocks
 from rlx_ray.weights.formats import FORMATS, MatrixFormat
@@ -213,7 +213,7 @@ class Stepper:
         )
         model = replace(found.models[0], matrix=rows, quant=quant)
         store = replace(found.store, cache_dir=str(folder / "cache"))
-        self.model = LocalModel(replace(found, models=(model,), store=store), "smollm2")
+        self.model = open_local(replace(found, models=(model,), store=store), "smollm2")
         self._run = self.model.executable(ModelVariant.decode(1, 2047))[0]
         self._cache = cache_pages(64, self._run.binding.page)
 

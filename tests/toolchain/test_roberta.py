@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlx_ray.config.load import load
-from rlx_ray.local import LocalModel
+from rlx_ray.job.local import load as open_local
 from tests.support.programs import Bench
 from tests.support.tiny import write_tiny_roberta
 
@@ -37,7 +37,7 @@ def test_embeddings_are_those_of_transformers(
     (tmp_path / "config.yaml").write_text(CONFIG.format(policy=policy))
     cases = golden["cases"]
     texts = [case["text"] for case in cases]
-    model = LocalModel(load(tmp_path / "config.yaml"), "tiny")
+    model = open_local(load(tmp_path / "config.yaml"), "tiny")
     try:
         assert [list(e.ids) for e in model.tokenizer.encode_batch(texts)] == [
             case["input_ids"] for case in cases

@@ -11,7 +11,7 @@ import pytest
 
 from rlx_ray.component import ModelVariant, QuantScheme
 from rlx_ray.config.load import load
-from rlx_ray.local import LocalModel
+from rlx_ray.job.local import load as open_local
 from rlx_ray.runtime.cpu import cache_pages
 from rlx_ray.weights.blocks import quantise
 from rlx_ray.weights.small_floats import FP8
@@ -104,7 +104,7 @@ models:
 
 def error(folder: Path, tensors: Mapping[str, np.ndarray]) -> tuple[float, dict[str, str], int]:
     """How far the logits are off, relative to their size; the parameters' formats; bytes."""
-    model = LocalModel(load(folder / "config.yaml"), "tiny")
+    model = open_local(load(folder / "config.yaml"), "tiny")
     try:
         variant = ModelVariant.prefill(1, 32)
         run, _ = model.executable(variant)

@@ -11,8 +11,8 @@ from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
 from rlx_ray.engine.pages import GONE, PagePool
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream
-from rlx_ray.local import LocalModel
-from rlx_ray.text import TextModel
+from rlx_ray.inference.text import TextModel
+from rlx_ray.job.local import load as open_local
 from tests.support import llama_reference
 from tests.support.gguf_file import TINY, gguf_bytes, tiny_tensors
 from tests.support.programs import NATIVE, Bench, one_common
@@ -105,7 +105,7 @@ def test_an_answer_may_be_longer_than_the_cache(tmp_path: Path) -> None:
     rows = [(name, 0, a.shape, a.tobytes()) for name, a in tensors.items()]
     (tmp_path / "tiny.gguf").write_bytes(gguf_bytes(metadata, rows))
     (tmp_path / "config.yaml").write_text(CONFIG)
-    opened = LocalModel(load(tmp_path / "config.yaml"), "tiny")
+    opened = open_local(load(tmp_path / "config.yaml"), "tiny")
     page = opened.executable(VARIANTS[1])[0].binding.page
     model = TextModel(opened, 4 * page - 1)
     prompt = text(20, 5)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.compiler.cpu import c, zig
 from rlx_ray.compiler.cpu.c_regions import ENTRY
 from rlx_ray.compiler.cpu.lir import Lir

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from rlx_ray.artifact.launch_plan import Slot
 from rlx_ray.compiler.cuda.analysis import Facts
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.kernel_table import named
 from rlx_ray.compiler.cuda.state import State
 from rlx_ray.compiler.cuda.writer import Place
 from rlx_ray.compiler.ir.mir import Node, Note, Op
-from rlx_ray.launch_plan import Slot
 from rlx_ray.shape import PAGE, elements
 
 _FEW_TILES = 66

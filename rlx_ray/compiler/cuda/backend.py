@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.compiler.cuda import emit, nvrtc, resources
 from rlx_ray.compiler.cuda.launches import ALIGNMENT, Launches
 from rlx_ray.compiler.cuda.lower import drop_single_rows, lower

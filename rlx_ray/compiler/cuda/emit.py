@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rlx_ray.artifact.launch_plan import GemmStep, KernelStep, LaunchPlan, Step
 from rlx_ray.compiler.cuda.launches import Call, Launches
 from rlx_ray.compiler.cuda.source import unit
-from rlx_ray.launch_plan import GemmStep, KernelStep, LaunchPlan, Step
 from rlx_ray.target import Target
 
 

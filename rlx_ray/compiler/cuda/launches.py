@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlx_ray.artifact.launch_plan import GemmStep, Slot
 from rlx_ray.compiler.cuda.kernel_table import Instance
 from rlx_ray.compiler.ir.memory import Plan, Tensor
 from rlx_ray.compiler.ir.mir import Note
-from rlx_ray.launch_plan import GemmStep, Slot
 
 ALIGNMENT = 256
 """Bytes that every buffer of the arena and every parameter is aligned to."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from rlx_ray.artifact.launch_plan import Slot
 from rlx_ray.compiler.cuda import attention, matmuls, primitives, rows, sampling
 from rlx_ray.compiler.cuda.analysis import Facts, find
 from rlx_ray.compiler.cuda.launches import ALIGNMENT, Launches
@@ -17,7 +18,6 @@ from rlx_ray.compiler.passes.simplify import drop_dead
 from rlx_ray.component.profile import CompileProfile
 from rlx_ray.dtype import DType
 from rlx_ray.errors import VerifyError
-from rlx_ray.launch_plan import Slot
 from rlx_ray.shape import elements
 from rlx_ray.weights.formats import BLOCK, QUANT_ROWS, ROWS_LAYOUT, tiles_layout
 

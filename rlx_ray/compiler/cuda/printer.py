@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from rlx_ray.artifact.launch_plan import GemmStep
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.kernel_table import Instance
 from rlx_ray.compiler.cuda.launches import Launches
 from rlx_ray.compiler.ir import expr
-from rlx_ray.launch_plan import GemmStep
 
 
 def launches_text(program: Launches) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlx_ray.artifact import PREFIX
+from rlx_ray.artifact.manifest import PREFIX
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.state import State
 from rlx_ray.compiler.cuda.writer import Place

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rlx_ray.artifact.launch_plan import NULL
 from rlx_ray.compiler.cuda.analysis import Facts
 from rlx_ray.compiler.cuda.constants import Operand, Value
 from rlx_ray.compiler.cuda.writer import Place, Writer
@@ -16,7 +17,6 @@ from rlx_ray.compiler.ir.expr import Expr, In, Lit
 from rlx_ray.compiler.ir.mir import Note, Op, Shape
 from rlx_ray.compiler.passes.operands import grid, operand
 from rlx_ray.dtype import DType
-from rlx_ray.launch_plan import NULL
 from rlx_ray.shape import elements
 
 

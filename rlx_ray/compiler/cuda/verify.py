@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from rlx_ray.artifact.launch_plan import GemmStep, Slot
 from rlx_ray.compiler.cuda.launches import ALIGNMENT, Call, Launches
 from rlx_ray.compiler.ir.verify import verify_plan
 from rlx_ray.errors import VerifyError
-from rlx_ray.launch_plan import GemmStep, Slot
 
 
 def verify_launches(program: Launches) -> Launches:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlx_ray.artifact.launch_plan import NULL, GemmStep, Slot
 from rlx_ray.compiler.cuda.constants import Value, refusal
 from rlx_ray.compiler.cuda.kernel_table import named
 from rlx_ray.compiler.cuda.launches import ALIGNMENT, Call
 from rlx_ray.compiler.ir.memory import Buffer, Plan
 from rlx_ray.compiler.passes.arena import plan
 from rlx_ray.errors import CompileError, VerifyError
-from rlx_ray.launch_plan import NULL, GemmStep, Slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rlx_ray.artifact import Binding
+from rlx_ray.artifact.manifest import Binding
 from rlx_ray.compiler.ir.mir import Shape
 from rlx_ray.dtype import DType
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.compiler.ir.memory import Plan, Tensor
 from rlx_ray.compiler.ir.mir import Mir, Note
 from rlx_ray.component.dispatch import KernelDispatchConfig, OpKind

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlx_ray.artifact import BindingManifest
+from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.compiler.compile import stages
 from rlx_ray.compiler.cpu import c, zig
 from rlx_ray.compiler.cpu.backend import BACKEND

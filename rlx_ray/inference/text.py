@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.engine.generation import Generation, Request
+from rlx_ray.component import ModelVariant
+from rlx_ray.engine.generation import Generation, Piece, Request
 from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.engine.template import ChatTemplate
-from rlx_ray.errors import ConfigError
-from rlx_ray.local import LocalModel
+from rlx_ray.errors import ConfigError, RlxError, VariantMissing
+from rlx_ray.inference.fallback import PASSED_ON
+from rlx_ray.inference.generation import cache_pages, generating, make_engine
+from rlx_ray.inference.local import Lane, LocalModel
+from rlx_ray.runtime.executable import Executable
 
 CACHE_BYTES = 512 << 20
 """Bytes of the key-value cache unless said; on a CPU what is not written to costs no memory."""
@@ -52,35 +55,48 @@ class TextModel:
 
     def __init__(self, model: LocalModel, cache_bytes: int = CACHE_BYTES) -> None:
         self.model = model
-        variants = tuple(
-            dict.fromkeys(
-                v
-                for c in model.cells
-                if (v := c.spec.component.variant).phase in (ModelPhase.PREFILL, ModelPhase.DECODE)
-            )
-        )
-        if not variants:
+        self._cache_bytes = cache_bytes
+        self._engines: dict[Lane, Engine] = {}
+        self._lock = threading.Lock()
+        if not any(variants_of(lane) for lane in model.lanes):
             raise ConfigError(
                 f"model {model.model.spec.name!r} has no prefill and decode rows.",
                 "Add them to its matrix; an encoder embeds with 'rlx-ray embed'.",
             )
-        first = model.executable(variants[0])[0]
-        page = first.binding.page
-        pages = cache_bytes // page if page else 0
-        if not pages:
-            raise ConfigError(
-                f"a key-value cache of {cache_bytes} bytes has no room for a page of {page}.",
-                "Give it more.",
-            )
-        config = json.loads(model.model.facts.config)
-        self.engine = Engine(
-            variants,
-            lambda variant: model.executable(variant)[0],
-            model.tokenizer.decode,
-            first.make_cache(pages),
-            int(config["vocab"]),
-            int(config.get("window", 0)),
-        )
+        first: RlxError | None = None
+        for lane in tuple(model.lanes):
+            try:
+                self.engine = self._engine(lane)
+            except PASSED_ON as error:
+                first = first or error
+                continue
+            return
+        assert first is not None
+        raise first
+
+    def _engine(self, lane: Lane) -> Engine:
+        """The engine of a lane, made at its first use.
+
+        Raises:
+            RlxError: its first variant cannot be loaded, or its cache not be made.
+        """
+        with self._lock:
+            if lane not in self._engines:
+                self._engines[lane] = self._make(lane)
+            return self._engines[lane]
+
+    def _make(self, lane: Lane) -> Engine:
+        model, variants = self.model, variants_of(lane)
+        if not variants:
+            raise VariantMissing(f"{lane.target.name} has no prefill and decode variants.")
+
+        def load(variant: ModelVariant) -> Executable:
+            return model.load(lane, variant)[0]
+
+        first = load(variants[0])
+        pages = cache_pages(self._cache_bytes, first.binding.page, "the key-value cache")
+        cache = first.make_cache(pages)
+        return make_engine(model.model, variants, load, model.tokenizer.decode, cache)
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -120,14 +136,44 @@ class TextModel:
         Raises:
             InputError: a value is out of range, or prompt and answer exceed the context.
         """
-        request = Request(
+        return self.engine.submit(self.request(prompt, max_tokens, sampling, stop))
+
+    def request(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Request:
+        """A request from the arguments of `start`; it ends at the model's stop tokens."""
+        return Request(
             tuple(prompt),
             max_tokens,
             sampling or Sampling(temperature=0),
             tuple(stop),
-            frozenset(self.model.model.facts.stop_ids),
+            frozenset(self.model.model.info.stop_ids),
         )
-        return self.engine.submit(request)
+
+    def answer(self, request: Request) -> Iterator[Piece]:
+        """The pieces of an answer, on the first target that takes the request.
+
+        Raises:
+            InputError: see `start`.
+            RlxError: as the first target says it, if none takes it.
+        """
+        first: RlxError | None = None
+        for lane in tuple(self.model.lanes):
+            try:
+                pieces = self._engine(lane).submit(request)
+                piece = next(pieces)
+            except PASSED_ON as error:
+                first = first or error
+                continue
+            yield piece
+            yield from pieces
+            return
+        assert first is not None
+        raise first
 
     def generate(
         self,
@@ -139,7 +185,7 @@ class TextModel:
         """A whole answer; the arguments and errors are those of `start`."""
         tokens, text, finish = [], "", ""
         ran: dict[ModelVariant, None] = {}
-        for piece in self.start(prompt, max_tokens, sampling, stop):
+        for piece in self.answer(self.request(prompt, max_tokens, sampling, stop)):
             if piece.chosen is not None:
                 tokens.append(piece.chosen.token)
             text, finish = text + piece.text, piece.finish
@@ -147,5 +193,11 @@ class TextModel:
         return Ended(tuple(tokens), text, finish, tuple(ran))
 
     def close(self) -> None:
-        """End the engine; nothing can be generated after it."""
-        self.engine.close()
+        """End the engines; nothing can be generated after it."""
+        for engine in self._engines.values():
+            engine.close()
+
+
+def variants_of(lane: Lane) -> tuple[ModelVariant, ...]:
+    """The variants of a lane that generate text."""
+    return generating(cell.spec.component.variant for cell in lane.cells)

@@ -1,6 +1,6 @@
 """The demo: prebuild a config's variants, serve them, ask over HTTP as a client would, stop.
 
-python serve/demo.py configs/demo.yaml      (what `make demo` runs)
+python examples/demo.py configs/demo.yaml      (what `make demo` runs)
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from rlx_ray import record
-from rlx_ray.artifact import BlobRef, WeightsKey, WeightsManifest
+from rlx_ray.artifact.manifest import BlobRef, WeightsKey, WeightsManifest
 from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import ModelPhase
@@ -17,7 +17,7 @@ from rlx_ray.config.spec import ModelSpec
 from rlx_ray.digest import canonical_json, json_digest, sha256_hex
 from rlx_ray.engine.template import ChatTemplate, read_template
 from rlx_ray.errors import CheckpointError, StoreError
-from rlx_ray.models.family import Family, ModelFacts
+from rlx_ray.models.family import Family, ModelInfo
 from rlx_ray.models.family import family as find_family
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec
@@ -35,7 +35,7 @@ class OpenModel:
 
     spec: ModelSpec
     family: Family
-    facts: ModelFacts
+    info: ModelInfo
     checkpoint: Checkpoint
     _texts: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
     _hashes: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -51,7 +51,7 @@ class OpenModel:
             CheckpointError: a tensor cannot be read.
         """
         if not self._hashes:
-            names = [tensor.name for tensor in self.facts.tensors]
+            names = [tensor.name for tensor in self.info.tensors]
             self._hashes.update(_tensor_digests(self.checkpoint, names, cache))
         return self._hashes
 
@@ -65,8 +65,8 @@ class OpenModel:
             CheckpointError: a tensor cannot be read.
         """
         digests = self.tensor_digests(cache)
-        rows = [[*tensor.to_json(), digests[tensor.name]] for tensor in self.facts.tensors]
-        return json_digest([rows, [record.write(param) for param in self.facts.params]])
+        rows = [[*tensor.to_json(), digests[tensor.name]] for tensor in self.info.tensors]
+        return json_digest([rows, [record.write(param) for param in self.info.params]])
 
     def text(self, name: str) -> str | None:
         """A small text file of the checkpoint; None if it has none of that name.
@@ -99,7 +99,7 @@ class OpenModel:
                 "Save the model with its fast tokenizer.",
             )
         cut = ModelPhase.ENCODER in self.family.phases
-        return Tokenizer(text, self.facts.limits.max_tokens if cut else None)
+        return Tokenizer(text, self.info.limits.max_tokens if cut else None)
 
     def template(self) -> ChatTemplate | None:
         """The checkpoint's chat template; None if it has none.
@@ -111,7 +111,7 @@ class OpenModel:
 
 
 def open_model(spec: ModelSpec) -> OpenModel:
-    """Open a model's checkpoint and read its facts.
+    """Open a model's checkpoint and read what it says.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or lacks a tensor.
@@ -120,8 +120,8 @@ def open_model(spec: ModelSpec) -> OpenModel:
     kind = find_family(spec.family)
     checkpoint = open_checkpoint(spec.source)
     texts: dict[str, str | None] = {}
-    facts = kind.facts(partial(_read_text, checkpoint, texts), checkpoint.tensors)
-    return OpenModel(spec, kind, facts, checkpoint, texts)
+    info = kind.info(partial(_read_text, checkpoint, texts), checkpoint.tensors)
+    return OpenModel(spec, kind, info, checkpoint, texts)
 
 
 def _read_text(checkpoint: Checkpoint, seen: dict[str, str | None], name: str) -> str | None:
@@ -215,7 +215,7 @@ def _pack(
         spec.component.quant,
         model.checkpoint.url,
     )
-    data, bindings = pack_for(spec, model.facts.params, sources)
+    data, bindings = pack_for(spec, model.info.params, sources)
     view = data.data
     blob = BlobRef("weights", sha256_hex(view), len(view))
     manifest = WeightsManifest(**record.write(key), blob=blob, tensors=bindings)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import InputError
-from rlx_ray.routing.ladder import Batch, Rung, bucket, pad_waste
+from rlx_ray.routing.buckets import Batch, ShapeBucket, assign, pad_waste
 
 LADDER = tuple(
     ModelVariant.encoder(b, s) for b in (1, 2, 4, 8, 16, 32) for s in (16, 32, 64, 128, 256)
@@ -19,7 +19,7 @@ RAGGED = tuple(ModelVariant.encoder(64, 256).with_extra(2, rows) for rows in (25
 
 
 def cut(lengths: list[int], variants=LADDER, *, packed: bool = True) -> tuple[Batch, ...]:
-    return bucket(lengths, [Rung(v, packed) for v in variants], "m", "$.models[0]")
+    return assign(lengths, [ShapeBucket(v, packed) for v in variants], "m", "$.models[0]")
 
 
 @given(st.lists(st.integers(1, 256), min_size=1, max_size=60), st.booleans(), st.booleans())
@@ -30,24 +30,26 @@ def test_every_item_is_in_one_call_that_it_fits(lengths, packed: bool, ragged: b
     for batch in batches:
         assert 1 <= len(batch.items) <= batch.variant.batch
         assert max(lengths[i] for i in batch.items) <= batch.variant.seq
-        assert sum(lengths[i] for i in batch.items) <= batch.rung.rows
+        assert sum(lengths[i] for i in batch.items) <= batch.bucket.rows
 
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=6), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_no_way_to_cut_the_sorted_list_is_cheaper(lengths: list[int], packed: bool) -> None:
-    ladder = tuple(Rung(ModelVariant.encoder(b, s), packed) for b in (1, 2, 4) for s in (4, 16))
+    buckets = tuple(
+        ShapeBucket(ModelVariant.encoder(b, s), packed) for b in (1, 2, 4) for s in (4, 16)
+    )
     ordered = sorted(lengths, reverse=True)
-    batches = bucket(lengths, ladder, "m", "$")
-    found = sum(b.rung.cost([lengths[i] for i in b.items]) for b in batches)
+    batches = assign(lengths, buckets, "m", "$")
+    found = sum(b.bucket.cost([lengths[i] for i in b.items]) for b in batches)
 
     def cheapest(start: int) -> float:
         if start >= len(ordered):
             return 0.0
         return min(
-            rung.cost(ordered[start : start + n]) + cheapest(start + n)
-            for rung in ladder
-            if (n := rung.takes(ordered[start:]))
+            bucket.cost(ordered[start : start + n]) + cheapest(start + n)
+            for bucket in buckets
+            if (n := bucket.takes(ordered[start:]))
         )
 
     assert found == pytest.approx(cheapest(0))

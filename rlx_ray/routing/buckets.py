@@ -27,7 +27,7 @@ _LOOSE_EVEN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class ShapeBucket:
     """A variant that texts can be routed to.
 
     Attributes:
@@ -71,37 +71,37 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One call: its rung and the positions in the request that it answers, in row order."""
+    """One call: its bucket and the positions in the request that it answers, in row order."""
 
-    rung: Rung
+    bucket: ShapeBucket
     items: tuple[int, ...]
 
     @property
     def variant(self) -> ModelVariant:
         """The variant that runs."""
-        return self.rung.variant
+        return self.bucket.variant
 
     def computed_rows(self, lengths: Sequence[int]) -> int:
         """Token rows that the call computes; `lengths` are the request's."""
-        return sum(lengths[i] for i in self.items) if self.rung.packed else self.rung.rows
+        return sum(lengths[i] for i in self.items) if self.bucket.packed else self.bucket.rows
 
 
-def bucket(
-    lengths: Sequence[int], rungs: Iterable[Rung], model: str, path: str
+def assign(
+    lengths: Sequence[int], buckets: Iterable[ShapeBucket], model: str, path: str
 ) -> tuple[Batch, ...]:
     """Cut a request into calls.
 
     Args:
         lengths: tokens of each item, at least 1.
-        rungs: the model's encoder variants.
+        buckets: the model's encoder variants.
         model: its name, for the message.
         path: where the model's matrix stands in the config, for the message.
 
     Raises:
         InputError: an item is longer than the largest variant.
     """
-    ladder = sorted(set(rungs), key=lambda r: (r.variant.seq, r.rows, r.variant.batch))
-    longest = max((min(r.variant.seq, r.rows) for r in ladder), default=0)
+    ordered = sorted(set(buckets), key=lambda r: (r.variant.seq, r.rows, r.variant.batch))
+    longest = max((min(r.variant.seq, r.rows) for r in ordered), default=0)
     for item, length in enumerate(lengths):
         if length > longest:
             raise InputError(
@@ -113,26 +113,28 @@ def bucket(
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches = []
     start = 0
-    for rung, count in _cheapest([lengths[i] for i in order], ladder):
-        batches.append(Batch(rung, tuple(order[start : start + count])))
+    for bucket, count in _cheapest([lengths[i] for i in order], ordered):
+        batches.append(Batch(bucket, tuple(order[start : start + count])))
         start += count
     return tuple(batches)
 
 
-def _cheapest(lengths: Sequence[int], ladder: Sequence[Rung]) -> list[tuple[Rung, int]]:
-    """The cheapest way through a list (longest first): rungs, and how many texts each takes."""
+def _cheapest(
+    lengths: Sequence[int], buckets: Sequence[ShapeBucket]
+) -> list[tuple[ShapeBucket, int]]:
+    """The cheapest way through a list (longest first): buckets, and how many texts each takes."""
     count = len(lengths)
     best = [0.0] * (count + 1)
-    choice: list[tuple[Rung, int]] = [(ladder[0], 1)] * count if ladder else []
+    choice: list[tuple[ShapeBucket, int]] = [(buckets[0], 1)] * count if buckets else []
     for start in range(count - 1, -1, -1):
         best[start] = float("inf")
-        for rung in ladder:
-            taken = rung.takes(lengths[start : start + rung.variant.batch])
+        for bucket in buckets:
+            taken = bucket.takes(lengths[start : start + bucket.variant.batch])
             if not taken:
                 continue
-            total = rung.cost(lengths[start : start + taken]) + best[start + taken]
+            total = bucket.cost(lengths[start : start + taken]) + best[start + taken]
             if total < best[start]:
-                best[start], choice[start] = total, (rung, taken)
+                best[start], choice[start] = total, (bucket, taken)
     way = []
     start = 0
     while start < count:

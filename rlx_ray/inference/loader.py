@@ -1,6 +1,6 @@
-"""What one replica process holds: the store, weights, and what loads a variant for its target.
+"""What one process runs variants of one target with: store, weights, executables.
 
-No Ray here: a miss is handed to whoever was given for it.
+What compiles a miss is handed in as a function, so that nothing here knows a compiler.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlx_ray.catalog import OpenModel, load_weights
 from rlx_ray.component import CompilationMode
-from rlx_ray.config.spec import Config
+from rlx_ray.config.spec import StoreSpec
 from rlx_ray.errors import ArtifactError, ConfigError
-from rlx_ray.resolve import OnMiss, Resolver, refuse
+from rlx_ray.inference.catalog import OpenModel, load_weights
+from rlx_ray.inference.resolve import OnMiss, Resolver, refuse
 from rlx_ray.runtime.executable import Executable
 from rlx_ray.runtime.load import host_for, loader_for
 from rlx_ray.runtime.weights import Weights
@@ -31,7 +31,7 @@ class Loaded:
         digest: of the artifact that was loaded.
         weights: the weights digest of what it multiplies by.
         tier: `disk`, `store` or `compiled`.
-        nbytes: bytes of its blobs and of one arena.
+        nbytes: bytes of its code and of one arena.
     """
 
     executable: Executable
@@ -41,54 +41,71 @@ class Loaded:
     nbytes: int
 
 
-class Host:
-    """One process that runs variants for one target; its methods block and are thread-safe.
+def tiered(store: StoreSpec) -> TieredStore:
+    """A config's store, with this host's cache before it.
+
+    Raises:
+        StoreError: the cache folder cannot be used.
+        ConfigError: no such protocol, or its package is not installed.
+    """
+    opened = open_store(store.url, store.storage_options)
+    return TieredStore(opened, HostCache(Path(store.cache_dir)))
+
+
+class TargetLoader:
+    """Loads the variants of one target in this process; its methods block and are thread-safe.
 
     Args:
-        config: the whole config.
+        store: where artifacts and packed weights are.
         wanted: the target.
+        threads: of the pool of a CPU target; 0 means the processors of this process.
         on_miss: called for a variant that the store lacks, unless its mode is aot.
 
     Raises:
         ConfigError: this host cannot run the target.
         DeviceError: its device does not start.
-        StoreError: the cache folder cannot be used.
     """
 
-    def __init__(self, config: Config, wanted: Target, on_miss: OnMiss) -> None:
+    def __init__(self, store: TieredStore, wanted: Target, threads: int, on_miss: OnMiss) -> None:
         refusal = host_for((wanted,)).refusal(wanted)
         if refusal:
             raise ConfigError(
                 f"target {wanted.name!r} cannot run here: {refusal}.",
                 "Place its executor on other nodes, or take it out of the config's targets.",
             )
-        store = open_store(config.store.url, config.store.storage_options)
-        self.store = TieredStore(store, HostCache(Path(config.store.cache_dir)))
+        self.store = store
         self.target = wanted
-        self._loader = loader_for(wanted, config.serve.threads)
-        self._build = Resolver(self.store, on_miss)
-        self._refuse = Resolver(self.store, refuse)
+        self._loader = loader_for(wanted, threads)
+        self._build = Resolver(store, on_miss)
+        self._refuse = Resolver(store, refuse)
         self._weights: dict[tuple[str, str], Weights] = {}
 
-    def add_weights(self, model: OpenModel, specs: Iterable[BuildSpec], wanted: str) -> int:
-        """Map a model's packed weights, packing them first if nobody has; their bytes.
+    def add_weights(
+        self, model: OpenModel, specs: Iterable[BuildSpec], wanted: str | None = None
+    ) -> int:
+        """Map a model's packed weights, packing them first if nobody has; the bytes of new ones.
 
         Args:
             model: whose they are.
             specs: of the variants that will be loaded.
-            wanted: the weights digest that was deployed.
+            wanted: the weights digest that it must be; None for that of the checkpoint as it is.
 
         Raises:
             StoreError: the store cannot be reached or written.
-            CheckpointError: a tensor cannot be read, or the store lacks what was deployed and the
+            CheckpointError: a tensor cannot be read, or the store lacks what is wanted and the
                 checkpoint holds something else now.
         """
         total = 0
         for spec in {spec.weights_family: spec for spec in specs}.values():
-            weights = load_weights(self.store, model, spec, wanted)
-            self._weights[spec.model, spec.weights_family] = weights
-            total += weights.nbytes
+            if (spec.model, spec.weights_family) not in self._weights:
+                weights = load_weights(self.store, model, spec, wanted)
+                self._weights[spec.model, spec.weights_family] = weights
+                total += weights.nbytes
         return total
+
+    def weights(self, spec: BuildSpec) -> Weights:
+        """The packed weights that a variant reads; they have been added."""
+        return self._weights[spec.model, spec.weights_family]
 
     def load(self, spec: BuildSpec) -> Loaded:
         """Load a variant from disk or store; what a miss does depends on the variant's mode.
@@ -104,12 +121,11 @@ class Host:
         manifest, paths = resolved.fetched.manifest, resolved.fetched.paths
         if manifest.spec.digest != spec.digest:
             raise ArtifactError(f"artifact {manifest.spec.digest} was loaded for {spec.digest}.")
-        weights = self._weights[spec.model, spec.weights_family]
+        weights = self.weights(spec)
         executable = self._loader.load(manifest.binding, paths, weights)
         size = manifest.blob("code").size + executable.arena_bytes
-        return Loaded(
-            executable, manifest.spec.digest, weights.manifest.source, resolved.tier, size
-        )
+        source = weights.manifest.source
+        return Loaded(executable, manifest.spec.digest, source, resolved.tier, size)
 
     def room(self, share: float) -> int:
         """How much memory there is for weights, variants and caches; see `Loader.room`."""

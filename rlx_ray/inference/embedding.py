@@ -1,0 +1,205 @@
+"""Texts to vectors: what runs where, what is left of it for the next target, and the answer.
+
+`plan` is pure. It yields calls in rounds and is sent how each ended; `drive` runs the calls one
+after the other, `drive_at_once` side by side. A call that its target cannot have (`PASSED_ON`) goes
+to the next target with the texts that it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from rlx_ray.checkpoint.tokenizer import Encoded
+from rlx_ray.component import ModelVariant
+from rlx_ray.errors import InputError, RlxError
+from rlx_ray.inference.fallback import PASSED_ON
+from rlx_ray.routing.buckets import Batch, ShapeBucket, assign, pad_waste
+from rlx_ray.runtime.executable import pad_tokens
+
+OUTPUT = "embedding"
+"""Name of the output that holds a vector for each text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One forward pass.
+
+    Attributes:
+        lane: which target, by its place in the serving order.
+        batch: which texts, on which variant.
+    """
+
+    lane: int
+    batch: Batch
+
+    def inputs(self, texts: Sequence[Encoded]) -> dict[str, np.ndarray]:
+        """What the variant takes, of all texts of the request."""
+        tokens = [(texts[i].ids, texts[i].type_ids) for i in self.batch.items]
+        return pad_tokens(self.batch.variant, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a call ended well: the variant's `embedding`, float32 [batch, hidden], and its tier."""
+
+    rows: np.ndarray
+    tier: str
+
+
+Outcome: TypeAlias = Ran | RlxError
+"""How a call ended; an error is one of PASSED_ON."""
+
+Plan: TypeAlias = Generator[list[Call], Sequence[Outcome], list[tuple[Call, Ran]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of some texts, and how they came to be.
+
+    Attributes:
+        vectors: float32 [texts, hidden].
+        tokens: tokens of each text, special ones included.
+        truncated: how many texts were cut to the model's limit.
+        runs: what ran, in order.
+        tiers: for each call where its artifact came from: memory, disk, store or compiled.
+        pad_waste: padded rows over all rows.
+    """
+
+    vectors: np.ndarray
+    tokens: tuple[int, ...]
+    truncated: int
+    runs: tuple[Call, ...]
+    tiers: tuple[str, ...]
+    pad_waste: float
+
+    @property
+    def calls(self) -> tuple[ModelVariant, ...]:
+        """The variants that ran, one for each call."""
+        return tuple(run.batch.variant for run in self.runs)
+
+
+def plan(
+    lengths: Sequence[int], lanes: Sequence[Sequence[ShapeBucket]], model: str, path: str
+) -> Plan:
+    """The calls that a request needs, on the variants that pad least.
+
+    Args:
+        lengths: tokens of each text, at least one text and one token.
+        lanes: for each target, in serving order, the variants that texts can be routed to.
+        model: the model's name, for messages.
+        path: where it stands in the config, for messages.
+
+    Yields:
+        Calls; sent are their outcomes, in the same order.
+
+    Raises:
+        InputError: a text is longer than the largest variant.
+        RlxError: one of PASSED_ON as the first target says it, once none is left.
+    """
+    done: list[tuple[Call, Ran]] = []
+    waiting: list[tuple[Sequence[int], RlxError | None]] = [(range(len(lengths)), None)]
+    for lane, buckets in enumerate(lanes):
+        last = lane == len(lanes) - 1
+        calls: list[Call] = []
+        errors: list[RlxError | None] = []
+        left: list[tuple[Sequence[int], RlxError | None]] = []
+        for items, error in waiting:
+            try:
+                batches = assign([lengths[i] for i in items], buckets, model, path)
+            except InputError as too_long:
+                if last:
+                    raise (error or too_long) from None
+                left.append((items, error))
+                continue
+            for batch in batches:
+                calls.append(Call(lane, Batch(batch.bucket, tuple(items[i] for i in batch.items))))
+                errors.append(error)
+        outcomes = (yield calls) if calls else ()
+        for call, error, outcome in zip(calls, errors, outcomes, strict=True):
+            if isinstance(outcome, Ran):
+                done.append((call, outcome))
+            else:
+                left.append((call.batch.items, error or outcome))
+        waiting = left
+        if not waiting:
+            break
+    for _, error in waiting:
+        assert error is not None
+        raise error
+    return done
+
+
+def merge(texts: Sequence[Encoded], done: Sequence[tuple[Call, Ran]]) -> Embedded:
+    """The answer of a request from its calls."""
+    lengths = tuple(len(text.ids) for text in texts)
+    vectors = np.empty((len(texts), done[0][1].rows.shape[1]), np.float32)
+    for call, ran in done:
+        vectors[list(call.batch.items)] = ran.rows[: len(call.batch.items)]
+    return Embedded(
+        vectors,
+        lengths,
+        sum(text.truncated for text in texts),
+        tuple(call for call, _ in done),
+        tuple(ran.tier for _, ran in done),
+        pad_waste([call.batch for call, _ in done], lengths),
+    )
+
+
+def drive(calls: Plan, run: Callable[[Call], Ran]) -> list[tuple[Call, Ran]]:
+    """Run a plan's calls one after the other.
+
+    Args:
+        calls: the plan.
+        run: runs a call; one of PASSED_ON passes it on, any other error ends the plan.
+    """
+
+    def one(call: Call) -> Outcome:
+        try:
+            return run(call)
+        except PASSED_ON as error:
+            return error
+
+    try:
+        wanted = next(calls)
+        while True:
+            wanted = calls.send([one(call) for call in wanted])
+    except StopIteration as stop:
+        found: list[tuple[Call, Ran]] = stop.value
+        return found
+
+
+async def drive_at_once(
+    calls: Plan, run: Callable[[Call], Awaitable[Ran]]
+) -> list[tuple[Call, Ran]]:
+    """Run a plan's calls of one round side by side; the arguments are as those of `drive`."""
+
+    async def one(call: Call) -> Outcome:
+        try:
+            return await run(call)
+        except PASSED_ON as error:
+            return error
+
+    try:
+        wanted = next(calls)
+        while True:
+            wanted = calls.send(await together([one(call) for call in wanted]))
+    except StopIteration as stop:
+        found: list[tuple[Call, Ran]] = stop.value
+        return found
+
+
+async def together(work: Sequence[Awaitable[Outcome]]) -> list[Outcome]:
+    """All results in order; the first failure cancels the rest."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
