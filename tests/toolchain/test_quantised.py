@@ -72,7 +72,9 @@ class Kernels:
         lanes, vectors, stand_ins = WAYS[way]
         self.formats = [FORMATS[name] for name in formats]
         text = UNIT.format(lanes=lanes, vectors=vectors, stand_ins=stand_ins)
-        text += "".join(BLOCK_UNIT.format(name=f.name, **dict(f.constants)) for f in self.formats)
+        for form in self.formats:
+            traits = {"halves": int(form.halves), "offsets": int(form.offsets)}
+            text += BLOCK_UNIT.format(name=form.name, bits=form.bits, **traits)
         self.library = ctypes.CDLL(str(bench.file(compile_c(text, bench.toolchain), "b.so")))
         self.panel = lanes * vectors
 
