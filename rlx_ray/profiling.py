@@ -28,8 +28,6 @@ from rlx_ray.shape import PAGE
 from rlx_ray.spec import BuildSpec
 from rlx_ray.weights.formats import laid_out
 
-_THREADS, _CALLS = 64, 1024  # COUNTER_THREADS and COUNTER_CALLS of kernels/c/counters.h
-
 
 @dataclass(frozen=True, slots=True)
 class KernelTime:
@@ -111,7 +109,8 @@ def _measure(
 ) -> Profile:
     library.rlx_counters.restype = ctypes.POINTER(ctypes.c_ulong)
     library.rlx_now.restype = ctypes.c_ulong
-    counters = np.ctypeslib.as_array(library.rlx_counters(), (_THREADS, _CALLS))
+    calls = sum(len(region.all_calls) for region in lir.regions)
+    counters = np.ctypeslib.as_array(library.rlx_counters(), (c.COUNTER_THREADS, calls))
     inputs = full_inputs(binding(lir))
     run(inputs)
     counters[:] = 0
@@ -132,7 +131,7 @@ def _kernels(lir: Lir, seconds: np.ndarray) -> tuple[KernelTime, ...]:
     grouped: dict[str, list[int]] = {}
     for i, (_, call) in enumerate(calls):
         grouped.setdefault(_name(call), []).append(i)
-    total = float(seconds[: len(calls)].sum())
+    total = float(seconds.sum())
     made = []
     for name, members in grouped.items():
         own = float(seconds[members].sum())

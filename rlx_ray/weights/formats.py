@@ -32,8 +32,8 @@ TILE = 16
 CHUNK = 64
 """Terms of a chunk of a tile."""
 
-_FACTS = 16
-"""Bytes of a quantised row for each block: a scale, the block's sum, its halves' sums."""
+ROW_FACTS = 4
+"""Floats of a quantised row for each block: a scale, the block's sum, its halves' sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class MatrixFormat:
         """Elements of such a row of K terms, with the scales that it ends with."""
         match self.rows:
             case "blocks":
-                return k + k // BLOCK * _FACTS
+                return k + k // BLOCK * ROW_FACTS * 4
             case "int8":
                 return self.groups(k) * self.group + 8 // self.row_dtype(target).size
             case _:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
 import pytest
 
+from rlx_ray.compiler.cpu.c import emit
 from rlx_ray.compiler.cpu.lir import Kernel
 from rlx_ray.compiler.cpu.op_rule import Site
 from rlx_ray.compiler.cpu.precision import lower_precision
@@ -80,6 +82,15 @@ def test_a_header_has_the_function_that_a_body_calls(op: Op) -> None:
     for template in RULES[op].templates:
         text = (KERNELS / template.header).read_text()
         assert f" {template.body.partition('(')[0]}(" in text, template.name
+
+
+def test_headers_have_no_number_that_units_tell_them() -> None:
+    told = re.findall(
+        r"#define (\w+)", emit(stages(llama(), 2, 1, past=31).lir, TARGET, counters=True)
+    )
+    assert {"CACHE_PAGE", "BLOCK", "SPAN_ROWS", "COUNTER_CALLS"} <= set(told)
+    for header in KERNELS.glob("*.h"):
+        assert not set(told) & set(re.findall(r"#define (\w+)", header.read_text())), header.name
 
 
 def programs() -> Iterator[tuple[Mir, tuple[str, ...]]]:

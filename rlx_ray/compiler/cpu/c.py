@@ -13,7 +13,12 @@ from rlx_ray.compiler.cpu.templates import Kernel, expressions
 from rlx_ray.compiler.ir.expr import Acc
 from rlx_ray.compiler.passes.operands import OperandAccess
 from rlx_ray.compiler.passes.print_expr import print_expr
+from rlx_ray.shape import PAGE
 from rlx_ray.target import Target
+from rlx_ray.weights.formats import BLOCK, ROW_FACTS
+
+COUNTER_THREADS = 64
+"""Most threads whose calls are counted."""
 
 _INPUTS = "abcdegh"
 
@@ -31,9 +36,10 @@ def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
     if any(kernel.expr is not None for kernel in names):
         headers.append("vmath.h")
     headers += [kernel.template.header for kernel in names]
-    parts = ['#include "counters.h"'] if counters else []
+    parts = [_counters(lir)] if counters else []
     parts.append(head(target, headers, lir.packing))
     parts += dict.fromkeys(kernel.unit for kernel in names if kernel.unit)
+    parts += _pages(lir)
     parts += [_kernel(kernel, name) for kernel, name in names.items()]
     parts.append(print_regions(lir, names, counters=counters))
     return "\n".join(parts)
@@ -51,6 +57,9 @@ def head(target: Target, headers: Sequence[str], packing: Packing | None = None)
         "RLX_LANES": target.lanes,
         "RLX_TILE_ROWS": target.tile_rows,
         "RLX_TILE_VECTORS": target.tile_vectors,
+        "CACHE_PAGE": PAGE,
+        "BLOCK": BLOCK,
+        "BLOCK_FACTS": ROW_FACTS,
     }
     if packing is not None:
         defines |= {
@@ -63,6 +72,21 @@ def head(target: Target, headers: Sequence[str], packing: Packing | None = None)
 
 def _defines(values: dict[str, int]) -> str:
     return "\n".join(f"#define {name} {value}" for name, value in values.items())
+
+
+def _counters(lir: Lir) -> str:
+    calls = sum(len(region.all_calls) for region in lir.regions)
+    sizes = {"COUNTER_THREADS": COUNTER_THREADS, "COUNTER_CALLS": calls}
+    return f'{_defines(sizes)}\n#include "counters.h"'
+
+
+def _pages(lir: Lir) -> list[str]:
+    """A check that kernels find their keys and values in pages of the size that callers make."""
+    cached = [kernel.sizes for kernel in lir.kernels if kernel.template.cache]
+    pages = (f"CACHE_HEAD({c['dim']}) * {c['layers'] * c['kv_heads'] * c['size']}" for c in cached)
+    return [
+        f'_Static_assert({page} == {lir.page}, "bytes of a page");' for page in dict.fromkeys(pages)
+    ]
 
 
 def _kernel(kernel: Kernel, name: str) -> str:

@@ -108,7 +108,7 @@ def _emit(
 
 
 def _page_bytes(mir: Mir, target: Target) -> int:
-    """Bytes of a page of the cache: CACHE_HEAD of kernels/c/cache.h for every layer and head."""
+    """Bytes of a page of the cache; 0 without one. Units check it against kernels/c/cache.h."""
     for node in mir.nodes:
         if uses_cache(node.op):
             dim = node.number("dim")
