@@ -127,8 +127,7 @@ def _pairs(
         for index, reader in pairwise(group.nodes):
             up, down = mir.nodes[index], mir.nodes[reader]
             alone = uses[index] == [reader] and down.inputs[0] == index
-            matmuls = all(partition(node.op).axis == "columns" for node in (up, down))
-            if matmuls and alone:
+            if alone and all(partition(node.op).in_parts(node) for node in (up, down)):
                 chunk = chunk_columns(-(-known.rows // group.tiles), up.shape[1], panel)
                 if chunk:
                     found[index] = (reader, chunk)

@@ -107,6 +107,10 @@ def _not_packed(mir: Mir, node: Node, sources: set[Domain]) -> None:
     return None
 
 
+def _never(node: Node) -> bool:
+    return False
+
+
 def _one_head(node: Node, sequences: int) -> int:
     return 1
 
@@ -119,6 +123,7 @@ class Partition:
         rows: what its rows are in a packed program.
         axis: of its region where each operation has one of its own: `rows`, `columns` or `heads`.
         heads: how many tiles of heads there are, of some sequences.
+        in_parts: whether a matmul can make some of its columns, or add up some of its terms.
         attends: a tile reads rows of its sequences that are not its own.
         follows: operations whose tile of heads writes what the same tile of this one reads, and no
             other: no barrier is needed between them.
@@ -131,6 +136,7 @@ class Partition:
     rows: Rows = _not_packed
     axis: str = "rows"
     heads: Callable[[Node, int], int] = _one_head
+    in_parts: Callable[[Node], bool] = _never
     attends: bool = False
     follows: tuple[Op, ...] = ()
     cheap: bool = False

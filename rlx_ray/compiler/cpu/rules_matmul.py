@@ -108,6 +108,11 @@ def _form(site: Site) -> Lowered:
     return Lowered(template(expr, views, rows=site.rows, **arguments), (0, 1), operands)
 
 
+def _in_parts(node: Node) -> bool:
+    """Kernels of packed formats go through all terms, and find a column's scale behind them."""
+    return _format(node).name == "f32"
+
+
 def gemm_share(rows: float, target: Target) -> float:
     """The share of the arithmetic peak that the micro-kernel reaches for a number of rows.
 
@@ -147,7 +152,7 @@ MATMUL = OpRule(
     (*GEMM, *INT8, *BF16, *FP8, *BLOCKS),
     _form,
     _form,
-    Partition(source_rows, "columns", token_rows=True),
+    Partition(source_rows, "columns", in_parts=_in_parts, token_rows=True),
     rate=_rate,
     weights=_weights,
 )
