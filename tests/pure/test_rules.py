@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from rlx_ray.compiler.cpu.zig import KERNELS
 from rlx_ray.compiler.ir.mir import Mir, Node, Op
 from rlx_ray.dtype import DType
 from rlx_ray.errors import VerifyError
+from rlx_ray.identity import PACKAGE
 from rlx_ray.target import target
 from tests.support.programs import COMMON, NATIVE, PROFILE, bert, llama, one_common, stages
 
@@ -58,6 +60,17 @@ def test_fields_are_those_of_the_body_and_of_the_unit() -> None:
 def test_every_operation_but_those_without_a_kernel_has_a_rule() -> None:
     # The dispatch pass makes every activation an elementwise region.
     assert set(Op) - set(RULES) == {Op.INPUT, Op.PARAM, Op.RESHAPE, Op.ACTIVATION}
+
+
+def test_no_operation_is_named_outside_the_rules() -> None:
+    # precision.py is a pass over matmuls.
+    for file in (PACKAGE / "compiler" / "cpu").glob("*.py"):
+        nodes = ast.walk(ast.parse(file.read_text()))
+        ops = {
+            n.attr for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "Op"
+        }
+        if file.name != "precision.py" and not file.name.startswith("rules"):
+            assert ops <= {"INPUT", "PARAM", "RESHAPE"}, file.name
 
 
 def test_an_operation_without_a_rule_is_refused() -> None:
