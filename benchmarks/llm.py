@@ -77,8 +77,8 @@ def peak_mb() -> float:
 def ours(threads: int) -> dict:
     """Seconds of each case, and the bytes of the packed weights."""
     from rlx_ray.component import ModelVariant
-    from rlx_ray.job.local import load
     from rlx_ray.inference.text import TextModel
+    from rlx_ray.job.local import load
     from rlx_ray.runtime.cpu import cache_pages
 
     model = load(FOLDER / "smollm2.yaml", "smollm2", threads)

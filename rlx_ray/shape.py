@@ -59,7 +59,7 @@ ROWS = Dim(1, (2,))
 PAGES = Dim(1, (16,))
 """Entries of a sequence's page table: enough for past_seq and seq tokens."""
 PAGE = 32
-"""Tokens of one page of a key-value cache; CACHE_PAGE in kernels/c/cache.h."""
+"""Tokens of one page of a key-value cache."""
 LIKELIEST = 20
 """Most tokens that are reported beside a chosen one as the likeliest."""
 

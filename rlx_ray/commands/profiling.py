@@ -22,13 +22,12 @@ from rlx_ray.compiler.compile import stages
 from rlx_ray.compiler.cpu import c, zig
 from rlx_ray.compiler.cpu.backend import BACKEND
 from rlx_ray.compiler.cpu.lir import Call, Lir, Region, Space
+from rlx_ray.compiler.cpu.templates import Extent
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.shape import PAGE
 from rlx_ray.spec import BuildSpec
 from rlx_ray.weights.formats import laid_out
-
-_THREADS, _CALLS = 64, 1024  # COUNTER_THREADS and COUNTER_CALLS of kernels/c/counters.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,8 @@ def _measure(
 ) -> Profile:
     library.rlx_counters.restype = ctypes.POINTER(ctypes.c_ulong)
     library.rlx_now.restype = ctypes.c_ulong
-    counters = np.ctypeslib.as_array(library.rlx_counters(), (_THREADS, _CALLS))
+    calls = sum(len(region.all_calls) for region in lir.regions)
+    counters = np.ctypeslib.as_array(library.rlx_counters(), (c.COUNTER_THREADS, calls))
     inputs = full_inputs(BACKEND.binding(lir))
     run(inputs)
     counters[:] = 0
@@ -133,7 +133,7 @@ def _kernels(lir: Lir, seconds: np.ndarray) -> tuple[KernelTime, ...]:
     grouped: dict[str, list[int]] = {}
     for i, (_, call) in enumerate(calls):
         grouped.setdefault(_name(call), []).append(i)
-    total = float(seconds[: len(calls)].sum())
+    total = float(seconds.sum())
     made = []
     for name, members in grouped.items():
         own = float(seconds[members].sum())
@@ -146,44 +146,33 @@ def _kernels(lir: Lir, seconds: np.ndarray) -> tuple[KernelTime, ...]:
 
 
 def _name(call: Call) -> str:
-    sizes = dict(call.kernel.constants)
+    sizes = call.kernel.sizes
     wanted = ("n", "k", "keys", "heads", "dim", "columns")
-    return " ".join([call.kernel.template, *(f"{k}={sizes[k]}" for k in wanted if k in sizes)])
-
-
-def _rows(lir: Lir, region: Region, call: Call) -> int:
-    """Rows of all tiles of a call together, on full sequences."""
-    sizes = dict(call.kernel.constants)
-    if "m" in sizes:
-        return int(sizes["m"]) * region.tiles
-    assert lir.packing is not None
-    rows = lir.packing.sequences if sizes.get("per_sequence") else lir.packing.rows
-    return rows * region.tiles if region.axis in ("columns", "heads") else rows
+    name = call.kernel.template.name
+    return " ".join([name, *(f"{k}={sizes[k]}" for k in wanted if k in sizes)])
 
 
 def _flops(lir: Lir, region: Region, call: Call) -> int:
-    """Floating-point operations of all tiles of a matmul or an attention; 0 for others."""
-    sizes = dict(call.kernel.constants)
-    if call.kernel.template.startswith("gemm"):
-        return int(2 * _rows(lir, region, call) * sizes["n"] * sizes["k"])
-    if "table" in sizes and call.kernel.template.startswith("attention"):
-        assert lir.packing is not None
-        return int(4 * lir.packing.rows * sizes["table"] * PAGE * sizes["heads"] * sizes["dim"])
-    if call.kernel.template.startswith("attention") and lir.packing is not None:
-        width = sizes["heads"] * sizes["dim"]
-        keys = min(sizes["keys"], lir.packing.rows // lir.packing.sequences)
-        return int(4 * lir.packing.rows * keys * width)
-    return 0
+    """Floating-point operations of all tiles of a call, on full sequences; 0 where not counted."""
+    rows = dict(call.kernel.arguments).get("rows", Extent.ROWS)
+    if isinstance(rows, int):
+        return call.kernel.template.flops(call.kernel.sizes, rows * region.tiles, region.tiles)
+    if lir.packing is None:
+        return 0
+    sequences = lir.packing.sequences
+    total = sequences if rows is Extent.SEQUENCES else lir.packing.rows
+    return call.kernel.template.flops(call.kernel.sizes, total, sequences)
 
 
 def _streamed(lir: Lir, region: Region, call: Call) -> int:
-    """Bytes of the weights that all tiles of a matmul read."""
-    sizes = dict(call.kernel.constants)
-    weights = [s for s in call.inputs if s is not None and s.space is Space.PARAM]
-    if not call.kernel.template.startswith("gemm") or not weights:
-        return 0
-    form = laid_out(lir.params[weights[0].offset].layout)
-    return int(form.weight_bytes * sizes["n"] * sizes["k"]) * region.tiles
+    """Bytes of the packed weights that all tiles of a call read."""
+    sizes, read = call.kernel.sizes, 0
+    for slot in call.inputs:
+        if slot is not None and slot.space is Space.PARAM:
+            layout = lir.params[slot.offset].layout
+            form = laid_out(layout) if layout.startswith("panel") else None
+            read += int(form.weight_bytes * sizes["n"] * sizes["k"]) * region.tiles if form else 0
+    return read
 
 
 def full_inputs(bound: BindingManifest) -> dict[str, np.ndarray]:

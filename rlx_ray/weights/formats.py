@@ -32,8 +32,8 @@ TILE = 16
 CHUNK = 64
 """Terms of a chunk of a tile."""
 
-_FACTS = 16
-"""Bytes of a quantised row for each block: a scale, the block's sum, its halves' sums."""
+ROW_FACTS = 4
+"""Floats of a quantised row for each block: a scale, the block's sum, its halves' sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +77,9 @@ class MatrixFormat:
         """What is added to a code when it is stored."""
         return 0 if self.offsets or self.bits == 8 else 1 << self.bits >> 1
 
-    @property
-    def kernel(self) -> str:
-        """The matmul's kernel template."""
-        if self.bits:
-            return "gemm_blocks"
-        return "gemm_fp8" if self.name.startswith("fp8") else f"gemm_{self.name}"
-
-    @property
-    def constants(self) -> tuple[tuple[str, int], ...]:
-        """What that template wants to know of the format."""
-        if self.bits:
-            traits = ("bits", self.bits), ("halves", self.halves), ("offsets", self.offsets)
-            return tuple((name, int(value)) for name, value in traits)
-        return (("e5m2", int(self.name == "fp8e5m2")),) if self.kernel == "gemm_fp8" else ()
-
     def layout(self, panel: int) -> str:
         """The layout's name in bindings, such as `panel16`, `panel16x4` or `panel16b4m`."""
-        if self.bits or self.kernel == "gemm_fp8":
+        if self.bits or self.name.startswith("fp8"):
             return f"panel{panel}{self.name}"
         return f"panel{panel}" + (f"x{self.group}" if self.group > 1 else "")
 
@@ -137,7 +122,7 @@ class MatrixFormat:
         """Elements of such a row of K terms, with the scales that it ends with."""
         match self.rows:
             case "blocks":
-                return k + k // BLOCK * _FACTS
+                return k + k // BLOCK * ROW_FACTS * 4
             case "int8":
                 return self.groups(k) * self.group + 8 // self.row_dtype(target).size
             case _:

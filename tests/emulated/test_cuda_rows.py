@@ -99,8 +99,6 @@ def of_type(t: DType) -> list:
                 (33, 0, {"groups": 3, "block": 64}),
             )
         ),
-        instance("argmax", f"argmax_{t}", t=t, rows=4, n=5000),
-        instance("argmax", f"argmax_few_{t}", t=t, rows=4, n=7),
         instance(
             "strided",
             f"strided_{t}",
@@ -283,19 +281,6 @@ def test_poolings(kernels: Unit, kind: str, t: DType) -> None:
         if l2:
             want /= np.maximum(np.linalg.norm(want, axis=1, keepdims=True), 1e-12)
         check(got, want, out)
-
-
-@each_type
-def test_the_place_of_the_largest(kernels: Unit, t: DType) -> None:
-    rng = np.random.default_rng(3)
-    for name, n in ((f"argmax_{t}", 5000), (f"argmax_few_{t}", 7)):
-        x = values(rng, (4, n), t)
-        x[1, [n - 1, n // 2]] = 60
-        x[2], x[2, 3] = -np.inf, np.nan
-        x[3] = -np.inf
-        x[3, n - 2] = -9
-        got = kernels.run(name, x=x, y=np.full(4, -1, np.int32))["y"]
-        assert got.tolist() == [int(wide(x[0]).argmax()), n // 2, 0, n - 2]
 
 
 @each_type

@@ -17,6 +17,7 @@ import pytest
 from rlx_ray import shape
 from rlx_ray.artifact import launch_plan, manifest
 from rlx_ray.compiler.backend import backend_for
+from rlx_ray.compiler.cpu.c import head
 from rlx_ray.compiler.ir.program import Order
 from rlx_ray.compiler.pipeline import run
 from rlx_ray.component import ModelVariant
@@ -30,9 +31,17 @@ KERNELS = PACKAGE / "compiler" / "kernels" / "c"
 GOLDEN = Path(__file__).parent.parent / "golden" / "abi.json"
 
 
+TOLD = re.compile(r"#ifndef (\w+)\n#error .*\n#endif")
+
+
 def code(name: str) -> str:
-    """A C source without comments and the spaces between words."""
-    text = (KERNELS / name).read_text()
+    """A C source without comments and the spaces between words.
+
+    Where it wants to be told a number, it has the one that units tell it.
+    """
+    defines = head(target("cpu-x86_64-v3"), ()).splitlines()
+    told = {line.split()[1]: line for line in defines if line.startswith("#define")}
+    text = TOLD.sub(lambda m: told[m[1]], (KERNELS / name).read_text())
     return re.sub(r"\s+", " ", re.sub(r"/\*.*?\*/", " ", text, flags=re.S))
 
 

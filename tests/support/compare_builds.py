@@ -26,6 +26,7 @@ from rlx_ray.target import Toolchain
 from rlx_ray.target import target as find
 
 _KERNEL = re.compile(r"^#define RLX_NAME (\w+)$", re.M)
+_AARCH64 = b"\xb7\0"
 Key = tuple[str, str, str]
 
 
@@ -47,7 +48,9 @@ def blob(store: Path, manifest: dict[str, Any], role: str) -> bytes:
 
 @cache
 def stripped(data: bytes) -> bytes:
-    """An ELF file without its symbol table."""
+    """An ELF file without its symbol table; one of aarch64 with it, as objcopy may not know it."""
+    if data[18:20] == _AARCH64:
+        return data
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()

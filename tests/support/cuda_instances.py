@@ -40,7 +40,6 @@ def sets(t: DType) -> dict[str, list[dict[str, Value]]]:
             {"batch": 8, "seq": 128, "n": 384, "pool": 0, "l2": 1, "out": DType.F32},
             {**RAGGED, "n": 384, "pool": 0},
         ],
-        "argmax": [{"rows": 8, "n": 49152}],
         "attention_step": [
             {"batch": 1, **DECODER, **CACHE, "positions": 2048, "bias": 1, "gains": 1},
         ],

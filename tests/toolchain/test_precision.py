@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cpu.precision import lower_precision
 from rlx_ray.compiler.cpu.regions import Tiling
+from rlx_ray.compiler.cpu.schedule import schedule
 from rlx_ray.compiler.cpu.zig import compile_c
 from rlx_ray.component.profile import Precision
 from rlx_ray.weights.formats import FORMATS
@@ -245,4 +247,14 @@ def test_every_way_to_cut_gives_the_same_bits(bench: Bench, precision: str) -> N
     found.add(
         bench.load(ragged.program, params).run(pack_inputs(inputs, 40))["embedding"].tobytes()
     )
+    assert len(found) == 1
+
+
+def test_fp8_feed_forwards_that_leave_the_cache_are_made_whole(bench: Bench) -> None:
+    base = stages(bert(hidden=96, heads=3, intermediate=384, layers=1), 8, 32).mir
+    mir = lower_precision(base, {}, "fp8e4m3", bench.target)
+    inputs, found = random_inputs(8, 32), set()
+    for way in (Tiling("columns", 0), Tiling("sequences", 1), Tiling("rows", 2)):
+        lir = schedule(mir, bench.target, way)
+        found.add(bench.load(lir, random_params(lir)).run(inputs)["embedding"].tobytes())
     assert len(found) == 1

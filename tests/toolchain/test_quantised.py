@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from rlx_ray.compiler.cpu.c import head
 from rlx_ray.compiler.cpu.zig import compile_c
 from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
@@ -29,10 +30,7 @@ from tests.toolchain.test_precision import STAND_INS
 
 ROOT = Path(__file__).parent.parent.parent
 UNIT = """
-#define RLX_LANES {lanes}
-#define RLX_TILE_ROWS 6
-#define RLX_TILE_VECTORS {vectors}
-#include "rt.h"
+{head}
 {stand_ins}
 #include "gemm_blocks.h"
 #include "gemm_fp8.h"
@@ -71,8 +69,11 @@ class Kernels:
     def __init__(self, bench: Bench, way: str, formats: Sequence[str] = OFTEN) -> None:
         lanes, vectors, stand_ins = WAYS[way]
         self.formats = [FORMATS[name] for name in formats]
-        text = UNIT.format(lanes=lanes, vectors=vectors, stand_ins=stand_ins)
-        text += "".join(BLOCK_UNIT.format(name=f.name, **dict(f.constants)) for f in self.formats)
+        shape = replace(bench.target, lanes=lanes, tile_rows=6, tile_vectors=vectors)
+        text = UNIT.format(head=head(shape, ["rt.h"]), stand_ins=stand_ins)
+        for form in self.formats:
+            traits = {"halves": int(form.halves), "offsets": int(form.offsets)}
+            text += BLOCK_UNIT.format(name=form.name, bits=form.bits, **traits)
         self.library = ctypes.CDLL(str(bench.file(compile_c(text, bench.toolchain), "b.so")))
         self.panel = lanes * vectors
 

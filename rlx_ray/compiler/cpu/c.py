@@ -5,17 +5,21 @@ The only arithmetic printed here is the expression of an elementwise region, for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rlx_ray.compiler.cpu.c_regions import print_regions
-from rlx_ray.compiler.cpu.lir import Kernel, Lir
-from rlx_ray.compiler.cpu.templates import TEMPLATES
+from rlx_ray.compiler.cpu.lir import Lir, Packing
+from rlx_ray.compiler.cpu.templates import Kernel, expressions
 from rlx_ray.compiler.ir.expr import Acc
 from rlx_ray.compiler.passes.operands import OperandAccess
-from rlx_ray.compiler.passes.print_expr import number, print_expr
-from rlx_ray.errors import CompileError
+from rlx_ray.compiler.passes.print_expr import print_expr
+from rlx_ray.shape import PAGE
 from rlx_ray.target import Target
+from rlx_ray.weights.formats import BLOCK, ROW_FACTS
 
-_HEADERS = ("span.h", "gemm.h", "map.h", "norm.h", "attention.h", "gather.h", "pooling.h", "prim.h")
-_DECODER = ("rms_norm", "rope_cache", "attention_cached")
+COUNTER_THREADS = 64
+"""Most threads whose calls are counted."""
+
 _INPUTS = "abcdegh"
 
 
@@ -26,86 +30,93 @@ def emit(lir: Lir, target: Target, *, counters: bool = False) -> str:
         lir: the program.
         target: what it is for.
         counters: count the time of each call, in the order of the regions and their calls.
-
-    Raises:
-        CompileError: a kernel template is not known to this backend.
     """
     names = {kernel: f"k{i}" for i, kernel in enumerate(lir.kernels)}
-    parts = ['#include "counters.h"'] if counters else []
-    parts.append(_head(target, lir))
+    headers = ["span.h"]
+    if any(kernel.expr is not None for kernel in names):
+        headers.append("vmath.h")
+    headers += [kernel.template.header for kernel in names]
+    parts = [_counters(lir)] if counters else []
+    parts.append(head(target, headers, lir.packing))
+    parts += dict.fromkeys(kernel.unit for kernel in names if kernel.unit)
+    parts += _pages(lir)
     parts += [_kernel(kernel, name) for kernel, name in names.items()]
     parts.append(print_regions(lir, names, counters=counters))
     return "\n".join(parts)
 
 
-def _head(target: Target, lir: Lir) -> str:
-    packing = lir.packing
-    defines = [
-        ("RLX_LANES", target.lanes),
-        ("RLX_TILE_ROWS", target.tile_rows),
-        ("RLX_TILE_VECTORS", target.tile_vectors),
-    ]
+def head(target: Target, headers: Sequence[str], packing: Packing | None = None) -> str:
+    """What a unit begins with: the numbers that kernels/c/*.h want to be told, and the headers.
+
+    Args:
+        target: what the unit is for.
+        headers: files of kernels/c; one that is named twice is included once.
+        packing: of a packed program.
+    """
+    defines = {
+        "RLX_LANES": target.lanes,
+        "RLX_TILE_ROWS": target.tile_rows,
+        "RLX_TILE_VECTORS": target.tile_vectors,
+        "CACHE_PAGE": PAGE,
+        "BLOCK": BLOCK,
+        "BLOCK_FACTS": ROW_FACTS,
+    }
     if packing is not None:
-        defines += [
-            ("SPAN_BATCH", packing.sequences),
-            ("SPAN_CAP", packing.cap),
-            ("SPAN_ROWS", packing.rows),
-        ]
-    lines = [f"#define {name} {value}" for name, value in defines]
-    headers = [*_HEADERS]
-    if any(k.template in ("quantize_int8", "quantize_bf16") for k in lir.kernels):
-        headers.append("quantize.h")
-    if any(k.template == "quantize_blocks" for k in lir.kernels):
-        headers.append("gemm_blocks.h")
-    if any(k.template.startswith("gemm_fp8") for k in lir.kernels):
-        headers.append("gemm_fp8.h")
-    if any(k.template.startswith(_DECODER) for k in lir.kernels):
-        headers.append("decoder.h")
-    if any(k.template.startswith("cache_") for k in lir.kernels):
-        headers.append("cache.h")
-    lines += [f'#include "{header}"' for header in headers]
-    return "\n".join([*lines, *_block_tiles(lir), ""])
+        defines |= {
+            "SPAN_BATCH": packing.sequences,
+            "SPAN_CAP": packing.cap,
+            "SPAN_ROWS": packing.rows,
+        }
+    return "\n".join([_defines(defines), *(f'#include "{h}"' for h in dict.fromkeys(headers)), ""])
 
 
-def _block_tiles(lir: Lir) -> list[str]:
-    """The micro tiles of weights in blocks: all matmuls of one depth and format share them."""
-    names = ("k", "pitch", "bits", "halves", "offsets")
-    blocks = [dict(k.constants) for k in lir.kernels if k.template.startswith("gemm_blocks")]
-    sizes = dict.fromkeys(tuple(str(c[name]) for name in names) for c in blocks)
-    return [f"BLOCK_TILES({'_'.join(size)}, {', '.join(size)})" for size in sizes]
+def _defines(values: dict[str, int]) -> str:
+    return "\n".join(f"#define {name} {value}" for name, value in values.items())
+
+
+def _counters(lir: Lir) -> str:
+    calls = sum(len(region.all_calls) for region in lir.regions)
+    sizes = {"COUNTER_THREADS": COUNTER_THREADS, "COUNTER_CALLS": calls}
+    return f'{_defines(sizes)}\n#include "counters.h"'
+
+
+def _pages(lir: Lir) -> list[str]:
+    """A check that kernels find their keys and values in pages of the size that callers make."""
+    cached = [kernel.sizes for kernel in lir.kernels if kernel.template.cache]
+    pages = (f"CACHE_HEAD({c['dim']}) * {c['layers'] * c['kv_heads'] * c['size']}" for c in cached)
+    return [
+        f'_Static_assert({page} == {lir.page}, "bytes of a page");' for page in dict.fromkeys(pages)
+    ]
 
 
 def _kernel(kernel: Kernel, name: str) -> str:
-    template = TEMPLATES.get(kernel.template)
-    if template is None:
-        raise CompileError(f"kernel template {kernel.template!r} is not known to the C backend.")
-    constants: dict[str, int | float | str] = dict(kernel.constants)
-    if "dim" in constants:
-        constants["scale"] = float(dict(kernel.constants)["dim"] ** -0.5)
-    body = template.body
+    template = kernel.template
     arguments = ", ".join(f"const void *{letter}" for letter in _INPUTS[: template.inputs])
     arguments += ", char *cache, long layer" if template.cache else ""
-    span: int | float | str = "s->seqs" if constants.get("per_sequence") else "s->rows"
-    constants = {"m": span, "rows": span, "outer": span} | constants
-    for key in sorted(constants, key=len, reverse=True):
-        value = constants[key]
-        body = body.replace(f"${key}", value if isinstance(value, str) else number(value))
-    function = ""
-    if "$f" in body or ("$e" in body and kernel.expr is not None):
-        function = _function(kernel, f"{name}_f")
-        body = body.replace("$f", f"{name}_f")
-    if "$g" in body:
-        function = "" if kernel.expr is None else _function(kernel, f"{name}_f")
-        body = body.replace("$g", "0" if kernel.expr is None else f"{name}_f")
-    if "$e" in body:
-        function += "" if kernel.expr is None else _finish(name)
-        body = body.replace("$e", "micro" if kernel.expr is None else f"{name}_e")
+    functions, named = _expressions(kernel, name)
     return (
-        f"{function}RLX_KERNEL void {name}(float *y, {arguments},\n"
+        f"{functions}RLX_KERNEL void {name}(float *y, {arguments},\n"
         f"    const float *const *x, float *t, const rlx_span *s, long tile) {{\n"
         f"    (void)a, (void)b, (void)c, (void)x, (void)t, (void)s, (void)tile;\n"
-        f"    {body};\n}}\n"
+        f"    {kernel.body(named)};\n}}\n"
     )
+
+
+def _expressions(kernel: Kernel, name: str) -> tuple[str, dict[str, str]]:
+    """The functions of a kernel's expression, and what its body calls them."""
+    used, plain = expressions(kernel.template), kernel.expr is None
+    function, micro = f"{name}_f", f"{name}_e"
+    named = {
+        "function": function,
+        "epilogue": "0" if plain else function,
+        "micro": "micro" if plain else micro,
+    }
+    text = ""
+    if "function" in used or (used and not plain):
+        text += _function(kernel, function)
+    if "micro" in used and not plain:
+        text += _micro(micro, function)
+    return text, {key: named[key] for key in used}
 
 
 def _function(kernel: Kernel, name: str) -> str:
@@ -120,11 +131,11 @@ def _function(kernel: Kernel, name: str) -> str:
     )
 
 
-def _finish(name: str) -> str:
+def _micro(name: str, function: str) -> str:
     """A matmul's micro-kernel with its epilogue."""
     return (
-        f"RLX_INLINE void {name}_e(const rlx_micro *t, long rows) {{\n"
-        f"    micro_with(t, rows, {name}_f);\n}}\n"
+        f"RLX_INLINE void {name}(const rlx_micro *t, long rows) {{\n"
+        f"    micro_with(t, rows, {function});\n}}\n"
     )
 
 

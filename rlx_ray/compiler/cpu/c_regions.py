@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlx_ray.compiler.cpu.lir import Call, Kernel, Lir, Packing, Region, Slot, Space
-from rlx_ray.compiler.cpu.templates import TEMPLATES
+from rlx_ray.compiler.cpu.lir import Call, Lir, Packing, Region, Slot, Space
+from rlx_ray.compiler.cpu.templates import Kernel
 
 ENTRY = "rlx_run"
 """Name of a variant's one entry point; its C type is in kernels/c/rlx_abi.h."""
@@ -76,7 +76,7 @@ def _region(
 
 def _call(call: Call, name: str, own: _Own) -> str:
     inputs = [_slot(s, own) for s in call.inputs]
-    template = TEMPLATES[call.kernel.template]
+    template = call.kernel.template
     inputs += ["0"] * (template.inputs - len(inputs))
     inputs += ["f->cache", own.place(call.layer)] if template.cache else []
     operands = ", ".join(_slot(s, own) for s in call.operands)

@@ -7,17 +7,16 @@ those of a middling server core; only their ratios matter for the choice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlx_ray.compiler.cpu.layout import Layout
 from rlx_ray.compiler.cpu.lir import Space
+from rlx_ray.compiler.cpu.op_rule import RATE
 from rlx_ray.compiler.cpu.regions import Facts, Group, reads_whole, tile_rows, value_bytes
-from rlx_ray.compiler.ir.mir import Mir, Node, Op, node_flops
-from rlx_ray.shape import elements
+from rlx_ray.compiler.cpu.rules import rule
+from rlx_ray.compiler.ir.mir import Mir, Op, node_flops
 from rlx_ray.target import Target
-from rlx_ray.weights.formats import FORMATS
 
 THREADS = (1, 2, 4)
 """Thread counts that one artifact is tuned for; each weighs the same."""
@@ -49,41 +48,13 @@ class Cost:
     once: float
     tiles: int
 
-    def seconds(self, threads: int) -> float:
-        """Microseconds for the whole group on some threads."""
+    def microseconds(self, threads: int) -> float:
+        """What the whole group takes on some threads."""
         most = -(-self.tiles // threads)
         busy = min(threads, self.tiles)
         stream = most * self.streamed / min(_STREAM, _MEMORY / busy)
         barrier = _BARRIER if threads > 1 else 0.0
         return max(most * self.tile, stream) + self.once + barrier
-
-
-def gemm_share(rows: float, target: Target) -> float:
-    """The share of the arithmetic peak that the micro-kernel reaches for a number of rows.
-
-    A micro tile of r rows issues r * vectors multiply-adds for vectors + r loads; below about
-    eight accumulators the latency of the multiply-add shows. The rest is measured: a panel that is
-    loaded for few rows pays for its way from memory (docs/performance.md).
-    """
-    tiles = math.ceil(rows / target.tile_rows)
-    accumulators = rows / tiles * target.tile_vectors
-    return 0.98 * min(1.0, accumulators / 9) * rows / (rows + 2.5)
-
-
-def _gemm_rate(node: Node, target: Target) -> float:
-    """How much faster than float32 a matmul's arithmetic is (docs/performance.md)."""
-    precision = str(node.attr("precision") or "f32")
-    if FORMATS[precision].bits:
-        return 4.0 if target.int8_dot else 1.6
-    match precision:
-        case "int8":
-            return 4.0 if target.int8_dot else 1.4
-        case "fp8e4m3" | "fp8e5m2":
-            return 0.9
-        case "bf16":
-            return 2.0 if target.bf16_dot else 0.9
-        case _:
-            return 1.0
 
 
 def group_cost(mir: Mir, group: Group, known: Facts, layout: Layout, target: Target) -> Cost:
@@ -93,23 +64,17 @@ def group_cost(mir: Mir, group: Group, known: Facts, layout: Layout, target: Tar
     slow = 1 + _SPILL * max(0.0, layout.scratch.size * used / _CACHE - 1)
     total, streamed, once = 0.0, 0.0, 0.0
     for index in group.begin:
-        once += node_flops(mir, index) / (peak * 0.4) + _CALL
+        once += node_flops(mir, index) / (peak * RATE) + _CALL
     for index in group.nodes:
         node = mir.nodes[index]
         flops = node_flops(mir, index) / group.tiles
-        if node.op is Op.MATMUL:
-            rows = node.shape[0] if group.axis == "columns" else node.shape[0] / group.tiles
-            rate = gemm_share(rows, target) * _gemm_rate(node, target)
-            total += flops / (peak * rate) * slow
-            form = FORMATS[str(node.attr("precision") or "f32")]
-            weights = elements(mir.nodes[node.inputs[1]].shape) * form.weight_bytes
-            streamed += weights / group.tiles if group.axis == "columns" else weights
-        else:
-            total += flops / (peak * 0.4)
-        if node.op is Op.ATTENTION:
-            copied = value_bytes(node) * 2
-            pieces = known.sequences if group.axis == "rows" else group.tiles
-            total += copied / pieces / _PACK
+        own, shares = rule(node.op), group.axis == "columns"
+        rows = node.shape[0] if shares else node.shape[0] / group.tiles
+        weights = own.weights(mir, node)
+        total += flops / (peak * own.rate(node, rows, target)) * (slow if weights else 1.0)
+        streamed += weights / group.tiles if shares else weights
+        pieces = known.sequences if group.axis == "rows" else group.tiles
+        total += own.copied(node) / pieces / _PACK
         total += _CALL
         moved, read = _shared_bytes(mir, index, group, layout)
         total += moved / group.tiles / _SHARED
@@ -135,9 +100,9 @@ def _shared_bytes(mir: Mir, index: int, group: Group, layout: Layout) -> tuple[i
 
 def program_cost(costs: Sequence[Cost]) -> float:
     """Mean over THREADS of threads times microseconds (core time); lower is better."""
-    return sum(t * sum(c.seconds(t) for c in costs) for t in THREADS) / len(THREADS)
+    return sum(t * sum(c.microseconds(t) for c in costs) for t in THREADS) / len(THREADS)
 
 
 def latency(costs: Sequence[Cost]) -> float:
     """Microseconds on the most threads of THREADS."""
-    return sum(c.seconds(THREADS[-1]) for c in costs)
+    return sum(c.microseconds(THREADS[-1]) for c in costs)

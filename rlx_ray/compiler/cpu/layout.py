@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rlx_ray.compiler.cpu.kernels import scratch_bytes
 from rlx_ray.compiler.cpu.lir import Space
+from rlx_ray.compiler.cpu.op_rule import Domain
 from rlx_ray.compiler.cpu.regions import (
-    Domain,
     Facts,
     Group,
     reads_whole,
@@ -16,6 +15,7 @@ from rlx_ray.compiler.cpu.regions import (
     tile_sequences,
     value_bytes,
 )
+from rlx_ray.compiler.cpu.rules import partition, rule
 from rlx_ray.compiler.ir.memory import Buffer, Plan
 from rlx_ray.compiler.ir.mir import Mir, Node, Op
 from rlx_ray.compiler.passes.arena import plan
@@ -81,7 +81,7 @@ def lay_out(mir: Mir, groups: tuple[Group, ...], known: Facts, target: Target) -
         else:
             last = len(groups) if index in outputs else max(home[r] for r in readers)
             shared.append(Buffer(str(index), size, home[index], last))
-        extra = scratch_bytes(mir, node, target.panel, target.tile_rows)
+        extra = rule(node.op).scratch(mir, node, target)
         if extra:
             own.append(Buffer(f"{index}.scratch", extra, index, index))
     arena, scratch = plan(shared), plan(own)
@@ -127,7 +127,7 @@ def _pairs(
         for index, reader in pairwise(group.nodes):
             up, down = mir.nodes[index], mir.nodes[reader]
             alone = uses[index] == [reader] and down.inputs[0] == index
-            if up.op is down.op is Op.MATMUL and alone:
+            if alone and all(partition(node.op).in_parts(node) for node in (up, down)):
                 chunk = chunk_columns(-(-known.rows // group.tiles), up.shape[1], panel)
                 if chunk:
                     found[index] = (reader, chunk)

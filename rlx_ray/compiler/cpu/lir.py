@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from rlx_ray.compiler.ir.expr import Expr
+from rlx_ray.compiler.cpu.templates import Kernel
 from rlx_ray.compiler.ir.memory import Plan, Tensor
 from rlx_ray.compiler.ir.mir import Note
-from rlx_ray.compiler.passes.operands import OperandAccess
 
 
 class Space(Enum):
@@ -37,19 +36,6 @@ class Slot:
     row: int = 0
     sequence: int = 0
     shift: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """An instance of a kernel template: its compile-time constants and, if any, its expression.
-
-    Kernels that are equal are one function in the unit, whatever the number of their calls.
-    """
-
-    template: str
-    constants: tuple[tuple[str, int | float], ...]
-    expr: Expr | None = None
-    operands: tuple[OperandAccess, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

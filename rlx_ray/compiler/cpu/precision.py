@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from rlx_ray.compiler.cpu.rules import uses_cache
 from rlx_ray.compiler.ir.mir import Mir, Node, Note, Op
 from rlx_ray.dtype import DType
 from rlx_ray.target import Target
 from rlx_ray.weights.formats import BLOCK, FORMATS, QUANT_ROWS, MatrixFormat
-
-_CACHED = (Op.ROPE_CACHE, Op.CACHED_ATTENTION, Op.CACHE_WRITE, Op.CACHE_READ)
 
 
 def lower_precision(mir: Mir, formats: Mapping[str, str], rest: str, target: Target) -> Mir:
@@ -47,7 +46,7 @@ def lower_precision(mir: Mir, formats: Mapping[str, str], rest: str, target: Tar
                 quantised = rows[x, form.rows]
                 moved = _on_rows(moved, quantised, nodes[quantised], form)
             notes.append(Note("lower_precision", node.origin, f"{form.name} weights"))
-        elif node.op in _CACHED:
+        elif uses_cache(node.op):
             moved = _with(moved, size=2)
         place[index] = len(nodes)
         nodes.append(moved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlx_ray.compiler.cpu.lir import Call, Lir, Slot
+from rlx_ray.compiler.cpu.templates import Argument, Extent
 from rlx_ray.compiler.ir import expr
 
 
@@ -13,9 +14,9 @@ def lir_text(lir: Lir) -> str:
     for what, tensors in (("input", lir.inputs), ("output", lir.outputs)):
         lines += [f"{what} {t.name}: {t.dtype}{list(t.shape)} at {t.offset}" for t in tensors]
     for kernel, name in names.items():
-        constants = " ".join(f"{k}={v}" for k, v in kernel.constants)
+        arguments = " ".join(f"{k}={_argument_text(v)}" for k, v in kernel.arguments)
         tail = f" epilogue={expr.text(kernel.expr)}" if kernel.expr is not None else ""
-        lines.append(f"kernel {name} = {kernel.template} {constants}{tail}")
+        lines.append(f"kernel {name} = {kernel.template.name} {arguments}{tail}")
     for i, region in enumerate(lir.regions):
         lines.append(f"region {i}: {region.tiles} tiles of {region.axis}; {region.reason}")
         lines += [f"  {_call_text(call, names[call.kernel])}" for call in region.all_calls]
@@ -25,6 +26,10 @@ def lir_text(lir: Lir) -> str:
             f"{what}: {plan.size} bytes, liveness bound {plan.bound} bytes ({share:.3f} x)"
         )
     return "\n".join(lines) + "\n"
+
+
+def _argument_text(value: Argument) -> str:
+    return value.value if isinstance(value, Extent) else str(value)
 
 
 def _call_text(call: Call, name: str) -> str:

@@ -9,8 +9,9 @@ tiles are whole padded sequences.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
+from rlx_ray.compiler.cpu.op_rule import Domain
+from rlx_ray.compiler.cpu.rules import partition
 from rlx_ray.compiler.ir.mir import Mir, Node, Op
 from rlx_ray.shape import elements
 
@@ -23,19 +24,8 @@ ROW_TILES = 16
 REDUNDANT_ROWS = 32
 """Most token rows that every thread may normalise or quantise for itself."""
 
-_CHEAP = (Op.LAYER_NORM, Op.RMS_NORM, Op.QUANTIZE)
-
 _WIDE = 4096
 """Columns from which a matmul over sequences is cut by columns."""
-
-_ROW_WISE = (Op.MATMUL, Op.LAYER_NORM, Op.RMS_NORM, Op.ELEMENTWISE, Op.QUANTIZE)
-
-
-class Domain(Enum):
-    """What the leading axis of a batched value counts."""
-
-    TOKENS = "tokens"
-    SEQUENCES = "sequences"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +95,7 @@ def facts(mir: Mir) -> Facts:
     batched: list[bool] = []
     root: list[int] = []
     for index, node in enumerate(mir.nodes):
-        own = node.op in (Op.INPUT, Op.IOTA)
+        own = node.op is Op.INPUT or partition(node.op).batch
         batched.append(own or any(batched[i] for i in node.inputs))
         root.append(root[node.inputs[0]] if node.op is Op.RESHAPE else index)
     inputs = [n for n in mir.nodes if n.op is Op.INPUT]
@@ -113,7 +103,7 @@ def facts(mir: Mir) -> Facts:
     rowwise = (
         n.shape[0]
         for n, b in zip(mir.nodes, batched, strict=True)
-        if b and n.op in (Op.MATMUL, Op.LAYER_NORM, Op.RMS_NORM, Op.GATHER, Op.TAKE)
+        if b and partition(n.op).token_rows
     )
     rows = max(rowwise, default=sequences)
     domain = _domains(mir, batched)
@@ -127,9 +117,9 @@ def facts(mir: Mir) -> Facts:
 def _lengths(mir: Mir) -> tuple[int | None, int]:
     """The one input that tells lengths, and the most tokens; None where they are not told once."""
     found = {
-        (node.inputs[1], node.number("keys" if node.op is Op.ATTENTION else "tokens"))
+        (node.inputs[1], node.number(partition(node.op).tokens))
         for node in mir.nodes
-        if node.op in (Op.ATTENTION, Op.CACHED_ATTENTION, Op.POOL)
+        if partition(node.op).tokens
     }
     if len(found) != 1:
         return None, 0
@@ -144,43 +134,19 @@ def _domains(mir: Mir, batched: list[bool]) -> list[Domain | None] | None:
         if not batched[index]:
             domain.append(None)
             continue
-        sources = {domain[i] for i in node.inputs} - {None}
-        match node.op:
-            case Op.INPUT | Op.POOL:
-                domain.append(Domain.SEQUENCES)
-            case Op.GATHER if _gathers_tokens(mir, node):
-                domain.append(Domain.TOKENS)
-            case Op.ATTENTION | Op.ROPE_CACHE | Op.CACHED_ATTENTION:
-                domain.append(Domain.TOKENS)
-            case op if op in _ROW_WISE and _row_by_row(mir, node, sources):
-                (own,) = sources
-                domain.append(own)
-            case Op.REDUCE if len(sources) == 1 and len(node.shape) == 2 and node.number("axis"):
-                (own,) = sources
-                domain.append(own)
-            case _:
-                return None
+        own: Domain | None = Domain.SEQUENCES
+        if node.op is not Op.INPUT:
+            sources = {d for i in node.inputs if (d := domain[i]) is not None}
+            own = partition(node.op).rows(mir, node, sources)
+        if own is None:
+            return None
+        domain.append(own)
     return domain
-
-
-def _gathers_tokens(mir: Mir, node: Node) -> bool:
-    """Whether a gather's ids, if it has any, are an input as it came."""
-    return not node.number("ids") or mir.nodes[node.inputs[1]].op is Op.INPUT
-
-
-def _row_by_row(mir: Mir, node: Node, sources: set[Domain | None]) -> bool:
-    """Whether row i of a value of rank 2 needs row i of its batched inputs and no other."""
-    if len(node.shape) != 2 or len(sources) != 1:
-        return False
-    shapes = [mir.nodes[i].shape for i in node.inputs]
-    plain = all(s[0] in (1, node.shape[0]) for s in shapes if len(s) == 2)
-    return node.op is Op.MATMUL or (plain and all(len(s) <= 2 for s in shapes))
 
 
 def reads_whole(node: Node, axis: str) -> bool:
     """Whether a node's tile needs more of its batched inputs than the same tile of them."""
-    attends = node.op in (Op.ATTENTION, Op.CACHED_ATTENTION)
-    return axis in ("columns", "heads") or (axis == "rows" and attends)
+    return axis in ("columns", "heads") or (axis == "rows" and partition(node.op).attends)
 
 
 def node_tiles(mir: Mir, index: int, tiling: Tiling, known: Facts, panel: int) -> tuple[str, int]:
@@ -190,20 +156,21 @@ def node_tiles(mir: Mir, index: int, tiling: Tiling, known: Facts, panel: int) -
         return "whole", 1
     if tiling.axis == "sequences":
         return "sequences", tiling.tiles
+    own = partition(node.op)
     by_columns = "columns", column_tiles(-(-node.shape[1] // panel))
     if known.domain[index] is Domain.SEQUENCES:
         # A head over the vocabulary is worth sharing out; a small one is not worth a barrier.
-        wide = node.op is Op.MATMUL and node.shape[1] >= _WIDE
+        wide = own.axis == "columns" and node.shape[1] >= _WIDE
         return by_columns if wide else ("each", known.sequences)
     if tiling.axis == "rows":
         return "rows", tiling.tiles
-    if node.op is Op.MATMUL:
-        return by_columns
-    if node.op is Op.ATTENTION:
-        return "heads", node.number("heads")
-    if node.op in (Op.ROPE_CACHE, Op.CACHED_ATTENTION):
-        return "heads", node.number("kv_heads") * known.sequences
-    return "rows", ROW_TILES
+    match own.axis:
+        case "columns":
+            return by_columns
+        case "heads":
+            return "heads", own.heads(node, known.sequences)
+        case _:
+            return "rows", ROW_TILES
 
 
 def column_tiles(panels: int) -> int:
@@ -243,11 +210,10 @@ def _waits(mir: Mir, node: Node, axis: str, made: set[int], known: Facts) -> boo
     if not reads_whole(node, axis):
         return False
     inputs = [known.root[i] for i in node.inputs]
-    if node.op is Op.MATMUL and axis == "columns":
+    if axis == "columns":
         return inputs[0] in made  # its operands are read in the tile's own columns
-    if node.op is Op.CACHED_ATTENTION and axis == "heads":
-        return inputs[0] in made and mir.nodes[inputs[0]].op is not Op.ROPE_CACHE
-    return any(i in made for i in inputs)
+    free = partition(node.op).follows if axis == "heads" else ()
+    return any(i in made and mir.nodes[i].op not in free for i in inputs)
 
 
 def _folded(mir: Mir, groups: list[Group], known: Facts) -> tuple[Group, ...]:
@@ -265,7 +231,8 @@ def _folded(mir: Mir, groups: list[Group], known: Facts) -> tuple[Group, ...]:
             before is not None
             and before.axis == "rows"
             and group.axis == "columns"
-            and all(mir.nodes[i].op in _CHEAP and i not in mir.outputs for i in before.nodes)
+            and all(partition(mir.nodes[i].op).cheap for i in before.nodes)
+            and not set(before.nodes) & set(mir.outputs)
             and all(readers[i] <= {*before.nodes, *group.nodes} for i in before.nodes)
         ):
             kept[-1] = Group(group.axis, group.tiles, group.nodes, before.nodes)

@@ -1,124 +1,159 @@
-"""Kernel templates of the C backend: how a kernel instance calls its function of kernels/c/*.h."""
+"""Kernel templates: functions of named arguments whose results are kernel instances."""
 
 from __future__ import annotations
 
+import string
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
+
+from rlx_ray.compiler.ir.expr import Expr
+from rlx_ray.compiler.passes.operands import OperandAccess
+from rlx_ray.compiler.passes.print_expr import number
+from rlx_ray.errors import VerifyError
+
+
+class Extent(Enum):
+    """A number of rows that only a tile's span knows, as C."""
+
+    ROWS = "s->rows"
+    SEQUENCES = "s->seqs"
+
+
+Argument = int | float | str | Extent
+"""What a field is given; a text is the name of a constant of kernels/c/*.h."""
+
+Flops = Callable[[Mapping[str, int], int, int], int]
+"""From a kernel's whole numbers, the rows and the sequences of a forward pass: its operations."""
+
+EXPRESSIONS = ("function", "micro", "epilogue")
+"""Names in a body that stand for the kernel's expression, and are no fields: the function of one
+register of elements, a matmul's micro-kernel that ends with it, and the function or 0."""
+
+
+def _uncounted(sizes: Mapping[str, int], rows: int, sequences: int) -> int:
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How a kernel template is called: its body from constants; `$name` is a constant.
+    """A call of a function of kernels/c/*.h; `$name` is a field, which each instance gives.
 
     In a body `y` is the output, `a`, `b`, `c` and so on the inputs (const void *), `cache` and
     `layer` the key-value cache and the layer where the template takes them, `x` the operands, `t`
-    the kernel's own scratch, `s` the tile's span and `tile` its number; `$f` is the function of one
-    register of elements, `$e` a matmul's micro-kernel, `$g` the epilogue of one of low precision.
-    `$rows` that is no constant is the span's.
+    the kernel's own scratch, `s` the tile's span and `tile` its number.
+
+    Attributes:
+        name: for `explain`, profiles and errors.
+        body: the call.
+        header: the file that holds the function.
+        inputs: how many inputs it takes.
+        cache: whether it takes the key-value cache.
+        unit: what a unit says once, before the call, for all instances that say the same.
+        flops: floating-point operations of a forward pass, for profiles; 0 where none are counted.
     """
 
+    name: str
     body: str
+    header: str
     inputs: int = 3
     cache: bool = False
+    unit: str = ""
+    flops: Flops = _uncounted
+
+    def __call__(
+        self,
+        expr: Expr | None = None,
+        operands: tuple[OperandAccess, ...] = (),
+        /,
+        **arguments: Argument,
+    ) -> Kernel:
+        """The instance with some arguments.
+
+        Raises:
+            VerifyError: a field is missing, or an argument is no field.
+        """
+        return Kernel(self, tuple(arguments.items()), expr, operands)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What an instance must be given, in the order of the body."""
+        named = (*_names(self.body), *_names(self.unit))
+        return tuple(name for name in dict.fromkeys(named) if name not in EXPRESSIONS)
+
+    def check(self, given: Iterable[str]) -> None:
+        """Check that every field is given, once, and nothing else.
+
+        Raises:
+            VerifyError: it is not; the message names the template and the fields.
+        """
+        names = list(given)
+        missing = [name for name in self.fields if name not in names]
+        unknown = [name for name in names if name not in self.fields]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        for what, found in (("lacks", missing), ("has no", unknown), ("is given twice", twice)):
+            if found:
+                fields = ", ".join(map(repr, found))
+                raise VerifyError(f"kernel template {self.name!r} {what} {fields}.")
 
 
-_MATMULS = {
-    "gemm": "gemm($m, $own, $k, $depth, a, $lda, b, y, $ldc, $more, $e, x)",
-    "gemm_int8": "gemm_int8($m, $own, $k, a, $pitch, b, y, $ldc, $g, x)",
-    "gemm_bf16": "gemm_bf16($m, $own, $k, a, $pitch, b, y, $ldc, $g, x)",
-    "gemm_fp8": "gemm_fp8($m, $own, $k, $e5m2, a, b, y, $ldc, $e, x)",
-    "gemm_blocks": (
-        "gemm_blocks($m, $own, $k, $pitch, $bits, $halves, $offsets, "
-        "blocks_$k_$pitch_$bits_$halves_$offsets, a, b, y, $ldc, $g, x)"
-    ),
-}
-"""Matmuls of `own` columns: all, or the tile's where a region is cut by columns."""
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An instance of a template: its compile-time arguments and, if any, its expression.
 
-TEMPLATES: dict[str, Template] = {
-    **{
-        name: Template(body.replace("$own", own))
-        for kernel, body in _MATMULS.items()
-        for name, own in (
-            (kernel, "$n"),
-            (f"{kernel}_columns", "least($total - tile * $n, $n)"),
-        )
-    },
-    "quantize_blocks": Template("quantize_blocks($rows, $k, a, (char *)y, $pitch)"),
-    "quantize_int8": Template("quantize_int8($rows, $k, a, (char *)y, $pitch)"),
-    "quantize_bf16": Template("quantize_bf16($rows, $k, a, (char *)y, $pitch)"),
-    "map": Template("map($rows, $columns, y, $f, x)"),
-    "layer_norm": Template("layer_norm($rows, $columns, $eps, a, b, c, y)"),
-    "rms_norm": Template("rms_norm($rows, $columns, $eps, a, b, y)"),
-    "rope_cache_heads": Template(
-        "rope_cache(s, tile, $heads, $kv_heads, $dim, $size, $layers, layer, $table, $positions, "
-        "$eps, a, b, c, d, e, g, cache, y)",
-        6,
-        True,
-    ),
-    "rope_cache": Template(
-        "rope_cache(s, -1, $heads, $kv_heads, $dim, $size, $layers, layer, $table, $positions, "
-        "$eps, a, b, c, d, e, g, cache, y)",
-        6,
-        True,
-    ),
-    "attention_cached": Template(
-        "attention_cached(s, -1, $heads, $kv_heads, $dim, $size, $scale, $layers, layer, $table, "
-        "$window, (const float *)a - $own * s->row * $heads * $dim, b, c, cache, y, t)",
-        cache=True,
-    ),
-    "attention_cached_heads": Template(
-        "attention_cached(s, tile, $heads, $kv_heads, $dim, $size, $scale, $layers, layer, "
-        "$table, $window, a, b, c, cache, y, t)",
-        cache=True,
-    ),
-    "rope_cache_padded": Template(
-        "rope_cache_padded($sequences, $tokens, $heads, $kv_heads, $dim, $size, $layers, layer, "
-        "$table, $positions, $eps, a, b, c, d, e, g, h, cache, y)",
-        7,
-        True,
-    ),
-    "attention_cached_padded": Template(
-        "attention_cached_padded($sequences, $tokens, $heads, $kv_heads, $dim, $size, $scale, "
-        "$layers, layer, $table, $window, a, b, c, d, cache, y, t)",
-        4,
-        True,
-    ),
-    "softmax": Template("softmax($rows, $columns, a, y)"),
-    "attention": Template(
-        "attention(s, 0, $heads, $keys, $heads, $dim, $scale, "
-        "(const float *)a - $own * s->row * 3 * $heads * $dim, y, t)"
-    ),
-    "attention_heads": Template("attention(s, tile, 1, $keys, $heads, $dim, $scale, a, y, t)"),
-    "attention_padded": Template(
-        "attention_padded($sequences, $keys, $heads, $dim, $scale, a, b, y, t)"
-    ),
-    "gather": Template(
-        "gather($rows, $columns, a, b, $period, $first + tile * $rows % $period, $extent, c, y)"
-    ),
-    "gather_span": Template("gather_span(s, $columns, $pitch, a, b, $first, $extent, c, y)"),
-    "gather_span_q8": Template("gather_span_q8(s, $columns, $pitch, a, b, $first, $extent, c, y)"),
-    "pool_span": Template("pool_span(s, $columns, $kind, a, y)"),
-    "pool_rows": Template("pool_rows($sequences, $tokens, $columns, $kind, a, b, y)"),
-    "dot_panels": Template("dot_panels($m, $n, $k, a, b, y)"),
-    "dot_batched": Template("dot_batched($batch, $m, $n, $k, a, b, y)"),
-    "take": Template("take($rows, $columns, $extent, a, b, y)"),
-    "iota": Template("iota($rows, $period, $first, a, (int *)y)"),
-    "length_mask": Template("length_mask($sequences, $tokens, a, y)"),
-    "causal_mask": Template("causal_mask($sequences, $tokens, $keys, $window, a, y)"),
-    "concat": Template("concat($rows, $m, $n, a, b, y)"),
-    "cache_write": Template(
-        "cache_write($sequences, $tokens, $heads, $kv_heads, $dim, $size, $layers, layer, $table, "
-        "a, b, c, d, e, g, cache, y)",
-        6,
-        True,
-    ),
-    "cache_read": Template(
-        "cache_read($sequences, $kv_heads, $dim, $size, $layers, layer, $table, $values, "
-        "a, b, c, cache, y)",
-        cache=True,
-    ),
-    "strided": Template(
-        "strided($n0, $n1, $n2, $n3, $s0, $s1, $s2, $s3, (const float *)a + $shift, y)"
-    ),
-    "reduce": Template("reduce($outer, $extent, $inner, $kind, a, y)"),
-}
-"""Kernel templates by name, as `passes/` asks for them."""
+    Kernels that are equal are one function in the unit, whatever the number of their calls.
+
+    Raises:
+        VerifyError: the arguments are not the template's fields.
+    """
+
+    template: Template
+    arguments: tuple[tuple[str, Argument], ...]
+    expr: Expr | None = None
+    operands: tuple[OperandAccess, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.template.check(name for name, _ in self.arguments)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The arguments that are whole numbers."""
+        return {name: value for name, value in self.arguments if isinstance(value, int)}
+
+    def body(self, expressions: Mapping[str, str]) -> str:
+        """The call as C.
+
+        Args:
+            expressions: what the names of EXPRESSIONS that the body uses stand for.
+        """
+        return _filled(self.template.body, self.arguments, expressions)
+
+    @property
+    def unit(self) -> str:
+        """What the unit says once, as C; empty where it need not."""
+        return _filled(self.template.unit, self.arguments, {})
+
+
+def expressions(template: Template) -> tuple[str, ...]:
+    """The names of EXPRESSIONS that a template's body uses."""
+    return tuple(name for name in _names(template.body) if name in EXPRESSIONS)
+
+
+def spelled(value: Argument) -> str:
+    """An argument as C."""
+    match value:
+        case Extent():
+            return value.value
+        case str():
+            return value
+        case _:
+            return number(value)
+
+
+def _names(text: str) -> list[str]:
+    return string.Template(text).get_identifiers()
+
+
+def _filled(text: str, arguments: Iterable[tuple[str, Argument]], others: Mapping[str, str]) -> str:
+    named = {name: spelled(value) for name, value in arguments}
+    return string.Template(text).substitute(named, **others)

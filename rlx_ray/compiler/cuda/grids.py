@@ -145,14 +145,6 @@ def into(c: Constants) -> Launch:
     return rows(c)
 
 
-def argmax(c: Constants) -> Launch:
-    """A block for each row."""
-    n = _number(c, "n")
-    vectors = n // vector_width(n, _size(c))
-    block = _given(c, "block", min(1024, 32 * _up(vectors, 32)))
-    return Launch((_number(c, "rows"), 1, 1), block)
-
-
 def matvec(c: Constants) -> Launch:
     """Warps enough that a block has all its weights under way, or much of them."""
     n, k, gates = _number(c, "n"), _number(c, "k"), 1 + _number(c, "gated")
@@ -252,9 +244,11 @@ def _prefill(c: Constants, tokens: int, keys: int) -> Launch:
 
 def sample(c: Constants) -> Launch:
     """A block for each row."""
-    c.setdefault("likely", min(LIKELIEST, _number(c, "n")))
-    like = argmax(c)
-    return Launch(like.grid, like.block, 4 * (2048 + 64))
+    n = _number(c, "n")
+    c.setdefault("likely", min(LIKELIEST, n))
+    vectors = n // vector_width(n, _size(c))
+    block = _given(c, "block", min(1024, 32 * _up(vectors, 32)))
+    return Launch((_number(c, "rows"), 1, 1), block, 4 * (2048 + 64))
 
 
 def strided(c: Constants) -> Launch:

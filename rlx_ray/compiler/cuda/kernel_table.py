@@ -188,7 +188,6 @@ TEMPLATES: dict[str, Template] = {
         grids.matvec,
     ),
     "dequantize": _template("w y", "t n k bits", _BLOCKS, grids.dequantize),
-    "argmax": _template("x lengths y", "t rows n", {}, grids.argmax),
     "sample": _template(
         "x temperature top_k top_p min_p seed step change_starts changes reported lengths y"
         " logprob likely likely_logprobs",

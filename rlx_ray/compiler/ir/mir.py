@@ -303,9 +303,8 @@ OPS: dict[Op, OpDef] = {
     Op.CACHE_WRITE: OpDef((6, 6), _cache_write),
     Op.CACHE_READ: OpDef((4, 4), _cache_read),
 }
-"""Every operation, its rules side by side. A new one is a row here and a lowering: a primitive's in
-`passes/primitives.py`, a logical kernel's in `passes/kernels.py` with a rule in
-`passes/common.py`."""
+"""Every operation, its rules side by side. A new one is a row here and a rule of each backend
+(`cpu/rules.py`, `cuda/lower.py`); a logical kernel has a common form in `passes/common.py` too."""
 
 LOGICAL: dict[Op, OpKind] = {op: d.kind for op, d in OPS.items() if d.kind is not None}
 """The logical kernels and their RLX kinds: the registry of the dispatch decision."""

@@ -9,10 +9,10 @@ from rlx_ray.compiler.ir.mir import Shape
 from rlx_ray.shape import elements
 
 REDUCTIONS = {"sum": 0, "max": 1}
-"""Kinds of a reduction, as kernels/c/prim.h and kernels/cuda/reduce.cu number them."""
+"""Kinds of a reduction, as kernels/cuda/reduce.cu numbers them."""
 
 POOLS = {"mean": 0, "max": 1, "cls": 2, "last": 3}
-"""Kinds of pooling, as kernels/c/pooling.h and kernels/cuda/pool.cu number them."""
+"""Kinds of pooling, as kernels/cuda/pool.cu numbers them."""
 
 
 @dataclass(frozen=True, slots=True)

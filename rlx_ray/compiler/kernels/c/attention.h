@@ -14,10 +14,6 @@
 #include "vmath.h"
 
 #define ATT_PANELS(n) (((n) + RLX_PANEL - 1) / RLX_PANEL)
-/* Bytes of scratch that attention wants: K^T panels, V panels, one tile of scores and of results. */
-#define ATT_SCRATCH(keys, dim) \
-    (4 * RLX_PANEL * ((dim) * ATT_PANELS(keys) + (keys) * ATT_PANELS(dim) + \
-                      RLX_TILE_ROWS * (ATT_PANELS(keys) + ATT_PANELS(dim))))
 
 RLX_INLINE void attention_pack(const long dim, const long ld_in, long length, const float *k,
                                const float *v, float *kt, float *vp) {

@@ -11,7 +11,9 @@
 
 #include "attention.h"
 
-#define CACHE_PAGE 32
+#ifndef CACHE_PAGE
+#error "the unit defines CACHE_PAGE: tokens of a page"
+#endif
 #define CACHE_K(dim) ((dim) * CACHE_PAGE) /* numbers of a head's keys in a page */
 #define CACHE_HEAD(dim) (CACHE_K(dim) + ATT_PANELS(dim) * RLX_PANEL * CACHE_PAGE) /* and values */
 

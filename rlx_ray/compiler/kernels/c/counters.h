@@ -7,8 +7,9 @@
 
 #include "rlx_abi.h"
 
-#define COUNTER_THREADS 64
-#define COUNTER_CALLS 1024
+#if !defined COUNTER_THREADS || !defined COUNTER_CALLS
+#error "the unit defines COUNTER_THREADS and COUNTER_CALLS: most threads, and its calls"
+#endif
 
 static unsigned long rlx_ticks[COUNTER_THREADS][COUNTER_CALLS];
 

@@ -7,6 +7,10 @@
 
 #include "span.h"
 
+#ifndef BLOCK
+#error "the unit defines BLOCK: terms of a row of int8 codes that share a scale"
+#endif
+
 RLX_INLINE const float *gather_row(const float *table, const int *ids, long r, long period,
                                    long first, long extent, long n) {
     long i = ids ? ids[r] : r % period + first;
@@ -30,15 +34,15 @@ RLX_INLINE void gather(const long rows, const long n, const float *table, const 
                    y + r * n);
 }
 
-/* Row i of a table whose rows are n / 32 float16 scales, then n int8 codes, plus base. */
+/* Row i of a table whose rows are n / BLOCK float16 scales, then n int8 codes, plus base. */
 RLX_INLINE void gather_add_q8(const long n, const char *table, long i, const float *base,
                               float *y) {
     typedef _Float16 half __attribute__((may_alias));
-    const half *d = (const half *)(table + i * (n + n / 16));
-    const signed char *q = (const signed char *)(d + n / 32);
-    for (long b = 0; b < n / 32; b++) {
+    const half *d = (const half *)(table + i * (n + n / BLOCK * 2));
+    const signed char *q = (const signed char *)(d + n / BLOCK);
+    for (long b = 0; b < n / BLOCK; b++) {
         const float scale = (float)d[b];
-        for (long j = b * 32; j < b * 32 + 32; j++) y[j] = (base ? base[j] : 0) + scale * q[j];
+        for (long j = b * BLOCK; j < b * BLOCK + BLOCK; j++) y[j] = (base ? base[j] : 0) + scale * q[j];
     }
 }
 

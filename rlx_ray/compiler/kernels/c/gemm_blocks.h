@@ -20,7 +20,9 @@
 #include "quantize.h"
 #include "vmath.h"
 
-#define BLOCK 32
+#if !defined BLOCK || !defined BLOCK_FACTS
+#error "the unit defines BLOCK, terms of a block, and BLOCK_FACTS, floats of a row for each block"
+#endif
 #define BLOCK_MOST (RLX_LANES == 16 ? 8 : 6)
 #if defined SPAN_ROWS && SPAN_ROWS < BLOCK_MOST
 #define BLOCK_ROWS SPAN_ROWS
@@ -30,7 +32,6 @@
 /* Registers of columns whose integers are summed at once: with 32 registers there is room for all
  * results beside the sums of one. */
 #define BLOCK_PASS (RLX_LANES == 16 ? 1 : RLX_TILE_VECTORS)
-#define BLOCK_FACTS 4 /* floats of a row for each block */
 #define BLOCK_AHEAD 4096 /* bytes from a block to what is prefetched beside it */
 
 /* block_dot: acc[lane] += sum over j < 4 of w[lane][j] * a[j], for int8 a and codes w of some bits.
