@@ -28,7 +28,7 @@ from rlx_ray.config.spec import MatrixRow, ModelSpec
 from rlx_ray.dtype import DType
 from rlx_ray.identity import packing_id
 from rlx_ray.matrix.expand import expand
-from rlx_ray.models.family import family
+from rlx_ray.models.family import ModelInfo, family
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.resident import Resident
 from rlx_ray.target import Target
@@ -132,7 +132,7 @@ class Model:
         return {name: Tensor(name, shape) for name, shape in shapes.items()}
 
     @cached_property
-    def facts(self) -> Any:
+    def info(self) -> ModelInfo:
         """What the family says of it."""
         texts = {
             "config.json": self.config,

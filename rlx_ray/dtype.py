@@ -1,4 +1,4 @@
-"""Element types of tensors, and their names in NumPy, safetensors and the v2 protocol."""
+"""Element types of tensors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from rlx_ray.errors import ConfigError, nearest
 
 
 class DType(Enum):
-    """An element type: (name, bytes per element, Open Inference Protocol v2 name)."""
+    """An element type: (name, bytes per element)."""
 
-    F32 = ("f32", 4, "FP32")
-    F16 = ("f16", 2, "FP16")
-    BF16 = ("bf16", 2, "BF16")
-    F64 = ("f64", 8, "FP64")
-    I8 = ("i8", 1, "INT8")
-    U8 = ("u8", 1, "UINT8")
-    I16 = ("i16", 2, "INT16")
-    I32 = ("i32", 4, "INT32")
-    I64 = ("i64", 8, "INT64")
-    BOOL = ("bool", 1, "BOOL")
+    F32 = ("f32", 4)
+    F16 = ("f16", 2)
+    BF16 = ("bf16", 2)
+    F64 = ("f64", 8)
+    I8 = ("i8", 1)
+    U8 = ("u8", 1)
+    I16 = ("i16", 2)
+    I32 = ("i32", 4)
+    I64 = ("i64", 8)
+    BOOL = ("bool", 1)
 
-    def __init__(self, text: str, size: int, oip: str) -> None:
+    def __init__(self, text: str, size: int) -> None:
         self.text = text
         self.size = size
-        self.oip = oip
 
     def __str__(self) -> str:
         return self.text

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 from rlx_ray.errors import VerifyError
 
-_NAMES = {0: "batch", 1: "seq", 2: "rows", 3: "past_seq", 16: "pages"}
+
+class Symbol(IntEnum):
+    """Symbols of a dim binding: below 16 RLX's, from 16 on this project's own."""
+
+    BATCH = 0
+    SEQ = 1
+    ROWS = 2
+    PAST_SEQ = 3
+    PAGES = 16
+
+
+_NAMES = {symbol.value: symbol.name.lower() for symbol in Symbol}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +64,11 @@ class Dim:
         return "*".join(factor + names)
 
 
-BATCH = Dim(1, (0,))
-SEQ = Dim(1, (1,))
-ROWS = Dim(1, (2,))
+BATCH = Dim(1, (Symbol.BATCH,))
+SEQ = Dim(1, (Symbol.SEQ,))
+ROWS = Dim(1, (Symbol.ROWS,))
 """Token rows: the most that a run may have. Batch times seq, or fewer in a ragged variant."""
-PAGES = Dim(1, (16,))
+PAGES = Dim(1, (Symbol.PAGES,))
 """Entries of a sequence's page table: enough for past_seq and seq tokens."""
 PAGE = 32
 """Tokens of one page of a key-value cache."""

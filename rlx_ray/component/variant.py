@@ -9,12 +9,7 @@ from rlx_ray.component import reader
 from rlx_ray.component.rust_enum import RustEnum
 from rlx_ray.component.rust_hash import U32, U64, RustHasher
 from rlx_ray.errors import ConfigError
-
-BATCH, SEQ, ROWS, PAST_SEQ = 0, 1, 2, 3
-"""Symbols of a dim binding that RLX defines."""
-
-FIRST_OWN = 16
-"""The first symbol of this project's own."""
+from rlx_ray.shape import Symbol
 
 
 class ModelPhase(RustEnum):
@@ -87,7 +82,8 @@ class ModelVariant:
 
     def with_extra(self, symbol: int, size: int) -> ModelVariant:
         """The same variant with one more binding at the end."""
-        return replace(self, extra=(*self.extra, (symbol, size)))
+        plain = symbol.value if isinstance(symbol, Symbol) else symbol
+        return replace(self, extra=(*self.extra, (plain, size)))
 
     @property
     def key(self) -> int:
@@ -110,19 +106,19 @@ class ModelVariant:
 
         ROWS is bound when batch > 1 outside Decode, PAST_SEQ in Decode, as RLX does.
         """
-        binding = {BATCH: self.batch, SEQ: self.seq}
+        binding = {Symbol.BATCH.value: self.batch, Symbol.SEQ.value: self.seq}
         decode = self.phase is ModelPhase.DECODE
         if self.batch > 1 and not decode:
-            binding[ROWS] = self.batch * self.seq & U64
+            binding[Symbol.ROWS.value] = self.batch * self.seq & U64
         if decode and self.past_seq is not None:
-            binding[PAST_SEQ] = self.past_seq
+            binding[Symbol.PAST_SEQ.value] = self.past_seq
         binding.update(self.extra)
         return tuple(sorted(binding.items()))
 
     @property
     def ragged_rows(self) -> int | None:
         """The most token rows of a ragged encoder variant; None for a padded one."""
-        return dict(self.extra).get(ROWS) if self.phase is ModelPhase.ENCODER else None
+        return dict(self.extra).get(Symbol.ROWS) if self.phase is ModelPhase.ENCODER else None
 
     def __str__(self) -> str:
         parts = [self.phase.spelling, f"b{self.batch}", f"s{self.seq}"]

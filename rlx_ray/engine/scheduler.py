@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from rlx_ray.component import ModelPhase, ModelVariant
 from rlx_ray.engine.pages import GONE, PagePool, chain
 from rlx_ray.errors import ConfigError, InputError
-from rlx_ray.shape import PAGE
+from rlx_ray.shape import PAGE, Symbol
 
 STALL = 1.25
 """A chunk beside running streams may take so many times as long as a decode step."""
@@ -68,7 +68,7 @@ class Step:
 
 def bound(variant: ModelVariant) -> int:
     """The most tokens that a stream may have after a step of a variant: its page table's reach."""
-    past = dict(variant.dim_binding).get(3, 0)
+    past = dict(variant.dim_binding).get(Symbol.PAST_SEQ, 0)
     return -(-(past + variant.seq) // PAGE) * PAGE
 
 

