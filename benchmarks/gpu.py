@@ -32,7 +32,7 @@ from rlx_ray.dtype import DType
 from rlx_ray.errors import DeviceError, DeviceLost
 from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cuda_device import CudaDevice
-from rlx_ray.runtime.resident import Resident
+from rlx_ray.runtime.device_context import DeviceContext
 from rlx_ray.target import Target
 from tests.support import bert_reference, llama_reference
 
@@ -69,7 +69,7 @@ CASES = (
 
 
 def correct(
-    resident: Resident, target: Target, load: Callable[..., Any] = Model.load
+    resident: DeviceContext, target: Target, load: Callable[..., Any] = Model.load
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Small models in every precision against float64.
 
@@ -98,7 +98,7 @@ def correct(
     return found, wrong
 
 
-def _bert(model: Model, resident: Resident, load: Any) -> tuple[np.ndarray, np.ndarray]:
+def _bert(model: Model, resident: DeviceContext, load: Any) -> tuple[np.ndarray, np.ndarray]:
     run = load(model, model.compile("encoder:b2:s16"), resident)
     inputs = feed(run, model.config["vocab_size"])
     inputs["lengths"][:] = (16, 11)
@@ -109,7 +109,7 @@ def _bert(model: Model, resident: Resident, load: Any) -> tuple[np.ndarray, np.n
     return got, want
 
 
-def _llama(model: Model, resident: Resident, load: Any) -> tuple[np.ndarray, np.ndarray]:
+def _llama(model: Model, resident: DeviceContext, load: Any) -> tuple[np.ndarray, np.ndarray]:
     """A prompt, then tokens one by one, of two sequences."""
     prompt, step = (
         load(model, model.compile(v), resident) for v in ("prefill:b2:s16", "decode:b2:s1:p63")
@@ -152,7 +152,7 @@ def _gguf(name: str) -> str:
 def measure(
     case: Case,
     model: Model,
-    resident: Resident,
+    resident: DeviceContext,
     seconds: float,
     load: Callable[..., Any] = Model.load,
 ) -> dict[str, float]:
@@ -184,7 +184,7 @@ def measure(
 
 def sizes(model: Model) -> dict[str, float]:
     """Bytes of weights that a decode step reads, and numbers that each row of a prompt meets."""
-    tables = ("embed.word", "rope.turns")
+    tables = ("embed.word", "rope.cos_sin")
     tensors = [t for t in model.weights.manifest.tensors if t.name not in tables]
     matrices = [t for t in tensors if len(t.shape) == 2 and t.name != "head.weight"]
     return {
@@ -269,7 +269,7 @@ def main() -> int:
         print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
         return 1
     target = next(t for t in host.ladder() if t.kind == "cuda")
-    resident = Resident(device)
+    resident = DeviceContext(device)
     errors, wrong = correct(resident, target)
     for case, reason in wrong.items():
         print(f"benchmarks/gpu.py: {case}: {reason}", file=sys.stderr)
@@ -297,7 +297,7 @@ def main() -> int:
 
 def measured(
     cases: Sequence[Case],
-    resident: Resident,
+    resident: DeviceContext,
     target: Target,
     seconds: float,
     end: float,

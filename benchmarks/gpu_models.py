@@ -29,8 +29,8 @@ from rlx_ray.dtype import DType
 from rlx_ray.identity import packing_id
 from rlx_ray.matrix.expand import expand
 from rlx_ray.models.family import ModelInfo, family
+from rlx_ray.runtime.device_context import DeviceContext
 from rlx_ray.runtime.launches import LaunchExecutable
-from rlx_ray.runtime.resident import Resident
 from rlx_ray.target import Target
 from rlx_ray.weights.packing_cuda import pack
 from tests.support.llama_checkpoint import llama_shapes
@@ -182,7 +182,7 @@ class Model:
             WeightsManifest(self.name, "random", packing_id("rows"), "cuda", blob, bindings), data
         )
 
-    def load(self, artifact: Artifact, resident: Resident) -> LaunchExecutable:
+    def load(self, artifact: Artifact, resident: DeviceContext) -> LaunchExecutable:
         """A variant on a device; the weights are uploaded if they are not there."""
         return LaunchExecutable(
             blob_of(artifact, "code"),

@@ -106,8 +106,8 @@ def ours(threads: int) -> dict:
     weights, _ = model.parts(ModelVariant.parse(VARIANTS[2]))
     table = next(t for t in weights.manifest.tensors if t.name == "embed.word")
     read = weights.nbytes - int(np.prod(table.shape))  # one row of the embedding table is read
-    turns = next(t for t in weights.manifest.tensors if t.name == "rope.turns")
-    read -= int(np.prod(turns.shape)) * 4
+    cos_sin = next(t for t in weights.manifest.tensors if t.name == "rope.cos_sin")
+    read -= int(np.prod(cos_sin.shape)) * 4
     peak = peak_mb()
     text = TextModel(model)
     found |= streams(text) | stall(text)

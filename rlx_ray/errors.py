@@ -3,7 +3,7 @@
 ::
 
     RlxError                      the root; carries what to do about it
-    +-- ConfigError               a config, option or spec that cannot be meant (CLI exit 2)
+    +-- ConfigError               a config, option or spec that is invalid (CLI exit 2)
     |   +-- UnknownModelError     a model name that the config does not have (HTTP 404)
     |   +-- InputError            a request that cannot be answered as it stands (HTTP 400)
     +-- CheckpointError           a source that is missing, damaged or lacks a tensor
@@ -54,7 +54,7 @@ class RlxError(Exception):
 
 
 class ConfigError(RlxError):
-    """A config, option or spec that cannot be meant."""
+    """A config, option or spec that is invalid."""
 
 
 class UnknownModelError(ConfigError):

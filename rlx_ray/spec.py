@@ -88,7 +88,7 @@ SAYS = {
 class BuildSpec:
     """All that a builder needs to compile one variant, and all that its result depends on.
 
-    No builder reads a checkpoint: the model arrives here as facts. The value is never changed on
+    No builder reads a checkpoint: the model arrives here as values. The value is never changed on
     its way from the plan to the store, and the manifest keeps it whole.
 
     Attributes:

@@ -129,7 +129,7 @@ class LaunchPlan:
         zeroed: (offset, bytes) of the arena that are zero before the first run. Every run leaves
             them so.
         adjacent: (first, second, bytes) of parameters that the steps read as one: the second begins
-            so many bytes behind the first. A runtime checks it before the first run.
+            `bytes` behind the first. A runtime checks it before the first run.
     """
 
     arch: str

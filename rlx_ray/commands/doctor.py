@@ -197,8 +197,8 @@ def config_checks(config: Config | ConfigError) -> Iterator[Check]:
     yield _cache_check(Path(config.store.cache_dir))
     for model in config.models:
         try:
-            facts = open_model(model).info
-            limit = facts.limits.max_tokens
+            info = open_model(model).info
+            limit = info.limits.max_tokens
             yield Check(f"model {model.name}", "ok", f"{model.family}, {limit} tokens")
         except RlxError as error:
             yield Check(f"model {model.name}", "fail", error.message, error.remedy)

@@ -74,14 +74,14 @@ def _answer(args: argparse.Namespace, text: TextModel, request: Request) -> int:
     finish = ""
     begun = time.perf_counter()
     first = begun
-    for piece in text.answer(request):
-        if piece.chosen is not None:
+    for delta in text.answer(request):
+        if delta.chosen is not None:
             first = first if tokens else time.perf_counter()
-            tokens.append(piece.chosen.token)
-        parts.append(piece.text)
-        finish = piece.finish
+            tokens.append(delta.chosen.token)
+        parts.append(delta.text)
+        finish = delta.finish
         if not args.json:
-            sys.stdout.write(piece.text)
+            sys.stdout.write(delta.text)
             sys.stdout.flush()
     ended = time.perf_counter()
     prefill = len(request.prompt) / (first - begun)

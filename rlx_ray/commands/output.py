@@ -49,4 +49,4 @@ def select_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="only this model")
     parser.add_argument("--target", metavar="NAME", help="only this target")
     parser.add_argument("--variant", metavar="TEXT", help="only this variant (encoder:b8:s128)")
-    parser.add_argument("--limit", metavar="N", type=int, help="at most so many variants")
+    parser.add_argument("--limit", metavar="N", type=int, help="at most N variants")

@@ -18,7 +18,7 @@ def read_executors(node: Node) -> tuple[tuple[str, ExecutorSpec], ...]:
     """The entries, sorted; each is named by a target or by a kind, which all its targets share.
 
     Raises:
-        ConfigError: a name or field that is not known, or a value that cannot be meant.
+        ConfigError: a name or field that is not known, or a value that is invalid.
     """
     nodes = node.section((*_KINDS, *(t.name for t in TARGETS)))
     return tuple((name, _executor(name, nodes[name])) for name in sorted(nodes))
@@ -42,7 +42,7 @@ def _executor(name: str, node: Node) -> ExecutorSpec:
 
 
 def check_executors(serve: ServeSpec) -> None:
-    """See that no target has fewer replicas at most than it has at least.
+    """Check that no target has fewer replicas at most than it has at least.
 
     Raises:
         ConfigError: one has.

@@ -42,7 +42,7 @@ def load(
             `host`.
 
     Raises:
-        ConfigError: the file is missing or malformed, or says something that cannot be meant. The
+        ConfigError: the file is missing or malformed, or says something that is invalid. The
             message has the path inside the file, such as `$.models[0].matrix[1].seq`.
     """
     # Not resolved: a mounted config may be a link into a folder whose name changes.

@@ -1,4 +1,4 @@
-"""A generation as its caller sees it: the request, the pieces, and the stream of them."""
+"""A generation as its caller sees it: the request, the deltas, and the stream of them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenDelta:
     """What one token added to a stream.
 
     Attributes:
-        chosen: the token; None in the last piece of a cancelled stream.
+        chosen: the token; None in the last delta of a cancelled stream.
         text: text that is certain now, possibly empty.
         finish: why it ended: `stop`, `length` or `cancelled`; empty while it goes on.
-        variants: that ran since the piece before, in order.
+        variants: that ran since the delta before, in order.
     """
 
     chosen: Chosen | None
@@ -50,7 +50,7 @@ class Piece:
 
 
 class Generation:
-    """A stream of pieces; iterate over it, or cancel it. Ends with a piece that has `finish`.
+    """A stream of deltas; iterate over it, or cancel it. Ends with a delta that has `finish`.
 
     Args:
         request: what to generate.
@@ -67,25 +67,25 @@ class Generation:
         self.stream = Stream(list(request.prompt), most)
         self.ran: list[ModelVariant] = []
         self.cancelled = False
-        self._pieces: queue.SimpleQueue[Piece | RlxError] = queue.SimpleQueue()
-        self._listener: Callable[[Piece | RlxError], None] | None = None
+        self._deltas: queue.SimpleQueue[TokenDelta | RlxError] = queue.SimpleQueue()
+        self._listener: Callable[[TokenDelta | RlxError], None] | None = None
 
-    def put(self, piece: Piece | RlxError) -> None:
-        """Hand a piece, or the error that ended the stream, to whoever waits."""
-        (self._listener or self._pieces.put)(piece)
+    def put(self, delta: TokenDelta | RlxError) -> None:
+        """Hand a delta, or the error that ended the stream, to whoever waits."""
+        (self._listener or self._deltas.put)(delta)
 
-    def listen(self, listener: Callable[[Piece | RlxError], None]) -> None:
-        """Have pieces handed to a function, called from the engine's thread; call before submit."""
+    def listen(self, listener: Callable[[TokenDelta | RlxError], None]) -> None:
+        """Have deltas handed to a function, called from the engine's thread; call before submit."""
         self._listener = listener
 
     def __iter__(self) -> Generation:
         return self
 
-    def __next__(self) -> Piece:
+    def __next__(self) -> TokenDelta:
         if self._over:
             raise StopIteration
-        piece = self._pieces.get()
-        self._over = isinstance(piece, RlxError) or bool(piece.finish)
-        if isinstance(piece, RlxError):
-            raise piece
-        return piece
+        delta = self._deltas.get()
+        self._over = isinstance(delta, RlxError) or bool(delta.finish)
+        if isinstance(delta, RlxError):
+            raise delta
+        return delta

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.component import ModelVariant
-from rlx_ray.engine.generation import Generation, Piece, Request
+from rlx_ray.engine.generation import Generation, Request, TokenDelta
 from rlx_ray.engine.inputs import choose, feed
 from rlx_ray.engine.pages import PagePool
 from rlx_ray.engine.sampling import Chosen, Sampler
@@ -92,13 +92,13 @@ class Engine:
         return self._closed
 
     def submit(
-        self, request: Request, listener: Callable[[Piece | RlxError], None] | None = None
+        self, request: Request, listener: Callable[[TokenDelta | RlxError], None] | None = None
     ) -> Generation:
         """Begin a generation.
 
         Args:
             request: what to generate.
-            listener: called with each piece, or the error that ends the stream, from the engine's
+            listener: called with each delta, or the error that ends the stream, from the engine's
                 thread; without one, iterate over the generation.
 
         Raises:
@@ -202,7 +202,7 @@ class Engine:
         generation.cancelled = True
         if self._of.pop(id(generation.stream), None) is not None:
             self._scheduler.remove(generation.stream)
-            generation.put(Piece(None, "", "cancelled", ()))
+            generation.put(TokenDelta(None, "", "cancelled", ()))
 
     def _stop(self) -> None:
         """Answer everybody who waits: the streams, and what was submitted before the end."""
@@ -274,4 +274,4 @@ class Engine:
             self._scheduler.remove(stream)
             del self._of[id(stream)]
         ran, generation.ran = tuple(generation.ran), []
-        generation.put(Piece(chosen, found, finish, ran))
+        generation.put(TokenDelta(chosen, found, finish, ran))

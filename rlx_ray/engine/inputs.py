@@ -1,7 +1,7 @@
 """What a step hands to its variant, and what it makes of what comes back.
 
-A variant whose binding has an output `tokens` draws on the device (`draws.py`); of others, and for
-streams whose changes the device has no room for, the host draws from the logits.
+A variant whose binding has an output `tokens` samples on the device (`device_sampling.py`); of
+others, and for streams whose adjustments the device has no room for, the host samples the logits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlx_ray.artifact.manifest import BindingManifest
-from rlx_ray.engine import draws
+from rlx_ray.engine import device_sampling
 from rlx_ray.engine.sampling import Chosen, Sampler
 from rlx_ray.engine.scheduler import Step, bound
 from rlx_ray.shape import PAGE
@@ -32,7 +32,7 @@ def feed(
         samplers: of its streams.
     """
     inputs = step_inputs(step)
-    if not draws.has_draws(binding):
+    if not device_sampling.has_sampling(binding):
         return inputs, frozenset({"logits"})
     ending = {
         row: sampler
@@ -41,12 +41,14 @@ def feed(
         )
         if count == stream.left
     }
-    on_device = {row: one for row, one in ending.items() if draws.on_device(binding, one)}
-    wanted = set[str]().union(*(draws.outputs(one.sampling) for one in on_device.values()))
+    on_device = {row: one for row, one in ending.items() if device_sampling.on_device(binding, one)}
+    wanted = set[str]().union(
+        *(device_sampling.outputs(one.sampling) for one in on_device.values())
+    )
     if len(on_device) < len(ending):
         wanted.add("logits")
     drawn = {row: len(stream.tokens) - stream.prompt for row, stream in enumerate(step.streams)}
-    inputs |= draws.sampling_inputs(step.variant.batch, on_device, drawn)
+    inputs |= device_sampling.sampling_inputs(step.variant.batch, on_device, drawn)
     # Where all prompts go on, tokens are read for the wait alone: the scheduler times the run.
     return inputs, frozenset(wanted or {"tokens"})
 
@@ -55,8 +57,8 @@ def choose(
     binding: BindingManifest, found: Mapping[str, npt.NDArray[Any]], row: int, sampler: Sampler
 ) -> Chosen:
     """The next token of a stream from a run's outputs: the device's, or the host's draw."""
-    if draws.has_draws(binding) and draws.on_device(binding, sampler):
-        return draws.chosen(found, row, sampler)
+    if device_sampling.has_sampling(binding) and device_sampling.on_device(binding, sampler):
+        return device_sampling.chosen(found, row, sampler)
     return sampler.choose(found["logits"][row])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlx_ray.engine.changes import Changes
+from rlx_ray.engine.adjustments import LogitAdjustments
 from rlx_ray.errors import InputError
 from rlx_ray.shape import LIKELIEST
 
@@ -51,7 +51,7 @@ class Sampling:
     logprobs: int | None = None
 
     def check(self, vocab: int) -> None:
-        """See that every value is in its range.
+        """Check that every value is in its range.
 
         Raises:
             InputError: one is not; the message names it.
@@ -109,7 +109,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
         self.sampling = sampling
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        self.changes = Changes(
+        self.adjustments = LogitAdjustments(
             sampling.logit_bias,
             prompt,
             sampling.repetition_penalty,
@@ -122,10 +122,10 @@ class Sampler:
 
     def choose(self, logits: Logits) -> Chosen:
         """The next token from float32 logits [vocab], which stay as they are."""
-        scores = self.changes.apply(logits)
+        scores = self.adjustments.apply(logits)
         random = self._random
         token = int(scores.argmax()) if random is None else self._draw(scores, random)
-        self.changes.generated(token)
+        self.adjustments.generated(token)
         if self.sampling.logprobs is None:
             return Chosen(token)
         return _reported(logits, token, self.sampling.logprobs)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.engine.pages import GONE, PagePool, chain
+from rlx_ray.engine.pages import NULL_PAGE, PagePool, block_hashes
 from rlx_ray.errors import ConfigError, InputError
 from rlx_ray.shape import PAGE, Symbol
 
 STALL = 1.25
-"""A chunk beside running streams may take so many times as long as a decode step."""
+"""A chunk beside running streams may take this many times as long as a decode step."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,9 +30,9 @@ class Stream:
         tokens: the prompt, then what has been generated.
         most: most tokens that `tokens` may have at the end.
         past: how many of them the cache holds.
-        pages: its page table; GONE stands for pages behind the window.
-        named: how many of its pages have their names.
-        gone: how many of its first pages are GONE.
+        pages: its page table; NULL_PAGE stands for pages behind the window.
+        hashed: how many of its pages are registered under their hashes.
+        gone: how many of its first pages are NULL_PAGE.
     """
 
     tokens: list[int]
@@ -40,7 +40,7 @@ class Stream:
     prompt: int = 0
     past: int = 0
     pages: list[int] = field(default_factory=list)
-    named: int = 0
+    hashed: int = 0
     gone: int = 0
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ class Scheduler:
             self._waiting.remove(stream)
         if stream in self._active:
             self._active.remove(stream)
-            self._pages.give(stream.pages)
+            self._pages.release(stream.pages)
             stream.pages = []
 
     def next_step(self) -> Step | None:
@@ -176,11 +176,11 @@ class Scheduler:
         for stream, count, token in zip(step.streams, step.counts, tokens, strict=True):
             stream.past += count
             full = stream.past // PAGE
-            if full > stream.named and stream.pages:
-                names = chain(stream.tokens[: full * PAGE])
-                for i in range(stream.named, full):
-                    self._pages.name(stream.pages[i], names[i])
-                stream.named = full
+            if full > stream.hashed and stream.pages:
+                hashes = block_hashes(stream.tokens[: full * PAGE])
+                for i in range(stream.hashed, full):
+                    self._pages.register(stream.pages[i], hashes[i])
+                stream.hashed = full
             self._leave(stream)
             if token is not None:
                 stream.tokens.append(token)
@@ -190,15 +190,15 @@ class Scheduler:
         while self._waiting:
             stream = self._waiting[0]
             # One token at least is left to compute: its logits are wanted.
-            names = chain(stream.tokens[:-1])
-            shared = self._pages.find(names, lambda count: self._unseen(count * PAGE))
+            hashes = block_hashes(stream.tokens[:-1])
+            shared = self._pages.find(hashes, lambda count: self._unseen(count * PAGE))
             taken = self._reserve(stream, shared)
             if taken is None:
-                self._pages.give(shared)
+                self._pages.release(shared)
                 return
             self._waiting.popleft()
             stream.pages = shared + taken
-            stream.named = len(shared)
+            stream.hashed = len(shared)
             stream.past = len(shared) * PAGE
             stream.gone = self._unseen(stream.past)
             self._active.append(stream)
@@ -216,16 +216,16 @@ class Scheduler:
         if self._fixed(stream):
             tables.append(shared)
             rest = -(-stream.most // PAGE) - len(shared)
-        kept = {page for table in tables for page in table} - {GONE}
+        kept = {page for table in tables for page in table} - {NULL_PAGE}
         most = len(kept) + rest + sum(self._at_once(s.most) for s in moving)
-        return self._pages.take(rest) if most <= self._pages.count else None
+        return self._pages.acquire(rest) if most <= self._pages.count else None
 
     def _fixed(self, stream: Stream) -> bool:
         """Whether a stream may hold its whole length at once."""
         return self._at_once(stream.most) == -(-stream.most // PAGE)
 
     def _at_once(self, tokens: int) -> int:
-        """The most pages that a stream of so many tokens holds in one step."""
+        """The most pages that a stream of `tokens` tokens holds in one step."""
         whole = -(-tokens // PAGE)
         if not self._window:
             return whole
@@ -237,16 +237,16 @@ class Scheduler:
         return max(0, past + 1 - self._window) // PAGE if self._window else 0
 
     def _extend(self, stream: Stream, tokens: int) -> None:
-        """Give a stream pages for so many tokens; there are as many, by `_reserve`."""
-        taken = self._pages.take(max(0, -(-tokens // PAGE) - len(stream.pages)))
+        """Give a stream pages for `tokens` tokens; there are as many, by `_reserve`."""
+        taken = self._pages.acquire(max(0, -(-tokens // PAGE) - len(stream.pages)))
         assert taken is not None, stream
         stream.pages += taken
 
     def _leave(self, stream: Stream) -> None:
         """Free the pages behind a stream's window."""
         gone = min(self._unseen(stream.past), len(stream.pages))
-        self._pages.give(stream.pages[stream.gone : gone])
-        stream.pages[stream.gone : gone] = [GONE] * (gone - stream.gone)
+        self._pages.release(stream.pages[stream.gone : gone])
+        stream.pages[stream.gone : gone] = [NULL_PAGE] * (gone - stream.gone)
         stream.gone = max(gone, stream.gone)
 
     def _chunk(self, stream: Stream, running: Sequence[Stream]) -> Step:

@@ -1,4 +1,4 @@
-"""Models of a config, opened: checkpoint, facts, tokenizer, and packed weights in the store."""
+"""Models of a config, opened: checkpoint, ModelInfo, tokenizer, and packed weights in the store."""
 
 from __future__ import annotations
 

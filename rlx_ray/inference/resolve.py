@@ -75,6 +75,6 @@ class Resolver:
                 raise StoreError(
                     f"variant {spec.component.variant} of {spec.model!r} was built, yet the store "
                     f"does not have it: {made.reason}",
-                    "See that builders and this process use the same store.",
+                    "Check that builders and this process use the same store.",
                 )
             return Resolved(made, "compiled")

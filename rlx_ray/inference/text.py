@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from rlx_ray.component import ModelVariant
-from rlx_ray.engine.generation import Generation, Piece, Request
+from rlx_ray.engine.generation import Generation, Request, TokenDelta
 from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.engine.template import ChatTemplate
@@ -125,7 +125,7 @@ class TextModel:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
     ) -> Generation:
-        """Begin a generation; iterate over it for its pieces.
+        """Begin a generation; iterate over it for its deltas.
 
         Args:
             prompt: token ids.
@@ -154,8 +154,8 @@ class TextModel:
             frozenset(self.model.model.info.stop_ids),
         )
 
-    def answer(self, request: Request) -> Iterator[Piece]:
-        """The pieces of an answer, on the first target that takes the request.
+    def answer(self, request: Request) -> Iterator[TokenDelta]:
+        """The deltas of an answer, on the first target that takes the request.
 
         Raises:
             InputError: see `start`.
@@ -164,13 +164,13 @@ class TextModel:
         first: RlxError | None = None
         for lane in tuple(self.model.lanes):
             try:
-                pieces = self._engine(lane).submit(request)
-                piece = next(pieces)
+                deltas = self._engine(lane).submit(request)
+                delta = next(deltas)
             except PASSED_ON as error:
                 first = first or error
                 continue
-            yield piece
-            yield from pieces
+            yield delta
+            yield from deltas
             return
         assert first is not None
         raise first
@@ -185,11 +185,11 @@ class TextModel:
         """A whole answer; the arguments and errors are those of `start`."""
         tokens, text, finish = [], "", ""
         ran: dict[ModelVariant, None] = {}
-        for piece in self.answer(self.request(prompt, max_tokens, sampling, stop)):
-            if piece.chosen is not None:
-                tokens.append(piece.chosen.token)
-            text, finish = text + piece.text, piece.finish
-            ran |= dict.fromkeys(piece.variants)
+        for delta in self.answer(self.request(prompt, max_tokens, sampling, stop)):
+            if delta.chosen is not None:
+                tokens.append(delta.chosen.token)
+            text, finish = text + delta.text, delta.finish
+            ran |= dict.fromkeys(delta.variants)
         return Ended(tuple(tokens), text, finish, tuple(ran))
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from rlx_ray.spec import BuildSpec
 
 _LOG = logging.getLogger(__name__)
 
-_MACHINE = "See that the builder has memory, and a temporary folder with room."
+_MACHINE = "Check that the builder has memory, and a temporary folder with room."
 
 
 @dataclass(frozen=True, slots=True)

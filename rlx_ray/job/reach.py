@@ -68,7 +68,7 @@ def unusable(address: str, error: object) -> ClusterError:
     """The error of a cluster that cannot be joined."""
     return ClusterError(
         f"the Ray cluster at {address} cannot be used: {first(error)}",
-        "See that the address is right and the cluster runs: ray status --address ADDRESS",
+        "Check that the address is right and the cluster runs: ray status --address ADDRESS",
     )
 
 

@@ -1,4 +1,4 @@
-"""BERT encoders and their kin: facts of a checkpoint.
+"""BERT encoders and their kin: what a checkpoint says.
 
 Source: Devlin et al., "BERT" (arXiv:1810.04805). Files: `config.json` as transformers writes it
 for `BertModel`, `RobertaModel` and `XLMRobertaModel`; the head's are read in `models.head`.
@@ -48,7 +48,7 @@ class Kind:
 
 
 def read(kind: Kind, texts: Texts, tensors: Tensors) -> ModelInfo:
-    """The facts of a checkpoint.
+    """What a checkpoint says.
 
     Raises:
         CheckpointError: a file or tensor is missing or malformed.

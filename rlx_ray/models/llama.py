@@ -1,4 +1,4 @@
-"""Llama and its kin: facts of a checkpoint, from a Hugging Face folder or a GGUF file.
+"""Llama and its kin: what a checkpoint says, from a Hugging Face folder or a GGUF file.
 
 Llama 2 and 3, SmolLM2, TinyLlama, Mistral (sliding window), Qwen2 (QKV bias), Qwen3 (QK norm).
 Source: Touvron et al., arXiv:2302.13971; `config.json` as transformers writes it; GGUF keys as
@@ -26,7 +26,7 @@ _FLOATS = (DType.F32, DType.F16, DType.BF16, DType.F64)
 
 
 def read(texts: Texts, tensors: Tensors) -> ModelInfo:
-    """The facts of a checkpoint.
+    """What a checkpoint says.
 
     Raises:
         CheckpointError: a file or tensor is missing or malformed.
@@ -129,8 +129,8 @@ def _layout(
     yield ParamSpec("embed.word", table, "plain", (names["embed"],)), [(names["embed"], table)]
     factors = ("rope_freqs.weight",) if gguf and "rope_freqs.weight" in tensors else ()
     rope = canonical_json(config["rope"]).decode()
-    turns = ParamSpec("rope.turns", (config["positions"], dim), "rope", factors, made=rope)
-    yield turns, [(name, (dim // 2,)) for name in factors]
+    cos_sin = ParamSpec("rope.cos_sin", (config["positions"], dim), "rope", factors, made=rope)
+    yield cos_sin, [(name, (dim // 2,)) for name in factors]
     for i in range(config["layers"]):
         yield from _layer(f"layer.{i}", names["layer"].format(i), config, names)
     yield _plain("norm.weight", names["norm"], hidden)

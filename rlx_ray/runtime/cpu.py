@@ -109,7 +109,7 @@ class ArenaPool:
         self._lock = threading.Lock()
 
     def take(self, nbytes: int) -> np.ndarray:
-        """An arena of at least so many bytes: the smallest free one that fits, or a new one.
+        """An arena of at least `nbytes` bytes: the smallest free one that fits, or a new one.
 
         A new one replaces the largest free one, which is too small, so that the pool never holds
         more arenas than forward passes ran at once.

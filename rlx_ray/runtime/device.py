@@ -62,7 +62,7 @@ class Device(Protocol):
         ...
 
     def allocate(self, nbytes: int) -> Memory:
-        """Memory of at least so many bytes, at an address that is a multiple of 256.
+        """Memory of at least `nbytes` bytes, at an address that is a multiple of 256.
 
         Raises:
             DeviceMemoryError: it has no room.

@@ -12,7 +12,7 @@ from rlx_ray.component import ModelVariant
 from rlx_ray.errors import InputError
 
 Cache: TypeAlias = Sized
-"""A key-value cache: so many pages, in the memory of the device that made it."""
+"""A key-value cache: its pages, in the memory of the device that made it."""
 
 NUMPY = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
 """What callers bind: element types as NumPy has them."""
@@ -53,7 +53,7 @@ class Executable(Protocol):
         ...
 
     def make_cache(self, pages: int) -> Cache:
-        """A zeroed key-value cache of so many pages, for this variant and its model's others.
+        """A zeroed key-value cache of `pages` pages, for this variant and its model's others.
 
         Raises:
             DeviceMemoryError: the device has no room.
@@ -62,7 +62,7 @@ class Executable(Protocol):
 
 
 def check_inputs(wanted: Sequence[Binding], inputs: Mapping[str, np.ndarray]) -> None:
-    """See that arrays fit a binding.
+    """Check that arrays fit a binding.
 
     Raises:
         InputError: an input is missing, unknown, or of another dtype or shape.
@@ -87,7 +87,7 @@ def check_inputs(wanted: Sequence[Binding], inputs: Mapping[str, np.ndarray]) ->
 
 
 def check_tables(tables: np.ndarray, pages: int) -> None:
-    """See that a cache has every page that tables name; -1 names none.
+    """Check that a cache has every page that tables name; -1 names none.
 
     Raises:
         InputError: it does not.

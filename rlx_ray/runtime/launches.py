@@ -13,8 +13,8 @@ from rlx_ray.artifact.launch_plan import GemmStep, KernelStep, LaunchPlan, Slot
 from rlx_ray.artifact.manifest import PREFIX, Binding, BindingManifest
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError, InputError
 from rlx_ray.runtime.device import Device, Graph, Module
+from rlx_ray.runtime.device_context import DeviceContext, DeviceWeights
 from rlx_ray.runtime.executable import NUMPY, Cache, check_inputs, check_tables, select
-from rlx_ray.runtime.resident import DeviceWeights, Resident
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class DeviceCache:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class CopyRange:
     """Inputs that lie side by side in the arena and go there in one copy.
 
     Attributes:
@@ -80,7 +80,7 @@ class LaunchExecutable:
         plan: the `plan` blob.
         binding: how to call it.
         weights: the model's packed weights, on the same device.
-        resident: the device.
+        context: the device.
 
     Raises:
         ArtifactError: the plan is malformed, or code, plan, binding and weights do not fit.
@@ -93,22 +93,22 @@ class LaunchExecutable:
         plan: bytes,
         binding: BindingManifest,
         weights: DeviceWeights,
-        resident: Resident,
+        context: DeviceContext,
     ) -> None:
         self.binding = binding
         self.arena_bytes = binding.arena
         self._plan = LaunchPlan.loads(plan)
-        self._resident = resident
-        self._device = resident.device
+        self._context = context
+        self._device = context.device
         self._weights = weights
         self._params = weights.addresses(binding.params)
         check_plan(self._plan, binding, self._params)
-        self._stretches = stretches(binding.inputs, binding.alignment)
+        self._copy_ranges = copy_ranges(binding.inputs, binding.alignment)
         self._module: Module = self._device.module(code, self._plan.kernels)
         self._first, self._stepwise = True, False
         self._graph: Graph | None = None
         self._captured = (0, 0)
-        resident.join(self, self.arena_bytes)
+        context.join(self, self.arena_bytes)
 
     def run(
         self,
@@ -126,25 +126,25 @@ class LaunchExecutable:
         check_inputs(self.binding.inputs, inputs)
         outputs = select(self.binding.outputs, wanted)
         pages = self._pages(inputs, cache)
-        resident = self._resident
-        with resident.turn:
-            arena = resident.arena()
-            mine = resident.last is not None and resident.last() is self
-            resident.last = None
+        context = self._context
+        with context.turn:
+            arena = context.arena()
+            mine = context.last is not None and context.last() is self
+            context.last = None
             if not mine:
                 for offset, nbytes in self._plan.zeroed:
                     self._device.zero(arena + offset, nbytes)
-            for stretch in self._stretches:
+            for stretch in self._copy_ranges:
                 self._device.write(arena + stretch.offset, stretch.filled(inputs))
             self._go(arena, pages)
             found = {o.name: self._read(arena, o) for o in outputs}
-            resident.last = weakref.ref(self)
+            context.last = weakref.ref(self)
         return found
 
     def make_cache(self, pages: int) -> DeviceCache:
         """Zeroed pages of `binding.page` bytes on the device; see `Executable.make_cache`."""
-        with self._resident.turn:
-            self._resident.fit()
+        with self._context.turn:
+            self._context.fit()
             return DeviceCache(self._device, pages, self.binding.page)
 
     def _pages(self, inputs: Mapping[str, np.ndarray], cache: Cache | None) -> int:
@@ -215,7 +215,7 @@ class LaunchExecutable:
         return out
 
 
-def stretches(inputs: Sequence[Binding], alignment: int) -> tuple[Stretch, ...]:
+def copy_ranges(inputs: Sequence[Binding], alignment: int) -> tuple[CopyRange, ...]:
     """Inputs by copies: those with less than an aligned offset between them go together.
 
     Nothing can begin between two such inputs, so the gap's bytes are nobody's. An input that may be
@@ -229,21 +229,21 @@ def stretches(inputs: Sequence[Binding], alignment: int) -> tuple[Stretch, ...]:
             groups.append([])
         groups[-1].append(tensor)
         end = tensor.offset + tensor.nbytes
-    return tuple(_stretch(group) for group in groups)
+    return tuple(_copy_range(group) for group in groups)
 
 
-def _stretch(group: Sequence[Binding]) -> Stretch:
+def _copy_range(group: Sequence[Binding]) -> CopyRange:
     first = group[0].offset
     staged = np.zeros(group[-1].offset + group[-1].nbytes - first, np.uint8)
     views = {}
     for tensor in group:
         part = staged[tensor.offset - first :][: tensor.nbytes]
         views[tensor.name] = part.view(NUMPY[tensor.dtype.text]).reshape(tensor.shape)
-    return Stretch(first, staged, views)
+    return CopyRange(first, staged, views)
 
 
 def check_plan(plan: LaunchPlan, binding: BindingManifest, params: Sequence[int]) -> None:
-    """See that every address of a plan lies in what its binding has.
+    """Check that every address of a plan lies in what its binding has.
 
     Args:
         plan: the plan.

@@ -14,10 +14,10 @@ from rlx_ray.runtime import cuda
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.runtime.device import Device
+from rlx_ray.runtime.device_context import DeviceContext
 from rlx_ray.runtime.executable import Executable
 from rlx_ray.runtime.launches import LaunchExecutable
 from rlx_ray.runtime.memory import free_bytes
-from rlx_ray.runtime.resident import Resident
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import Target
 
@@ -114,22 +114,22 @@ class DeviceLoader:
     """Loads cubins with their launch plans onto one device."""
 
     def __init__(self, device: Device) -> None:
-        self._resident = Resident(device)
+        self._context = DeviceContext(device)
 
     def load(
         self, binding: BindingManifest, blobs: Mapping[str, Path], weights: Weights
     ) -> LaunchExecutable:
         """A variant on the device, its model's weights uploaded if they are not there yet."""
         code, plan = (blobs[role].read_bytes() for role in ("code", "plan"))
-        uploaded = self._resident.upload(weights)
-        return LaunchExecutable(code, plan, binding, uploaded, self._resident)
+        uploaded = self._context.upload(weights)
+        return LaunchExecutable(code, plan, binding, uploaded, self._context)
 
     def room(self, share: float) -> int:
         """Of the free memory nine tenths, or nine tenths of this process's share of all of it.
 
         The rest is for what grows unasked: modules, graphs, and the gaps between allocations.
         """
-        free, total = self._resident.device.memory()
+        free, total = self._context.device.memory()
         return int(min(free, total * share) * 0.9)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 KINDS = ("default", "linear", "llama3", "yarn")
 
 
-def turns(
+def cos_sin(
     positions: int, dim: int, rope: Mapping[str, Any], factors: npt.NDArray[Any] | None = None
 ) -> npt.NDArray[np.float32]:
     """Cosines, then sines, of every position's angles: float32 [positions, dim].

@@ -22,7 +22,7 @@ from rlx_ray.weights.blocks import Blocks, as_blocks, quantise
 from rlx_ray.weights.decode import as_f32
 from rlx_ray.weights.formats import FORMATS, QUANT_ROWS
 from rlx_ray.weights.params import ParamSpec
-from rlx_ray.weights.rope import turns
+from rlx_ray.weights.rope import cos_sin
 
 LINE = 64
 """Bytes: one cache line, and the widest vector register."""
@@ -173,7 +173,7 @@ def fill_floats(
         case "rope":
             factors = arrays[0][1] if arrays else None
             positions, dim = param.shape
-            table = turns(positions, dim, json.loads(param.made), factors)
+            table = cos_sin(positions, dim, json.loads(param.made), factors)
             place.view(np.float32).reshape(param.shape)[...] = table
         case _:
             np.concatenate([array for _, array in arrays], out=place.view(np.float32))
@@ -187,7 +187,7 @@ def fill_coded_rows(place: npt.NDArray[np.uint8], blocks: Blocks) -> None:
 
 
 def check_finite(param: ParamSpec, name: str, values: npt.NDArray[Any], kind: str) -> None:
-    """See that a source can be made numbers of a kind other than float32.
+    """Check that a source can be made numbers of a kind other than float32.
 
     Raises:
         CheckpointError: it holds an infinity or NaN.

@@ -113,7 +113,7 @@ def build_app(args: AppArgs | dict[str, object]) -> serve.Application:
     Serve hands over the file's `args` as a mapping.
 
     Raises:
-        ConfigError: the config cannot be meant, or no host can run it.
+        ConfigError: the config is invalid, or no host can run it.
         CheckpointError: a checkpoint is missing or damaged.
     """
     found = AppArgs.model_validate(args)
@@ -222,7 +222,7 @@ def serving(
         The URL, once it answers.
 
     Raises:
-        ConfigError: the config cannot be meant, or the port is in use.
+        ConfigError: the config is invalid, or the port is in use.
         ClusterError: Ray does not start, cannot be joined, or the URL does not answer.
         RlxError: a deployment did not start.
     """

@@ -71,7 +71,7 @@ def budget_of(config: Config, target: Target) -> Budget | None:
 def check_budget(
     config: Config, table: Table, target: Target, budget: Budget | None, code: int = 0
 ) -> None:
-    """See that a replica for a target has room for what it never gives back, and a model beside it.
+    """Check that a target's replica has room for what it never gives back, and a model beside it.
 
     Eager variants are held for good, with their models' weights and caches. The other models can
     take turns, so each of them must fit beside these.

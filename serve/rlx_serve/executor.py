@@ -210,7 +210,7 @@ class Executor:
             raise StoreError(
                 f"the builder did not answer for {spec.component.variant} of {spec.model!r} "
                 f"within {patience:g} s.",
-                "See that the cluster has a free CPU.",
+                "Check that the cluster has a free CPU.",
             ) from None
         except RayError as error:
             raise StoreError(f"the builder cannot be reached: {error}") from error

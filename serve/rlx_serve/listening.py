@@ -30,7 +30,7 @@ def http_options(spec: ServeSpec) -> HTTPOptions:
 
 
 def listen(spec: ServeSpec, cluster: Cluster, undo: ExitStack) -> None:
-    """Start Serve, or see that the one that runs listens where it should.
+    """Start Serve, or check that the one that runs listens where it should.
 
     Raises:
         ClusterError: it does not.
@@ -45,7 +45,7 @@ def listen(spec: ServeSpec, cluster: Cluster, undo: ExitStack) -> None:
             raise ClusterError(
                 f"Ray Serve does not listen on {spec.host}:{spec.port}: "
                 f"{first(getattr(error, 'cause', error))}",
-                "See that the port is free there, or set serve.port or --port.",
+                "Check that the port is free there, or set serve.port or --port.",
             ) from error
         if cluster.own:  # one that did not come up ends with Ray
             undo.callback(_end_serve, cluster)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rlx_ray.engine.generation import Piece
+from rlx_ray.engine.generation import TokenDelta
 from rlx_ray.engine.sampling import Chosen
 from rlx_ray.errors import RlxError
 from rlx_serve.dispatch import Route
@@ -45,7 +45,7 @@ class Spoken:
     used: tuple[tuple[Route, str], ...] = ()
 
 
-def joined(pieces: Sequence[Piece], used: tuple[tuple[Route, str], ...] = ()) -> Spoken:
+def joined(pieces: Sequence[TokenDelta], used: tuple[tuple[Route, str], ...] = ()) -> Spoken:
     """Some pieces, at least one, as one."""
     chosen = tuple(p.chosen for p in pieces if p.chosen is not None)
     return Spoken("".join(p.text for p in pieces), pieces[-1].finish, chosen, used)
@@ -82,14 +82,14 @@ class Outbox:
     def __init__(self, pace: Callable[[], float] | None) -> None:
         self._pace = pace
         self._loop = asyncio.get_running_loop()
-        self._pieces: deque[Piece | RlxError] = deque()
+        self._pieces: deque[TokenDelta | RlxError] = deque()
         self._wake = asyncio.Event()
         self._hungry = False  # whether a piece is waited for: only then it wakes the loop
         self._over = False
         self._begun = False
         self._last = 0.0
 
-    def put(self, piece: Piece | RlxError) -> None:
+    def put(self, piece: TokenDelta | RlxError) -> None:
         """Add a piece, or the error that ends the stream; for the engine's thread."""
         self._pieces.append(piece)
         if isinstance(piece, RlxError) or piece.finish:
@@ -97,7 +97,7 @@ class Outbox:
         if self._hungry or self._over:
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    async def take(self) -> list[Piece]:
+    async def take(self) -> list[TokenDelta]:
         """The pieces since the last batch, at least one.
 
         Raises:
@@ -110,7 +110,7 @@ class Outbox:
             await self._changed()
         self._hungry = False
         self._begun, self._last = True, self._loop.time()
-        taken: list[Piece] = []
+        taken: list[TokenDelta] = []
         while self._pieces:
             if isinstance(first := self._pieces[0], RlxError):
                 if not taken:

@@ -64,7 +64,7 @@ class Speakers:
         return await self._holding.hold_engine(model, self._cache_bytes, make, stack)
 
     def check(self) -> None:
-        """See that no engine has failed.
+        """Check that no engine has failed.
 
         Raises:
             EngineError: one has, and answers nobody any more.

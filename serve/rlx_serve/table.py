@@ -85,7 +85,7 @@ def open_table(config: Config, deployed: Mapping[str, Deployed] | None = None) -
             checkpoints hold now.
 
     Raises:
-        ConfigError: the config has no models, a matrix that cannot be meant, or names something as
+        ConfigError: the config has no models, a matrix that is invalid, or names something as
             warm that is not there.
         CheckpointError: a checkpoint is missing or damaged, or its config or tokenizer has changed
             since it was deployed.

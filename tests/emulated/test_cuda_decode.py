@@ -8,7 +8,7 @@ import pytest
 from rlx_ray.compiler.cuda.kernel_table import Instance, instance
 from rlx_ray.dtype import DType
 from rlx_ray.shape import PAGE
-from rlx_ray.weights.rope import turns
+from rlx_ray.weights.rope import cos_sin
 from tests.support.cuda_cache import Sequences, sequences
 from tests.support.cuda_emulator import NUMPY, ORDERS, Unit
 from tests.support.cuda_oracle import IDS, TYPES, check, empty, floats, values, wide
@@ -161,7 +161,7 @@ def test_a_whole_step(kernels: Unit, name: str, t: DType) -> None:
     units = heads + 2 * kv_heads
     qkv, bias = values(rng, (BATCH, units * dim), t), floats(rng, units * dim)
     gains = [1 + 0.1 * floats(rng, dim) for _ in range(2)]
-    table = turns(POSITIONS, dim, {"theta": 10000.0, "kind": "default"})
+    table = cos_sin(POSITIONS, dim, {"theta": 10000.0, "kind": "default"})
 
     x = (wide(qkv) + (bias if biased else 0)).reshape(BATCH, units, dim)
     queries = np.zeros((BATCH, heads, dim))
@@ -178,7 +178,7 @@ def test_a_whole_step(kernels: Unit, name: str, t: DType) -> None:
     want = own.attended(wide(queries.astype(NUMPY[t])).reshape(BATCH, -1), 1, heads, window)
 
     given = {
-        **{"qkv": qkv, "bias": bias, "turns": table, "q_gain": gains[0], "k_gain": gains[1]},
+        **{"qkv": qkv, "bias": bias, "cos_sin": table, "q_gain": gains[0], "k_gain": gains[1]},
         **{"lengths": own.lengths, "past": own.past, "pages": own.pages, "cache": cache},
         "partial": empty((BATCH * heads, splits, dim), DType.F32),
         "stats": empty((BATCH * heads, splits, 2), DType.F32),

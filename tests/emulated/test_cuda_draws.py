@@ -19,7 +19,7 @@ INSTANCES = [
     for t in (TYPES if size == "odd" else [DType.F32])
 ]
 KERNELS = [one.name for one in INSTANCES]
-ENTRY = np.dtype([("token", "<i4"), ("bias", "<f4"), ("penalty", "<f4"), ("less", "<f4")])
+ENTRY = np.dtype([("token", "<i4"), ("bias", "<f4"), ("repetition", "<f4"), ("penalty", "<f4")])
 GREEDY = {"temperature": 0.0}
 
 
@@ -29,21 +29,21 @@ def facts(name: str) -> tuple[int, int, DType]:
 
 
 def entries(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
-    """Changes of some tokens, of few bits: fused or not they come out alike, or nearly so."""
+    """Adjustments of some tokens, of few bits: fused or not they come out alike, or nearly so."""
     made = np.zeros(count, ENTRY)
     made["token"] = rng.permutation(n)[:count]
     made["bias"] = rng.integers(-8, 9, count) / 4
-    made["penalty"] = rng.choice([0.5, 1, 2, 4], count)
-    made["less"] = rng.integers(-4, 5, count) / 2
+    made["repetition"] = rng.choice([0.5, 1, 2, 4], count)
+    made["penalty"] = rng.integers(-4, 5, count) / 2
     return made
 
 
 def changed(x: np.ndarray, own: np.ndarray) -> np.ndarray:
     """A row with its changes, token by token."""
     scores = x.copy()
-    for token, bias, penalty, less in own.tolist():
+    for token, bias, repetition, penalty in own.tolist():
         v = float(wide(x)[token]) + bias
-        scores[token] = (v / penalty if v > 0 else v * penalty) - less
+        scores[token] = (v / repetition if v > 0 else v * repetition) - penalty
     return scores
 
 
@@ -95,7 +95,7 @@ def test_tokens_are_drawn_by_the_changed_scores_and_the_logits_stay(
     x[2, : n // 3] = -np.inf
     x[2, n // 2] = np.nan
     changes = [entries(rng, n, count) for count in (0, 1, n, n // 2)]
-    changes[1]["token"], changes[1]["less"] = numbers(x[1]).argmax(), 9
+    changes[1]["token"], changes[1]["penalty"] = numbers(x[1]).argmax(), 9
     hows = [PLAIN | way | {"seed": 2**63 + row, "step": 5 * row} for row in range(ROWS)]
     got = run(kernels, name, x, hows, changes, order=order)
     assert got["y"].tolist() == [
@@ -179,7 +179,7 @@ def test_scores_of_minus_infinity_are_reported_as_such_and_nothing_revives_them(
     x = np.full((ROWS, 70), -np.inf, np.float32)
     x[:, 7] = 2
     own = np.zeros(2, ENTRY)
-    own["token"], own["bias"], own["penalty"] = [3, 7], [100, -100], [0.5, 2]
+    own["token"], own["bias"], own["repetition"] = [3, 7], [100, -100], [0.5, 2]
     got = run(kernels, "small_f32", x, [GREEDY] * ROWS, [own] * ROWS, [3] * ROWS)
     assert got["y"].tolist() == [7] * ROWS
     assert got["logprob"].tolist() == [0] * ROWS
@@ -191,7 +191,7 @@ def test_rows_of_length_0_are_skipped_whatever_is_asked(kernels: Unit) -> None:
     """A row of the batch that no stream has: its logits may be anything."""
     x = values(np.random.default_rng(1), (ROWS, 70), DType.F32)
     own = np.zeros(1, ENTRY)
-    own["token"], own["penalty"], own["less"] = x[1].argmax(), 1, 50
+    own["token"], own["repetition"], own["penalty"] = x[1].argmax(), 1, 50
     given = {key: np.zeros(ROWS, kind) for key, kind in KINDS.items()}
     got = kernels.run(
         "small_f32",

@@ -8,7 +8,7 @@ import pytest
 from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.dtype import DType
 from rlx_ray.shape import PAGE
-from rlx_ray.weights.rope import turns
+from rlx_ray.weights.rope import cos_sin
 from tests.support.cuda_emulator import NUMPY, Unit
 from tests.support.cuda_oracle import IDS, TYPES, check, empty, floats, values, wide
 
@@ -58,7 +58,7 @@ def test_queries_are_turned_and_keys_and_values_kept(kernels: Unit, shape: str, 
     units = heads + 2 * kv_heads
     qkv, bias = values(rng, (BATCH * SEQ, units * dim), t), floats(rng, units * dim)
     gains = [1 + 0.1 * floats(rng, dim) for _ in range(2)]
-    table = turns(POSITIONS, dim, {"theta": 10000.0, "kind": "default"})
+    table = cos_sin(POSITIONS, dim, {"theta": 10000.0, "kind": "default"})
     pages = np.full((BATCH, TABLE), -1, np.int32)
     pages[:2, :3] = rng.permutation(PAGES)[:6].reshape(2, 3)
     pages[1, 2] = -1
@@ -67,7 +67,7 @@ def test_queries_are_turned_and_keys_and_values_kept(kernels: Unit, shape: str, 
         f"{shape}_{t}",
         qkv=qkv,
         bias=bias,
-        turns=table,
+        cos_sin=table,
         q_gain=gains[0],
         k_gain=gains[1],
         lengths=LENGTHS,
@@ -112,7 +112,7 @@ def test_a_layer_writes_its_own_part_of_a_page(kernels: Unit, t: DType) -> None:
     qkv = values(rng, (BATCH * SEQ, (heads + 2 * kv_heads) * dim), t)
     given = {
         "qkv": qkv,
-        "turns": turns(POSITIONS, dim, {"theta": 10000.0, "kind": "default"}),
+        "cos_sin": cos_sin(POSITIONS, dim, {"theta": 10000.0, "kind": "default"}),
         "lengths": LENGTHS,
         "past": PAST,
         "pages": np.arange(BATCH * TABLE, dtype=np.int32).reshape(BATCH, TABLE),

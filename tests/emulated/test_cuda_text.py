@@ -10,7 +10,7 @@ import pytest
 
 from rlx_ray.compiler.cpu import zig
 from rlx_ray.compiler.cuda import nvrtc
-from rlx_ray.engine import draws
+from rlx_ray.engine import device_sampling
 from rlx_ray.engine.sampling import Chosen, Sampling
 from rlx_ray.errors import VariantMissing
 from rlx_ray.inference.text import TextModel
@@ -126,8 +126,8 @@ def test_a_stream_with_more_changes_than_the_card_has_room_for_is_drawn_from_the
 ) -> None:
     on_cpu, on_card, read = speakers
     variant = on_card.model.cells[0].spec.component.variant
-    assert draws._room(on_card.model.executable(variant)[0].binding) == VOCAB
-    monkeypatch.setattr(draws, "_room", lambda binding: 10)
+    assert device_sampling._room(on_card.model.executable(variant)[0].binding) == VOCAB
+    monkeypatch.setattr(device_sampling, "_room", lambda binding: 10)
     how, seeded = KINDS["repetition"], Sampling(seed=7, repetition_penalty=1.7)
     read.clear()
     (want,) = answers(on_cpu, how, prompt=PROMPT)

@@ -13,7 +13,7 @@ import pytest
 from rlx_ray.compiler.cpu import zig
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.errors import DeviceError, DeviceLost
-from rlx_ray.runtime.resident import Resident
+from rlx_ray.runtime.device_context import DeviceContext
 from rlx_ray.target import target
 from tests.support.cuda_device import EmulatedDevice
 from tests.support.needs import needs
@@ -47,11 +47,11 @@ def on_host(gpu, device: EmulatedDevice):
 def test_the_small_models_are_right(gpu, tmp_path: Path, monkeypatch, precision: str) -> None:
     monkeypatch.setattr(gpu, "LIMIT", {precision: gpu.LIMIT[precision]})
     device = EmulatedDevice(tmp_path, level="-O1")
-    errors, wrong = gpu.correct(Resident(device), target("cuda-sm_90"), on_host(gpu, device))
+    errors, wrong = gpu.correct(DeviceContext(device), target("cuda-sm_90"), on_host(gpu, device))
     names = {f"tiny-bert {precision}", f"tiny-llama {precision}"}
     assert (set(errors), wrong) == (names, {})
     monkeypatch.setattr(gpu, "LIMIT", {precision: 1e-9})
-    _, wrong = gpu.correct(Resident(device), target("cuda-sm_90"), on_host(gpu, device))
+    _, wrong = gpu.correct(DeviceContext(device), target("cuda-sm_90"), on_host(gpu, device))
     assert set(wrong) == names
     assert all(reason.startswith("relative error") for reason in wrong.values())
 
@@ -60,7 +60,7 @@ def test_a_measured_case_makes_a_whole_row(gpu, tmp_path: Path) -> None:
     device = EmulatedDevice(tmp_path, level="-O1")
     case = gpu.Case("tiny-llama", "bf16", "decode:b1:s1:p63", 32)
     model = gpu.Model(case.model, target("cuda-sm_90"), case.precision)
-    own = gpu.measure(case, model, Resident(device), 0.01, on_host(gpu, device))
+    own = gpu.measure(case, model, DeviceContext(device), 0.01, on_host(gpu, device))
     assert own["ms"] > 0
     assert own["first_answer_ms"] > 0
     hidden, inner, vocab = 64, 96, 320

@@ -19,8 +19,8 @@ from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.compiler.cuda.source import unit
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError, InputError
-from rlx_ray.runtime.launches import LaunchExecutable, stretches
-from rlx_ray.runtime.resident import Resident
+from rlx_ray.runtime.device_context import DeviceContext
+from rlx_ray.runtime.launches import LaunchExecutable, copy_ranges
 from rlx_ray.runtime.weights import Weights
 from tests.support.cuda_device import EmulatedDevice, HostGraph
 from tests.support.needs import needs
@@ -131,7 +131,7 @@ def weights(tmp_path: Path) -> Weights:
 
 
 def load(
-    resident: Resident,
+    resident: DeviceContext,
     weights: Weights,
     plan: LaunchPlan = PLAN,
     binding: BindingManifest = BINDING,
@@ -151,7 +151,7 @@ def check(found: Mapping[str, np.ndarray], seed: int, cached: np.ndarray | float
 
 
 def test_replays_of_the_graph_equal_the_first_run(card: Card, weights: Weights) -> None:
-    run = load(Resident(card), weights)
+    run = load(DeviceContext(card), weights)
     cache = run.make_cache(2)
     first = run.run(inputs(1), cache)
     for seed in (1, 2, 3):
@@ -163,7 +163,7 @@ def test_replays_of_the_graph_equal_the_first_run(card: Card, weights: Weights) 
 
 
 def test_another_cache_is_captured_anew(card: Card, weights: Weights) -> None:
-    run = load(Resident(card), weights)
+    run = load(DeviceContext(card), weights)
     caches = [run.make_cache(1) for _ in range(2)]
     card.write(caches[1].address, BIAS)
     for cache in (caches[0], caches[0]):
@@ -177,7 +177,7 @@ def test_another_cache_is_captured_anew(card: Card, weights: Weights) -> None:
 def test_a_plan_that_cannot_be_captured_runs_step_by_step(
     card: Card, weights: Weights, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = load(Resident(card), weights)
+    run = load(DeviceContext(card), weights)
     cache = run.make_cache(1)
     card.refusal = DeviceError("no capture here.")
     for seed in range(4):
@@ -186,7 +186,7 @@ def test_a_plan_that_cannot_be_captured_runs_step_by_step(
     assert [record.getMessage() for record in caplog.records] == [
         "emulated sm_90 runs a plan step by step: no capture here."
     ]
-    other = load(Resident(card), weights)
+    other = load(DeviceContext(card), weights)
     cache = other.make_cache(1)
     other.run(inputs(1), cache)
     for fault in (DeviceMemoryError("no room for a graph."), DeviceLost("gone.")):
@@ -199,7 +199,7 @@ def test_a_plan_that_cannot_be_captured_runs_step_by_step(
 
 
 def test_only_wanted_outputs_are_copied_back(card: Card, weights: Weights) -> None:
-    run = load(Resident(card), weights)
+    run = load(DeviceContext(card), weights)
     cache = run.make_cache(1)
     for _ in range(3):
         card.copied.clear()
@@ -215,14 +215,14 @@ def test_only_wanted_outputs_are_copied_back(card: Card, weights: Weights) -> No
 def test_inputs_go_over_in_as_few_copies_as_their_places_allow(
     card: Card, weights: Weights
 ) -> None:
-    run = load(Resident(card), weights)
+    run = load(DeviceContext(card), weights)
     cache = run.make_cache(1)
     card.written.clear()
     run.run(inputs(1), cache)
     assert len(card.written) == 1
     near = [Binding("a", DType.I32, (60,), 0), Binding("b", DType.F32, (2, 2), 256)]
     far = Binding("c", DType.I32, (1,), 768)
-    (first, second) = stretches((far, *reversed(near)), 256)
+    (first, second) = copy_ranges((far, *reversed(near)), 256)
     assert (first.offset, first.staged.nbytes, set(first.views)) == (0, 272, {"a", "b"})
     assert (second.offset, second.staged.nbytes) == (768, 4)
     first.views["b"][...] = 2
@@ -234,7 +234,7 @@ def test_of_an_input_that_is_given_in_part_only_the_part_is_copied(
 ) -> None:
     some = replace(BINDING.inputs[0], layout=PREFIX)
     binding = replace(BINDING, inputs=(*BINDING.inputs[1:], some))
-    run = load(Resident(card), weights, binding=binding)
+    run = load(DeviceContext(card), weights, binding=binding)
     cache = run.make_cache(1)
     check(run.run(inputs(1), cache), 1)
     want = run.run(inputs(1), cache)["h"]
@@ -258,7 +258,7 @@ def test_of_an_input_that_is_given_in_part_only_the_part_is_copied(
 
 
 def test_executables_share_weights_and_one_arena(card: Card, weights: Weights) -> None:
-    resident = Resident(card)
+    resident = DeviceContext(card)
     first = load(resident, weights)
     alone = card.held
     second = load(resident, weights)
@@ -275,7 +275,7 @@ def test_executables_share_weights_and_one_arena(card: Card, weights: Weights) -
 def test_the_arena_is_as_large_as_the_largest_executable_wants(
     card: Card, weights: Weights
 ) -> None:
-    resident = Resident(card)
+    resident = DeviceContext(card)
     small = load(resident, weights)
     cache = small.make_cache(1)
     for _ in range(2):
@@ -295,7 +295,7 @@ def test_the_arena_is_as_large_as_the_largest_executable_wants(
 def test_what_must_be_zero_is_so_after_another_executable_wrote_there(
     card: Card, weights: Weights
 ) -> None:
-    resident = Resident(card)
+    resident = DeviceContext(card)
     careful = load(resident, weights)
     binding = replace(BINDING, inputs=(*BINDING.inputs, Binding("dirt", DType.F32, (N,), 3072)))
     careless = load(resident, weights, replace(PLAN, zeroed=()), binding)
@@ -307,7 +307,7 @@ def test_what_must_be_zero_is_so_after_another_executable_wrote_there(
 
 
 def test_a_failed_run_leaves_the_executable_usable(card: Card, weights: Weights) -> None:
-    run = load(Resident(card), weights)
+    run = load(DeviceContext(card), weights)
     cache = run.make_cache(1)
     for _ in range(3):
         card.fault = DeviceError("a copy failed.")
@@ -317,7 +317,7 @@ def test_a_failed_run_leaves_the_executable_usable(card: Card, weights: Weights)
 
 
 def test_a_full_device_is_a_typed_error_and_others_go_on(card: Card, weights: Weights) -> None:
-    resident = Resident(card)
+    resident = DeviceContext(card)
     run = load(resident, weights)
     cache = run.make_cache(1)
     check(run.run(inputs(1), cache), 1)
@@ -334,7 +334,7 @@ def test_a_full_device_is_a_typed_error_and_others_go_on(card: Card, weights: We
 
 
 def test_runs_of_several_threads_do_not_mix(card: Card, weights: Weights) -> None:
-    resident = Resident(card)
+    resident = DeviceContext(card)
     runs = [load(resident, weights) for _ in range(2)]
     cache = runs[0].make_cache(1)
     faults: list[BaseException] = []
@@ -357,9 +357,9 @@ def test_runs_of_several_threads_do_not_mix(card: Card, weights: Weights) -> Non
 def test_a_cache_of_another_size_or_device_is_refused(
     card: Card, weights: Weights, tmp_path: Path
 ) -> None:
-    run = load(Resident(card), weights)
-    other = load(Resident(card), weights, binding=replace(BINDING, page=2 * PAGE))
-    elsewhere = load(Resident(Card(tmp_path / "other")), weights)
+    run = load(DeviceContext(card), weights)
+    other = load(DeviceContext(card), weights, binding=replace(BINDING, page=2 * PAGE))
+    elsewhere = load(DeviceContext(Card(tmp_path / "other")), weights)
     for cache, found in (
         (None, "is none"),
         (np.zeros((1, PAGE), np.uint8), "is ndarray"),
@@ -387,10 +387,10 @@ def test_a_plan_that_does_not_fit_its_artifact_is_refused(
     card: Card, weights: Weights, change: dict, message: str
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
-        load(Resident(card), weights, replace(PLAN, **change))
+        load(DeviceContext(card), weights, replace(PLAN, **change))
     bare = replace(BINDING, page=0)
     with pytest.raises(ArtifactError, match=r"'bias' names \['cache', 0, 0\]"):
-        load(Resident(card), weights, binding=bare)
+        load(DeviceContext(card), weights, binding=bare)
 
 
 @pytest.mark.parametrize(
@@ -406,4 +406,8 @@ def test_weights_of_another_make_are_refused(
     card: Card, weights: Weights, param: Binding, message: str
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
-        load(Resident(card), weights, binding=replace(BINDING, params=(param, BINDING.params[1])))
+        load(
+            DeviceContext(card),
+            weights,
+            binding=replace(BINDING, params=(param, BINDING.params[1])),
+        )

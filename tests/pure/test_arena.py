@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx_ray.compiler.cpu.regions import candidates, facts, group, reads_whole
+from rlx_ray.compiler.cpu.regions import analyse, candidates, group, reads_whole
 from rlx_ray.compiler.ir.memory import Buffer
 from rlx_ray.compiler.ir.verify import verify_plan
 from rlx_ray.compiler.passes.arena import liveness_bound, plan
@@ -49,7 +49,7 @@ def test_the_arena_is_within_a_tenth_of_the_liveness_bound(config, batch: int, s
 @pytest.mark.parametrize("seq", [1, 4, 6, 16])
 def test_every_way_to_cut_puts_a_barrier_before_a_read_of_the_whole(batch: int, seq: int) -> None:
     mir = stages(bert(), batch, seq, target=target("cpu-x86_64-v3")).mir
-    known = facts(mir)
+    known = analyse(mir)
     assert (known.sequences, known.rows) == (batch, batch * seq)
     for tiling in candidates(known):
         groups = group(mir, tiling, known, 16)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlx_ray.component import ModelVariant
-from rlx_ray.engine.draws import sampling_inputs
+from rlx_ray.engine.device_sampling import sampling_inputs
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.generator import Engine
 from rlx_ray.engine.inputs import feed
@@ -72,9 +72,9 @@ class Drawing:
         for row in range(batch):
             scores = logits[row].copy()
             for token, *bits in inputs["changes"][starts[row] : starts[row + 1]].tolist():
-                bias, penalty, less = np.array(bits, np.int32).view(np.float32)
+                bias, repetition, penalty = np.array(bits, np.int32).view(np.float32)
                 x = scores[token] + bias
-                scores[token] = (x / penalty if x > 0 else x * penalty) - less
+                scores[token] = (x / repetition if x > 0 else x * repetition) - penalty
             tokens[row] = seeded[row] if inputs["temperature"][row] > 0 else scores.argmax()
             count = inputs["reported"][row] - 1
             if count >= 0:

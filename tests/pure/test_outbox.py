@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from rlx_ray.component import ModelVariant
-from rlx_ray.engine.generation import Piece
+from rlx_ray.engine.generation import TokenDelta
 from rlx_ray.engine.sampling import Chosen
 from rlx_ray.errors import EngineError
 from rlx_serve.outbox import Outbox, Pace, Spoken, joined
@@ -17,8 +17,8 @@ from rlx_serve.outbox import Outbox, Pace, Spoken, joined
 VARIANT = ModelVariant.decode(1, 63)
 
 
-def piece(token: int, finish: str = "") -> Piece:
-    return Piece(Chosen(token, -0.5 * token), f"<{token}>", finish, (VARIANT,))
+def piece(token: int, finish: str = "") -> TokenDelta:
+    return TokenDelta(Chosen(token, -0.5 * token), f"<{token}>", finish, (VARIANT,))
 
 
 def feed(outbox: Outbox, count: int) -> threading.Thread:

@@ -14,7 +14,7 @@ from rlx_ray.compiler.cpu.c import emit
 from rlx_ray.compiler.cpu.lir import Kernel
 from rlx_ray.compiler.cpu.op_rule import Site
 from rlx_ray.compiler.cpu.precision import lower_precision
-from rlx_ray.compiler.cpu.regions import candidates, facts
+from rlx_ray.compiler.cpu.regions import analyse, candidates
 from rlx_ray.compiler.cpu.rules import RULES, lower_packed, lower_padded
 from rlx_ray.compiler.cpu.schedule import schedule
 from rlx_ray.compiler.cpu.templates import Extent, Template
@@ -126,7 +126,7 @@ def used() -> frozenset[Template]:
     return frozenset(
         kernel.template
         for mir, names in programs()
-        for way in candidates(facts(mir))
+        for way in candidates(analyse(mir))
         for kernel in schedule(mir, TARGET, way, names).kernels
     )
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlx_ray.engine.changes import Changes
+from rlx_ray.engine.adjustments import LogitAdjustments
 from rlx_ray.engine.sampling import Sampler, Sampling, _nucleus
 from rlx_ray.engine.text import TextStream
 from rlx_ray.errors import InputError
@@ -102,7 +102,7 @@ _tokens = st.integers(0, 9)
 def test_changes_are_the_biases_and_penalties_of_the_tokens_so_far(
     scores, bias, prompt, answer, penalties
 ) -> None:
-    changes = Changes(bias, prompt, *penalties)
+    changes = LogitAdjustments(bias, prompt, *penalties)
     for token in answer:
         changes.generated(token)
     x = np.array(scores, np.float32)
@@ -114,22 +114,22 @@ def test_changes_are_the_biases_and_penalties_of_the_tokens_so_far(
     assert packed.shape == (len(changes), 4)
     assert len(set(packed[:, 0].tolist())) == len(changes), "a token has one entry"
     for token, *values in packed.tolist():
-        change, penalty, less = np.array(values, np.int32).view(np.float32).astype(float)
+        change, repetition, penalty = np.array(values, np.int32).view(np.float32).astype(float)
         y = scores[token] + change
-        y = (y / penalty if y > 0 else y * penalty) - less
+        y = (y / repetition if y > 0 else y * repetition) - penalty
         assert y == pytest.approx(want[token], rel=1e-5, abs=1e-4)
 
 
 def test_changes_are_of_the_tokens_that_they_touch_alone() -> None:
-    assert len(Changes({}, range(100))) == 0
-    assert len(Changes({7: 1.0}, range(100), presence=1.0)) == 1
-    assert len(Changes({7: 1.0, 100: 2.0}, range(100), repetition=1.1)) == 101
-    grown = Changes({}, [5] * 9, frequency=0.5)
+    assert len(LogitAdjustments({}, range(100))) == 0
+    assert len(LogitAdjustments({7: 1.0}, range(100), presence=1.0)) == 1
+    assert len(LogitAdjustments({7: 1.0, 100: 2.0}, range(100), repetition=1.1)) == 101
+    grown = LogitAdjustments({}, [5] * 9, frequency=0.5)
     for token in [*range(300), 5]:
         grown.generated(token)
     assert len(grown) == 300
     assert grown.apply(np.zeros(300, np.float32)).tolist() == [-0.5] * 5 + [-1.0] + [-0.5] * 294
-    plain = Changes({}, [5])
+    plain = LogitAdjustments({}, [5])
     plain.generated(5)
     assert len(plain) == 0
     assert plain.apply(LOGITS) is LOGITS

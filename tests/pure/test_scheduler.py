@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlx_ray.component import ModelVariant
-from rlx_ray.engine.pages import GONE, PagePool, chain
+from rlx_ray.engine.pages import NULL_PAGE, PagePool, block_hashes
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream, bound
 from rlx_ray.errors import ConfigError, InputError
 from rlx_ray.shape import PAGE
@@ -49,7 +49,7 @@ class Cache:
         for one, tokens, text in new:
             for t in tokens:
                 page = one.pages[t // PAGE]
-                assert page != GONE
+                assert page != NULL_PAGE
                 self.slots[page, t % PAGE] = text[t]
         for one, tokens, text in new:
             first = max(0, tokens.start + 1 - self.window) if self.window else 0
@@ -159,52 +159,52 @@ def test_a_beginning_is_shared_as_far_as_the_window_reads_it() -> None:
     s.add(stream(100, 5, 1000))
     run_all(s, cache)
     again = stream(300, 5)
-    assert s._pages.find(chain(again.tokens)[:1]) == [], "its page serves the other text"
+    assert s._pages.find(block_hashes(again.tokens)[:1]) == [], "its page serves the other text"
     s.add(again)
     step = s.next_step()
     assert step is not None
     assert again.past == 288
-    assert again.pages[:7] == [GONE] * 7
-    assert GONE not in again.pages[7:]
+    assert again.pages[:7] == [NULL_PAGE] * 7
+    assert NULL_PAGE not in again.pages[7:]
     cache.run(step)
 
 
 def test_a_beginning_may_lack_what_nothing_reads() -> None:
     pool = PagePool(4)
-    taken = pool.take(4)
+    taken = pool.acquire(4)
     assert taken is not None
     for page, name in zip(taken, (b"a", b"b", b"c", b"d"), strict=True):
-        pool.name(page, name)
-        pool.give([page])
-    pool.take(1)
+        pool.register(page, name)
+        pool.release([page])
+    pool.acquire(1)
     names = [b"a", b"b", b"c", b"d", b"e"]
     assert pool.find(names) == []
-    assert pool.find(names, lambda count: max(0, count - 2)) == [GONE, GONE, *taken[2:]]
+    assert pool.find(names, lambda count: max(0, count - 2)) == [NULL_PAGE, NULL_PAGE, *taken[2:]]
     assert pool.find(names, lambda count: max(0, count - 4)) == []
     assert pool.free == 1
 
 
 def test_a_page_is_not_reused_while_somebody_holds_it() -> None:
     pool = PagePool(4)
-    taken = pool.take(3)
+    taken = pool.acquire(3)
     assert taken is not None
-    pool.name(taken[0], b"a")
+    pool.register(taken[0], b"a")
     assert pool.find([b"a", b"b"]) == [taken[0]]
-    pool.give(taken)
+    pool.release(taken)
     assert pool.free == 3
-    assert pool.take(4) is None
+    assert pool.acquire(4) is None
     assert pool.find([b"a"]) == [taken[0]]
-    pool.give([taken[0]])
-    pool.give([taken[0]])
-    assert pool.take(4) is not None
+    pool.release([taken[0]])
+    pool.release([taken[0]])
+    assert pool.acquire(4) is not None
     assert pool.find([b"a"]) == []
 
 
-def test_names_depend_on_all_that_came_before() -> None:
-    one, two = chain([1] * 64), chain([2] + [1] * 63)
+def test_block_hashes_depend_on_all_that_came_before() -> None:
+    one, two = block_hashes([1] * 64), block_hashes([2] + [1] * 63)
     assert len(one) == 2
     assert not set(one) & set(two)
-    assert chain([1] * 63) == one[:1]
+    assert block_hashes([1] * 63) == one[:1]
 
 
 def test_prefill_and_decode_take_turns_and_chunks_do_not_stall() -> None:

@@ -19,7 +19,7 @@ from rlx_serve import executor
 from rlx_serve.holding import slot_key
 from rlx_serve.problems import Failure, problem
 from rlx_serve.slots import SlotKey, State, engine_key
-from tests.support.talkers import (
+from tests.support.scripted_decoders import (
     CACHE,
     CODE,
     MODELS,

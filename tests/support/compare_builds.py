@@ -27,6 +27,8 @@ from rlx_ray.target import target as find
 
 _KERNEL = re.compile(r"^#define RLX_NAME (\w+)$", re.M)
 _AARCH64 = b"\xb7\0"
+_PARAMETERS = {"rope.turns": "rope.cos_sin"}
+"""Parameters that have another name since."""
 Key = tuple[str, str, str]
 
 
@@ -93,8 +95,10 @@ def parts(store: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, object]]
         toolchain = Toolchain(chain["name"], chain["version"], tuple(chain["flags"]))
         yield "cubin", cubin(plain, toolchain, manifest["target"])
         yield "launch plan", renamed(plan, names)
-    binding = manifest["binding"]
-    yield "binding", json.dumps(binding, sort_keys=True)
+    binding = json.dumps(manifest["binding"], sort_keys=True)
+    for old, new in _PARAMETERS.items():
+        binding = binding.replace(json.dumps(old), json.dumps(new))
+    yield "binding", binding
 
 
 def main(old: Path, new: Path) -> int:

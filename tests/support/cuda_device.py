@@ -117,7 +117,7 @@ class EmulatedDevice:
         )
 
     def check_guards(self, what: str) -> None:
-        """See that nothing was written between the pieces of memory."""
+        """Check that nothing was written between the pieces of memory."""
         for piece in self._pieces.values():
             assert piece.buffer.whole, f"{what} wrote outside of {piece.nbytes} bytes"
 

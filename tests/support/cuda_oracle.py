@@ -38,7 +38,7 @@ def wide(x: np.ndarray) -> np.ndarray:
 
 
 def check(got: np.ndarray, want: np.ndarray, t: DType) -> None:
-    """See that an output is as close as its type allows.
+    """Check that an output is as close as its type allows.
 
     The error's norm must be within LIMIT of the output's. A bf16 output is rounded by up to 2^-8
     whatever the kernel does: there only what an error has beyond that counts. Beside this no one

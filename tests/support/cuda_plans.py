@@ -24,8 +24,8 @@ from rlx_ray.digest import canonical_json, sha256_hex
 from rlx_ray.dtype import DType
 from rlx_ray.inference.catalog import OpenModel, load_weights, open_model
 from rlx_ray.matrix.expand import BuildCell, expand
+from rlx_ray.runtime.device_context import DeviceContext, DeviceWeights
 from rlx_ray.runtime.launches import LaunchExecutable
-from rlx_ray.runtime.resident import DeviceWeights, Resident
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.store import HostCache, TieredStore, open_store
 from rlx_ray.target import target
@@ -62,7 +62,7 @@ class Card:
         store = open_store(f"file://{folder}/store", ())
         self._store = TieredStore(store, HostCache(folder / "cache"))
         self.device = EmulatedDevice(folder / "units")
-        self._resident = Resident(self.device)
+        self._resident = DeviceContext(self.device)
 
     def load(self, cell: BuildCell) -> LaunchExecutable:
         """Compile a cell and load it with the model's weights."""
@@ -110,7 +110,7 @@ class TinyCard:
         self._folder, self._hir, self._config = folder, hir, config
         self.profile = PROFILE.override(profile or {})
         self.device = EmulatedDevice(folder / "units", level=level)
-        self._resident = Resident(self.device)
+        self._resident = DeviceContext(self.device)
         self._params, self._scheme = params, scheme
         self._loaded: dict[tuple[int, int, int | None, int | None], LaunchExecutable] = {}
         self._weights: DeviceWeights | None = None
@@ -162,7 +162,7 @@ class TinyCard:
         specs, sources = [], {}
         for tensor in self._hir.params:
             shape = tuple(d.size for d in tensor.shape)
-            if tensor.name == "rope.turns":
+            if tensor.name == "rope.cos_sin":
                 rope = canonical_json(TINY_LLAMA["rope"]).decode()
                 specs.append(ParamSpec(tensor.name, shape, "rope", (), made=rope))
                 continue

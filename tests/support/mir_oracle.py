@@ -120,10 +120,10 @@ def _attention(node: Node, qkv: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _rope_cache(node: Node, x: list[np.ndarray], cache: np.ndarray) -> np.ndarray:
-    qkv, _, past, _, turns, *gains = x
+    qkv, _, past, _, cos_sin, *gains = x
     heads, kv_heads, dim = (node.number(n) for n in ("heads", "kv_heads", "dim"))
     at = (past[:, None] + np.arange(node.number("tokens"))).reshape(-1)
-    cos, sin = np.split(turns[np.where(at < len(turns), at, 0)][:, None], 2, axis=-1)
+    cos, sin = np.split(cos_sin[np.where(at < len(cos_sin), at, 0)][:, None], 2, axis=-1)
     parts = np.split(qkv.reshape(len(qkv), -1, dim), (heads, heads + kv_heads), axis=1)
     for i, gain in enumerate(gains):
         mean = (parts[i] ** 2).mean(-1, keepdims=True)

@@ -107,7 +107,7 @@ def _answers(endpoint: str) -> bool:
 
 
 def _has_bucket(server: S3Server) -> bool:
-    """Make the bucket, and write a file to see that there is a volume to write to."""
+    """Make the bucket, and write a file to check that there is a volume to write to."""
     files = fsspec.filesystem("s3", **server.options, skip_instance_cache=True)
     try:
         files.mkdir(BUCKET)

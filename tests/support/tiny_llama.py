@@ -9,7 +9,7 @@ import numpy as np
 
 from rlx_ray.compiler.cpu.lir import Lir
 from rlx_ray.compiler.cuda.launches import Launches
-from rlx_ray.weights.rope import turns
+from rlx_ray.weights.rope import cos_sin
 from tests.support import llama_reference
 from tests.support.programs import random_params
 
@@ -30,7 +30,7 @@ def tiny_params(program: Lir | Launches, config: Mapping[str, Any]) -> dict[str,
     for name in made:
         if "norm" in name:
             made[name] += 1
-    made["rope.turns"] = turns(config["positions"], config["dim"], config["rope"])
+    made["rope.cos_sin"] = cos_sin(config["positions"], config["dim"], config["rope"])
     return made
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
-from rlx_ray.engine.pages import GONE, PagePool
+from rlx_ray.engine.pages import NULL_PAGE, PagePool
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream
 from rlx_ray.inference.text import TextModel
 from rlx_ray.job.local import load as open_local
@@ -84,7 +84,7 @@ def test_a_prompt_goes_on_from_the_pages_that_its_window_reads(bench: Bench) -> 
     scheduler.add(again)
     step = scheduler.next_step()
     assert step is not None
-    assert (again.past, again.pages[0], step.counts) == (64, GONE, (4,))
+    assert (again.past, again.pages[0], step.counts) == (64, NULL_PAGE, (4,))
     model.cache[:] = 0xFF
     model.cache[again.pages[1:]] = kept[again.pages[1:]]
     np.testing.assert_allclose(run_step(model, step)[0], model.want(again.tokens)[-1], atol=2e-5)

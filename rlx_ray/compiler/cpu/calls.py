@@ -8,7 +8,7 @@ from dataclasses import replace
 from rlx_ray.compiler.cpu.layout import Layout
 from rlx_ray.compiler.cpu.lir import Call, Slot, Space
 from rlx_ray.compiler.cpu.op_rule import Domain, Lowered, Part, Site
-from rlx_ray.compiler.cpu.regions import Facts, Group, reads_whole, value_bytes
+from rlx_ray.compiler.cpu.regions import Group, RegionAnalysis, reads_whole, value_bytes
 from rlx_ray.compiler.cpu.rules import lower_packed, lower_padded
 from rlx_ray.compiler.ir.mir import Mir, Node, Op, Shape
 from rlx_ray.shape import elements
@@ -30,7 +30,7 @@ class Calls:
         panel: columns of a panel of weights.
     """
 
-    def __init__(self, mir: Mir, layout: Layout, known: Facts, panel: int) -> None:
+    def __init__(self, mir: Mir, layout: Layout, known: RegionAnalysis, panel: int) -> None:
         self._mir, self._layout, self._known, self._panel = mir, layout, known, panel
         params = (i for i, n in enumerate(mir.nodes) if n.op is Op.PARAM)
         self._table = {index: at for at, index in enumerate(params)}
@@ -165,11 +165,11 @@ class Calls:
 
 
 def _moved(slot: Slot, stride: int) -> Slot:
-    """A slot that moves by so many bytes from tile to tile."""
+    """A slot that moves by `stride` bytes from tile to tile."""
     return replace(slot, stride=stride)
 
 
 def _shifted(slot: Slot | None, shift: int) -> Slot:
-    """A slot that begins so many bytes later."""
+    """A slot that begins `shift` bytes later."""
     assert slot is not None
     return replace(slot, shift=shift)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rlx_ray.compiler.cpu.layout import Layout
 from rlx_ray.compiler.cpu.lir import Space
 from rlx_ray.compiler.cpu.op_rule import RATE
-from rlx_ray.compiler.cpu.regions import Facts, Group, reads_whole, tile_rows, value_bytes
+from rlx_ray.compiler.cpu.regions import Group, RegionAnalysis, reads_whole, tile_rows, value_bytes
 from rlx_ray.compiler.cpu.rules import rule
 from rlx_ray.compiler.ir.mir import Mir, Op, node_flops
 from rlx_ray.target import Target
@@ -57,7 +57,9 @@ class Cost:
         return max(most * self.tile, stream) + self.once + barrier
 
 
-def group_cost(mir: Mir, group: Group, known: Facts, layout: Layout, target: Target) -> Cost:
+def group_cost(
+    mir: Mir, group: Group, known: RegionAnalysis, layout: Layout, target: Target
+) -> Cost:
     """What a group costs on a full batch."""
     peak = _GIGAHERTZ * 1e3 * target.lanes * 4
     used = min(1.0, known.rows / group.tiles / tile_rows(group.axis, group.tiles, known))

@@ -8,8 +8,8 @@ from itertools import pairwise
 from rlx_ray.compiler.cpu.lir import Space
 from rlx_ray.compiler.cpu.op_rule import Domain
 from rlx_ray.compiler.cpu.regions import (
-    Facts,
     Group,
+    RegionAnalysis,
     reads_whole,
     tile_rows,
     tile_sequences,
@@ -49,7 +49,7 @@ class Layout:
     pairs: dict[int, tuple[int, int]]
 
 
-def lay_out(mir: Mir, groups: tuple[Group, ...], known: Facts, target: Target) -> Layout:
+def lay_out(mir: Mir, groups: tuple[Group, ...], known: RegionAnalysis, target: Target) -> Layout:
     """Give each value a place: a tile's scratch if one group makes and reads it, else the arena."""
     home = {i: g for g, grouped in enumerate(groups) for i in (*grouped.begin, *grouped.nodes)}
     uses = uses_of(mir, known)
@@ -94,11 +94,11 @@ def lay_out(mir: Mir, groups: tuple[Group, ...], known: Facts, target: Target) -
     return Layout(groups, arena, scratch, place, pairs)
 
 
-def _crosses(node: Node, group: Group, known: Facts) -> bool:
+def _crosses(node: Node, group: Group, known: RegionAnalysis) -> bool:
     return known.packed and reads_whole(node, group.axis)
 
 
-def _tile_bytes(mir: Mir, index: int, group: Group, known: Facts, chunk: int) -> int:
+def _tile_bytes(mir: Mir, index: int, group: Group, known: RegionAnalysis, chunk: int) -> int:
     """Bytes of what one tile makes of a value; `chunk` columns of it at a time if not 0."""
     node = mir.nodes[index]
     size = value_bytes(node)
@@ -113,7 +113,11 @@ def _tile_bytes(mir: Mir, index: int, group: Group, known: Facts, chunk: int) ->
 
 
 def _pairs(
-    mir: Mir, groups: tuple[Group, ...], known: Facts, uses: dict[int, list[int]], panel: int
+    mir: Mir,
+    groups: tuple[Group, ...],
+    known: RegionAnalysis,
+    uses: dict[int, list[int]],
+    panel: int,
 ) -> dict[int, tuple[int, int]]:
     """Matmuls that are made some columns at a time: the reader that adds them up, and how many.
 
@@ -146,7 +150,7 @@ def chunk_columns(rows: int, columns: int, panel: int) -> int:
     return max((n for n in sizes if rows * n * 4 <= CHUNK_BYTES), default=min(sizes, default=0))
 
 
-def uses_of(mir: Mir, known: Facts) -> dict[int, list[int]]:
+def uses_of(mir: Mir, known: RegionAnalysis) -> dict[int, list[int]]:
     """For each root, the nodes that read its memory, through reshapes or not."""
     uses: dict[int, list[int]] = {i: [] for i in range(len(mir.nodes))}
     for index, node in enumerate(mir.nodes):

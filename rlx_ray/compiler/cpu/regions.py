@@ -63,7 +63,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RegionAnalysis:
     """What is known of a program before it is cut.
 
     Attributes:
@@ -90,7 +90,7 @@ class Facts:
         return self.lengths is not None
 
 
-def facts(mir: Mir) -> Facts:
+def analyse(mir: Mir) -> RegionAnalysis:
     """Find the batch, the token rows and the batched values of a program."""
     batched: list[bool] = []
     root: list[int] = []
@@ -111,7 +111,7 @@ def facts(mir: Mir) -> Facts:
     if lengths is not None:
         sequences = mir.nodes[lengths].shape[0]
     known = domain if domain is not None and lengths is not None else [None] * len(mir.nodes)
-    return Facts(sequences, rows, cap, tuple(batched), tuple(known), tuple(root), lengths)
+    return RegionAnalysis(sequences, rows, cap, tuple(batched), tuple(known), tuple(root), lengths)
 
 
 def _lengths(mir: Mir) -> tuple[int | None, int]:
@@ -149,7 +149,9 @@ def reads_whole(node: Node, axis: str) -> bool:
     return axis in ("columns", "heads") or (axis == "rows" and partition(node.op).attends)
 
 
-def node_tiles(mir: Mir, index: int, tiling: Tiling, known: Facts, panel: int) -> tuple[str, int]:
+def node_tiles(
+    mir: Mir, index: int, tiling: Tiling, known: RegionAnalysis, panel: int
+) -> tuple[str, int]:
     """The axis and the number of pieces that a node is cut into under a tiling."""
     node = mir.nodes[index]
     if not known.batched[index]:
@@ -178,7 +180,7 @@ def column_tiles(panels: int) -> int:
     return max(n for n in range(1, min(panels, COLUMN_TILES) + 1) if panels % n == 0)
 
 
-def group(mir: Mir, tiling: Tiling, known: Facts, panel: int) -> tuple[Group, ...]:
+def group(mir: Mir, tiling: Tiling, known: RegionAnalysis, panel: int) -> tuple[Group, ...]:
     """Cut the program into groups, in order; a barrier stands between two of them.
 
     A new group begins where the axis or the number of tiles changes and before a node that reads
@@ -205,7 +207,7 @@ def group(mir: Mir, tiling: Tiling, known: Facts, panel: int) -> tuple[Group, ..
     return _folded(mir, groups, known)
 
 
-def _waits(mir: Mir, node: Node, axis: str, made: set[int], known: Facts) -> bool:
+def _waits(mir: Mir, node: Node, axis: str, made: set[int], known: RegionAnalysis) -> bool:
     """Whether a node reads more than its own tile of what the current group makes."""
     if not reads_whole(node, axis):
         return False
@@ -216,7 +218,7 @@ def _waits(mir: Mir, node: Node, axis: str, made: set[int], known: Facts) -> boo
     return any(i in made and mir.nodes[i].op not in free for i in inputs)
 
 
-def _folded(mir: Mir, groups: list[Group], known: Facts) -> tuple[Group, ...]:
+def _folded(mir: Mir, groups: list[Group], known: RegionAnalysis) -> tuple[Group, ...]:
     """Row-wise groups on few rows go to the beginning of the matmuls that alone read them."""
     if not known.packed or known.rows > REDUNDANT_ROWS:
         return tuple(groups)
@@ -241,7 +243,7 @@ def _folded(mir: Mir, groups: list[Group], known: Facts) -> tuple[Group, ...]:
     return tuple(kept)
 
 
-def candidates(known: Facts) -> tuple[Tiling, ...]:
+def candidates(known: RegionAnalysis) -> tuple[Tiling, ...]:
     """Every way to cut a program that is considered.
 
     A ragged program is not cut between sequences: a few long ones among short ones would leave
@@ -262,7 +264,7 @@ def candidates(known: Facts) -> tuple[Tiling, ...]:
     )
 
 
-def tile_rows(axis: str, tiles: int, known: Facts) -> int:
+def tile_rows(axis: str, tiles: int, known: RegionAnalysis) -> int:
     """The most token rows of a tile."""
     if axis == "sequences":
         goal = -(-known.rows // tiles)
@@ -272,7 +274,7 @@ def tile_rows(axis: str, tiles: int, known: Facts) -> int:
     return min(known.rows, known.cap) if axis == "each" else known.rows
 
 
-def tile_sequences(axis: str, tiles: int, known: Facts) -> int:
+def tile_sequences(axis: str, tiles: int, known: RegionAnalysis) -> int:
     """The most sequences of a tile."""
     return known.sequences if axis == "sequences" else 1
 

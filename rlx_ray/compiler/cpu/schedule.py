@@ -6,7 +6,7 @@ from rlx_ray.compiler.cpu.calls import Calls, matrix_format
 from rlx_ray.compiler.cpu.cost import THREADS, Cost, group_cost, latency, program_cost
 from rlx_ray.compiler.cpu.layout import Layout, lay_out
 from rlx_ray.compiler.cpu.lir import Lir, Packing, Region
-from rlx_ray.compiler.cpu.regions import Facts, Tiling, candidates, facts, group
+from rlx_ray.compiler.cpu.regions import RegionAnalysis, Tiling, analyse, candidates, group
 from rlx_ray.compiler.cpu.rules import uses_cache
 from rlx_ray.compiler.ir.memory import Tensor
 from rlx_ray.compiler.ir.mir import Mir, Node, Note, Op, node_flops
@@ -34,7 +34,7 @@ def schedule(
         tiling: a way to take instead of the cheapest.
         names: of the outputs.
     """
-    known = facts(mir)
+    known = analyse(mir)
     tried: list[tuple[tuple[float, float], Tiling, Layout]] = []
     for way in candidates(known) if tiling is None else (tiling,):
         layout = lay_out(mir, group(mir, way, known, target.panel), known, target)
@@ -67,7 +67,7 @@ def _price(costs: list[Cost], layout: Layout) -> tuple[float, float]:
 def _emit(
     mir: Mir,
     layout: Layout,
-    known: Facts,
+    known: RegionAnalysis,
     reason: str,
     notes: tuple[Note, ...],
     target: Target,

@@ -33,7 +33,7 @@ def installed_version() -> str | None:
 
 
 def check(toolchain: Toolchain) -> None:
-    """See that this machine has the pinned toolchain.
+    """Check that this machine has the pinned toolchain.
 
     Raises:
         ToolchainMissing: it has none.

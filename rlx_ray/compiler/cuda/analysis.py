@@ -23,7 +23,7 @@ _ROW_BY_ROW = (
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ProgramAnalysis:
     """A program and its types.
 
     Attributes:
@@ -116,8 +116,8 @@ class Facts:
         return self.seq if tokens and not self.whole else 0
 
 
-def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
-    """The facts of a program.
+def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> ProgramAnalysis:
+    """The analysis of a program.
 
     Raises:
         CompileError: it has no token ids or no lengths of its rows, or operations that need a
@@ -137,7 +137,7 @@ def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
             "operations of a ragged variant mix rows without regard to lengths.",
             "Take native kernels, or a variant without rows.",
         )
-    return Facts(
+    return ProgramAnalysis(
         mir,
         t,
         tf32,
@@ -159,7 +159,7 @@ def find(mir: Mir, t: DType, tf32: bool, formats: Mapping[str, str]) -> Facts:
 
 
 def _input(mir: Mir, name: str, *ranks: int) -> int:
-    """The input of a name, of so many axes."""
+    """The input of a name, whose axes are one of `ranks`."""
     for index, node in enumerate(mir.nodes):
         named = node.op is Op.INPUT and node.attr("name") == name
         if named and len(node.shape) in ranks:

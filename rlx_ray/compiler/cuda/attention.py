@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlx_ray.artifact.launch_plan import Slot
-from rlx_ray.compiler.cuda.analysis import Facts
+from rlx_ray.compiler.cuda.analysis import ProgramAnalysis
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.kernel_table import named
 from rlx_ray.compiler.cuda.state import State
@@ -23,11 +23,11 @@ _QUERIES = 16
 
 def attention(s: State, index: int) -> None:
     """Attention within sequences of whole rows."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     heads = node.number("heads")
     raw = s.take(node.inputs[0])
     ragged, lengths = s.spans
-    constants: dict[str, Value] = {"t": s.t, "batch": s.facts.batch, "seq": node.number("keys")}
+    constants: dict[str, Value] = {"t": s.t, "batch": s.analysis.batch, "seq": node.number("keys")}
     constants |= {"heads": heads, "kv_heads": heads, "dim": node.number("dim"), **ragged}
     constants["bias"] = int(raw.bias is not None)
     places = {"qkv": raw.place, "bias": s.place(raw.bias), **lengths}
@@ -36,11 +36,11 @@ def attention(s: State, index: int) -> None:
     s.writer.call("attention", node.origin, constants, **places, out=out)
 
 
-def page_bytes(facts: Facts) -> int:
+def page_bytes(analysis: ProgramAnalysis) -> int:
     """Bytes of a page of the cache; 0 for a program without one."""
-    for node in facts.mir.nodes:
+    for node in analysis.mir.nodes:
         if node.op in (Op.ROPE_CACHE, Op.CACHE_WRITE):
-            return node.number("layers") * layer_elements(node) * facts.t.size
+            return node.number("layers") * layer_elements(node) * analysis.t.size
     return 0
 
 
@@ -52,7 +52,7 @@ def layer_elements(node: Node) -> int:
 def cache(s: State, node: Node) -> tuple[dict[str, Value], Place]:
     """The constants of a layer's part of the cache, and where it begins in page 0."""
     own = layer_elements(node)
-    table = s.facts.shape(_tables(node)[2])[1]
+    table = s.analysis.shape(_tables(node)[2])[1]
     constants: dict[str, Value] = {"kv_heads": node.number("kv_heads"), "dim": node.number("dim")}
     constants |= {"table": table, "page_stride": node.number("layers") * own}
     return constants, Slot("cache", node.number("layer") * own * s.t.size)
@@ -73,9 +73,9 @@ def tables(s: State, node: Node) -> dict[str, Place]:
 
 def rope_cache(s: State, index: int) -> None:
     """Queries turned, keys and values into the cache; the step of one token does it by itself."""
-    if _step_of(s.facts, index) is not None:
+    if _step_of(s.analysis, index) is not None:
         return
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     constants, places = _turns(s, node)
     rows, seq = node.shape[0], node.number("tokens")
     given: dict[str, Value] = {"t": s.t, "rows": rows, "seq": seq, **constants}
@@ -84,45 +84,45 @@ def rope_cache(s: State, index: int) -> None:
     s.writer.call("rope", node.origin, given, **places, q=q)
 
 
-def _step_of(facts: Facts, index: int) -> int | None:
+def _step_of(analysis: ProgramAnalysis, index: int) -> int | None:
     """The attention that is one launch with a `rope_cache`: of one token, its only reader."""
-    node, users = facts.node(index), facts.users[index]
-    if node.number("tokens") != 1 or len(users) != 1 or facts.is_output(index):
+    node, users = analysis.node(index), analysis.users[index]
+    if node.number("tokens") != 1 or len(users) != 1 or analysis.is_output(index):
         return None
-    return users[0] if facts.node(users[0]).op is Op.CACHED_ATTENTION else None
+    return users[0] if analysis.node(users[0]).op is Op.CACHED_ATTENTION else None
 
 
 def _turns(s: State, node: Node) -> tuple[dict[str, Value], dict[str, Place]]:
     """Constants and arguments that turning heads and keeping keys takes."""
-    turns, *gains = node.inputs[4:]
+    cos_sin, *gains = node.inputs[4:]
     raw = s.take(node.inputs[0])
     eps = node.attr("eps")
     assert isinstance(eps, float)
     constants, place = cache(s, node)
-    constants |= {"heads": node.number("heads"), "positions": s.facts.shape(turns)[0]}
+    constants |= {"heads": node.number("heads"), "positions": s.analysis.shape(cos_sin)[0]}
     constants |= {"bias": int(raw.bias is not None), "gains": int(bool(gains))}
     constants |= {"eps": eps} if gains else {}
-    places = {"qkv": raw.place, "bias": s.place(raw.bias), "turns": s.place(turns)}
+    places = {"qkv": raw.place, "bias": s.place(raw.bias), "cos_sin": s.place(cos_sin)}
     places |= {name: s.place(i) for name, i in zip(("q_gain", "k_gain"), gains, strict=False)}
     return constants, {**places, **tables(s, node), "cache": place}
 
 
 def cached_attention(s: State, index: int) -> None:
     """Attention over the cache: of one token, of few that share out the keys, or of many."""
-    facts, node = s.facts, s.facts.node(index)
+    analysis, node = s.analysis, s.analysis.node(index)
     rope = node.inputs[0]
-    if facts.node(rope).op is Op.ROPE_CACHE and _step_of(facts, rope) == index:
-        _step(s, index, facts.node(rope))
+    if analysis.node(rope).op is Op.ROPE_CACHE and _step_of(analysis, rope) == index:
+        _step(s, index, analysis.node(rope))
         return
     constants, place = cache(s, node)
-    given: dict[str, Value] = {"t": s.t, "batch": facts.batch, "seq": node.number("tokens")}
+    given: dict[str, Value] = {"t": s.t, "batch": analysis.batch, "seq": node.number("tokens")}
     given |= {"heads": node.number("heads"), "window": node.number("window"), **constants}
     places = {"q": s.place(rope), "cache": place, **tables(s, node)}
     out = s.make(index)
     s.zero_padding(index)
     tiles = -(-node.number("tokens") * _group(node) // _QUERIES)
-    tiles *= node.number("kv_heads") * facts.batch
-    if tiles > _FEW_TILES or facts.shape(_tables(node)[2])[1] < _LONG_TABLE:
+    tiles *= node.number("kv_heads") * analysis.batch
+    if tiles > _FEW_TILES or analysis.shape(_tables(node)[2])[1] < _LONG_TABLE:
         s.writer.call("attention_cached", node.origin, given, **places, out=out)
         return
     _split(s, node, given, places, out)
@@ -162,7 +162,7 @@ def _parts(s: State, node: Node, rows: int, splits: int) -> dict[str, Place]:
 
 def _step(s: State, index: int, rope: Node) -> None:
     """One new token of each sequence, from its product to its result."""
-    node, batch = s.facts.node(index), s.facts.batch
+    node, batch = s.analysis.node(index), s.analysis.batch
     constants, places = _turns(s, rope)
     given: dict[str, Value] = {"t": s.t, "batch": batch, "window": node.number("window")}
     given |= constants

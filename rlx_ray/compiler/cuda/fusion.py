@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlx_ray.compiler.cuda.analysis import FEW_ROWS, Facts
+from rlx_ray.compiler.cuda.analysis import FEW_ROWS, ProgramAnalysis
 from rlx_ray.compiler.cuda.constants import SHARED, Value
 from rlx_ray.compiler.cuda.kernel_table import named
 from rlx_ray.compiler.cuda.launches import ALIGNMENT
@@ -33,7 +33,7 @@ class Epilogue:
     residual: int | None = None
 
 
-def epilogue(facts: Facts, node: Node) -> Epilogue | None:
+def epilogue(analysis: ProgramAnalysis, node: Node) -> Epilogue | None:
     """The epilogue of a matmul, if kernels know it by its parts."""
     if node.expr is None:
         return Epilogue()
@@ -51,13 +51,13 @@ def epilogue(facts: Facts, node: Node) -> Epilogue | None:
     elif inner != Acc():
         return None
     else:
-        vectors = [i for i in rest if facts.shape(node.inputs[2 + i]) != node.shape]
+        vectors = [i for i in rest if analysis.shape(node.inputs[2 + i]) != node.shape]
         before, after = vectors, [i for i in rest if i not in vectors]
     biases, residuals = ([node.inputs[2 + i] for i in part] for part in (before, after))
     fits = len(biases) <= 1 and len(residuals) <= 1
-    fits &= all(facts.node(i).op is Op.PARAM and len(facts.shape(i)) == 1 for i in biases)
-    fits &= all(facts.node(i).op is not Op.PARAM for i in residuals)
-    fits &= all(facts.shape(i) == node.shape for i in residuals)
+    fits &= all(analysis.node(i).op is Op.PARAM and len(analysis.shape(i)) == 1 for i in biases)
+    fits &= all(analysis.node(i).op is not Op.PARAM for i in residuals)
+    fits &= all(analysis.shape(i) == node.shape for i in residuals)
     return Epilogue(next(iter(biases), None), act, next(iter(residuals), None)) if fits else None
 
 
@@ -91,9 +91,9 @@ class Pair:
     bytes: int
 
 
-def pair(facts: Facts, index: int) -> Pair | None:
+def pair(analysis: ProgramAnalysis, index: int) -> Pair | None:
     """The pair whose value a matmul has, if it is one and its kernels can read it."""
-    node = facts.node(index)
+    node = analysis.node(index)
     match node.expr:
         case Fn("mul", (Acc(), Fn(act, (In(0),)))) | Fn("mul", (Fn(act, (In(0),)), Acc())):
             pass
@@ -102,52 +102,56 @@ def pair(facts: Facts, index: int) -> Pair | None:
     if act not in ACTIVATIONS or len(node.inputs) != 3:
         return None
     x, up, gate = node.inputs
-    other = facts.node(gate)
-    if other.op is not Op.MATMUL or other.expr is not None or facts.users[gate] != (index,):
+    other = analysis.node(gate)
+    if other.op is not Op.MATMUL or other.expr is not None or analysis.users[gate] != (index,):
         return None
     first = other.inputs[1]
-    if other.inputs[0] != x or facts.shape(first) != facts.shape(up) or facts.is_output(gate):
+    if (
+        other.inputs[0] != x
+        or analysis.shape(first) != analysis.shape(up)
+        or analysis.is_output(gate)
+    ):
         return None
-    coded = facts.form(first) is not None and facts.form(up) is not None
+    coded = analysis.form(first) is not None and analysis.form(up) is not None
     few, whole = node.shape[0] <= FEW_ROWS, node.shape[1] % TILE == 0
-    size = _neighbours(facts, first, up) if whole or not (few or coded) else 0
+    size = _neighbours(analysis, first, up) if whole or not (few or coded) else 0
     if size == 0 and (few or not coded):
         return None
     return Pair(gate, ACTIVATIONS[act], size)
 
 
-def _neighbours(facts: Facts, first: int, second: int) -> int:
+def _neighbours(analysis: ProgramAnalysis, first: int, second: int) -> int:
     """Bytes of a matrix that another one of its format directly follows; 0 if none does."""
-    form = facts.form(first)
-    if second != first + 1 or form != facts.form(second) or not facts.is_matrix(first):
+    form = analysis.form(first)
+    if second != first + 1 or form != analysis.form(second) or not analysis.is_matrix(first):
         return 0
-    k, n = facts.shape(first)
-    size = n * k * facts.t.size if form is None else form.tiled_bytes(k, n)
+    k, n = analysis.shape(first)
+    size = n * k * analysis.t.size if form is None else form.tiled_bytes(k, n)
     return size if size % ALIGNMENT == 0 else 0
 
 
-def is_gate(facts: Facts, index: int) -> bool:
+def is_gate(analysis: ProgramAnalysis, index: int) -> bool:
     """Whether a matmul is the gate of a pair, which its partner computes."""
-    users = facts.users[index]
-    if len(users) != 1 or facts.node(users[0]).op is not Op.MATMUL:
+    users = analysis.users[index]
+    if len(users) != 1 or analysis.node(users[0]).op is not Op.MATMUL:
         return False
-    found = pair(facts, users[0])
+    found = pair(analysis, users[0])
     return found is not None and found.gate == index
 
 
 # Norms ------------------------------------------------------------------------------------------
 
 
-def matvec_constants(facts: Facts, index: int, ends: Epilogue) -> dict[str, Value]:
+def matvec_constants(analysis: ProgramAnalysis, index: int, ends: Epilogue) -> dict[str, Value]:
     """The constants of a matvec without a norm."""
-    node = facts.node(index)
-    k = facts.shape(node.inputs[0])[1]
-    made: dict[str, Value] = {"t": facts.t, "rows": node.shape[0], "n": node.shape[1], "k": k}
-    form = facts.form(node.inputs[1])
+    node = analysis.node(index)
+    k = analysis.shape(node.inputs[0])[1]
+    made: dict[str, Value] = {"t": analysis.t, "rows": node.shape[0], "n": node.shape[1], "k": k}
+    form = analysis.form(node.inputs[1])
     if form is not None:
         made |= {"bits": form.bits, "halves": int(form.halves), "offsets": int(form.offsets)}
     made |= {"bias": int(ends.bias is not None), "residual": int(ends.residual is not None)}
-    made |= {"gated": 1} if pair(facts, index) else {}
+    made |= {"gated": 1} if pair(analysis, index) else {}
     return made | ({"act": ends.act} if ends.act else {})
 
 
@@ -158,35 +162,35 @@ def norm_constants(node: Node) -> dict[str, Value]:
     return {"norm": NORMS[node.op], "eps": eps}
 
 
-def norm_for(facts: Facts, norm: int) -> int | None:
+def norm_for(analysis: ProgramAnalysis, norm: int) -> int | None:
     """The matvec that computes a norm: its first reader, if it is one, and has room and time."""
-    node = facts.node(norm)
+    node = analysis.node(norm)
     if node.op not in NORMS or len(node.shape) != 2 or node.shape[0] > FEW_ROWS:
         return None
-    if facts.is_output(norm) or not facts.users[norm]:
+    if analysis.is_output(norm) or not analysis.users[norm]:
         return None
-    index = facts.users[norm][0]
-    index = facts.users[index][0] if is_gate(facts, index) else index
-    reader = facts.node(index)
-    if reader.op is not Op.MATMUL or not facts.is_matrix(reader.inputs[1]):
+    index = analysis.users[norm][0]
+    index = analysis.users[index][0] if is_gate(analysis, index) else index
+    reader = analysis.node(index)
+    if reader.op is not Op.MATMUL or not analysis.is_matrix(reader.inputs[1]):
         return None
     if reader.inputs[0] != norm:
         return None
-    constants = matvec_constants(facts, index, Epilogue()) | norm_constants(node)
+    constants = matvec_constants(analysis, index, Epilogue()) | norm_constants(node)
     how = named("matvec", **constants).launch
-    reread = -(-reader.shape[1] // TILE) * elements(node.shape) * facts.t.size
+    reread = -(-reader.shape[1] // TILE) * elements(node.shape) * analysis.t.size
     return index if how.shared <= SHARED and reread <= REREAD else None
 
 
-def takes(facts: Facts, index: int, ends: Epilogue) -> bool:
+def takes(analysis: ProgramAnalysis, index: int, ends: Epilogue) -> bool:
     """Whether the first reader of a product does its epilogue: a norm, or attention its bias."""
     bare = ends == Epilogue()
-    if bare or ends.act or facts.is_output(index) or not facts.users[index]:
+    if bare or ends.act or analysis.is_output(index) or not analysis.users[index]:
         return False
-    reader = facts.node(facts.users[index][0])
+    reader = analysis.node(analysis.users[index][0])
     if reader.inputs[0] != index:
         return False
     if reader.op in NORMS:
         return len(reader.shape) == 2 and reader.shape[0] > FEW_ROWS
-    only = len(facts.users[index]) == 1 and ends.residual is None
+    only = len(analysis.users[index]) == 1 and ends.residual is None
     return only and reader.op in (Op.ATTENTION, Op.ROPE_CACHE)

@@ -146,7 +146,7 @@ TEMPLATES: dict[str, Template] = {
     "starts": _template("lengths starts rows places", "batch seq rows", {}, grids.starts),
     "pool": _template("x lengths y", "t batch seq n pool", {"ragged": 0, "l2": 0}, grids.pool),
     "rope": _template(
-        "qkv bias turns q_gain k_gain lengths past pages cache q",
+        "qkv bias cos_sin q_gain k_gain lengths past pages cache q",
         "t rows seq heads kv_heads dim table page_stride positions",
         {"bias": 0, "gains": 0, "eps": 0.0},
         grids.rope,
@@ -173,7 +173,7 @@ TEMPLATES: dict[str, Template] = {
         grids.attention_combine,
     ),
     "attention_step": _template(
-        "qkv bias turns q_gain k_gain lengths past pages cache partial stats tickets out",
+        "qkv bias cos_sin q_gain k_gain lengths past pages cache partial stats tickets out",
         "t batch heads kv_heads dim table page_stride positions",
         {"bias": 0, "gains": 0, "eps": 0.0, "window": 0},
         grids.attention_step,

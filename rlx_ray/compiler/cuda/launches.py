@@ -40,8 +40,8 @@ class Launches:
         arena: buffers with the first and the last step of their lives.
         flops: floating-point operations of a run, by the MIR.
         zeroed: (offset, bytes) of the arena that are zero before the first run and after each.
-        adjacent: (first, second, bytes): parameters that steps read as one, the second so many
-            bytes behind the first.
+        adjacent: (first, second, bytes): parameters that steps read as one, the second `bytes`
+            behind the first.
         notes: why passes did something.
         page: bytes of a page of the key-value cache; 0 without one.
     """

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rlx_ray.artifact.launch_plan import Slot
 from rlx_ray.compiler.cuda import attention, matmuls, primitives, rows, sampling
-from rlx_ray.compiler.cuda.analysis import Facts, find
+from rlx_ray.compiler.cuda.analysis import ProgramAnalysis, find
 from rlx_ray.compiler.cuda.launches import ALIGNMENT, Launches
 from rlx_ray.compiler.cuda.state import Array, State
 from rlx_ray.compiler.cuda.writer import Local, Place, behind
@@ -65,7 +65,7 @@ def lower(
     s = State(find(mir, t, tf32, formats))
     inputs = _inputs(s)
     _place_tensors(s, _places(inputs))
-    if s.facts.ragged:
+    if s.analysis.ragged:
         rows.find_starts(s)
     for index, node in enumerate(mir.nodes):
         if node.op in RULES:
@@ -76,7 +76,7 @@ def lower(
         (s.cast(index, DType.F32).place, Tensor(name, DType.F32, mir.nodes[index].shape, -1))
         for name, index in zip(names, mir.outputs, strict=True)
     ]
-    if attention.page_bytes(s.facts):
+    if attention.page_bytes(s.analysis):
         ((logits, tensor),) = outputs
         outputs += sampling.sample(s, logits, tensor.shape, _places(inputs))
     return _finish(s, inputs, outputs)
@@ -92,10 +92,10 @@ def _places(found: _Placed) -> dict[str, Place]:
 
 def _inputs(s: State) -> _Placed:
     """The program's inputs, one behind the other in a buffer, so that one copy fills them."""
-    mir = s.facts.mir
+    mir = s.analysis.mir
     nodes = [n for n in mir.nodes if n.op is Op.INPUT]
     found = [Tensor(str(n.attr("name")), n.dtype, n.shape, -1) for n in nodes]
-    if attention.page_bytes(s.facts):
+    if attention.page_bytes(s.analysis):
         found += sampling.sampling_inputs(*mir.nodes[mir.outputs[0]].shape)
     sizes = [align(elements(t.shape) * t.dtype.size, ALIGNMENT) for t in found]
     whole = s.writer.buffer("inputs", sum(sizes))
@@ -105,12 +105,12 @@ def _inputs(s: State) -> _Placed:
 
 def _place_tensors(s: State, inputs: Mapping[str, Place]) -> None:
     """Inputs and parameters are in memory from the start."""
-    for index, node in enumerate(s.facts.mir.nodes):
+    for index, node in enumerate(s.analysis.mir.nodes):
         if node.op is Op.INPUT:
             s.values[index] = Array(inputs[str(node.attr("name"))], node.dtype)
         elif node.op is Op.PARAM:
-            slot = Slot("param", 0, s.facts.table[index])
-            s.values[index] = Array(slot, s.facts.param_dtype(index))
+            slot = Slot("param", 0, s.analysis.table[index])
+            s.values[index] = Array(slot, s.analysis.param_dtype(index))
 
 
 def drop_single_rows(mir: Mir) -> Mir:
@@ -139,29 +139,29 @@ def _finish(s: State, inputs: _Placed, outputs: _Placed) -> Launches:
     def tensors(found: _Placed) -> tuple[Tensor, ...]:
         return tuple(replace(tensor, offset=offset(place)) for place, tensor in found)
 
-    nodes = s.facts.mir.nodes
+    nodes = s.analysis.mir.nodes
     return Launches(
         tensors(inputs),
-        tuple(_param(s.facts, index, nodes[index]) for index in s.facts.table),
+        tuple(_param(s.analysis, index, nodes[index]) for index in s.analysis.table),
         tensors(outputs),
         steps,
         arena,
-        sum(node_flops(s.facts.mir, i) for i in range(len(nodes))),
+        sum(node_flops(s.analysis.mir, i) for i in range(len(nodes))),
         tuple((offset(place), nbytes) for place, nbytes in s.zeroed.values()),
         tuple(s.adjacent),
-        (*s.facts.mir.notes, *s.notes),
-        attention.page_bytes(s.facts),
+        (*s.analysis.mir.notes, *s.notes),
+        attention.page_bytes(s.analysis),
     )
 
 
-def _param(facts: Facts, index: int, node: Node) -> Tensor:
+def _param(analysis: ProgramAnalysis, index: int, node: Node) -> Tensor:
     """A parameter as it is packed (weights/packing_cuda.py)."""
-    name, dtype = str(node.attr("name")), facts.param_dtype(index)
-    if facts.is_matrix(index):
-        form = facts.form(index)
+    name, dtype = str(node.attr("name")), analysis.param_dtype(index)
+    if analysis.is_matrix(index):
+        form = analysis.form(index)
         layout = ROWS_LAYOUT if form is None else tiles_layout(form.name)
         return Tensor(name, dtype, node.shape, -1, layout)
-    if facts.is_table(index) and facts.is_coded(index):
+    if analysis.is_table(index) and analysis.is_coded(index):
         extent, n = node.shape
         return Tensor(name, dtype, (extent, n + n // BLOCK * 2), -1, QUANT_ROWS)
     return Tensor(name, dtype, node.shape, -1)

@@ -26,10 +26,10 @@ from rlx_ray.shape import elements
 
 def matmul(s: State, index: int) -> None:
     """Launches of a native matmul."""
-    node = s.facts.node(index)
-    if is_gate(s.facts, index):
+    node = s.analysis.node(index)
+    if is_gate(s.analysis, index):
         return
-    if node.shape[0] <= FEW_ROWS and s.facts.is_matrix(node.inputs[1]):
+    if node.shape[0] <= FEW_ROWS and s.analysis.is_matrix(node.inputs[1]):
         matvec(s, index)
     else:
         product(s, index)
@@ -40,21 +40,21 @@ def matmul(s: State, index: int) -> None:
 
 def matvec(s: State, index: int) -> None:
     """One launch, with the norm before it and the epilogue behind it."""
-    facts, node = s.facts, s.facts.node(index)
-    two = pair(facts, index)
+    analysis, node = s.analysis, s.analysis.node(index)
+    two = pair(analysis, index)
     x, weight = node.inputs[0], node.inputs[1]
     if two is not None:
-        weight = facts.node(two.gate).inputs[1]
-        s.adjacent[facts.table[weight], facts.table[node.inputs[1]], two.bytes] = None
+        weight = analysis.node(two.gate).inputs[1]
+        s.adjacent[analysis.table[weight], analysis.table[node.inputs[1]], two.bytes] = None
         s.note(index, "gate and up are one product", "their weights are neighbours")
-    ends = Epilogue(act=two.act) if two else epilogue(facts, node)
-    constants = matvec_constants(facts, index, ends or Epilogue())
+    ends = Epilogue(act=two.act) if two else epilogue(analysis, node)
+    constants = matvec_constants(analysis, index, ends or Epilogue())
     places: dict[str, Place] = {"w": s.place(weight)}
     if ends and ends.bias is not None:
         places["bias"] = s.place(ends.bias)
     if ends and ends.residual is not None:
         places["residual"] = s.place(ends.residual)
-    if x in s.late and norm_for(facts, x) == index:
+    if x in s.late and norm_for(analysis, x) == index:
         constants |= _with_norm(s, index, x, places)
     else:
         places["x"] = s.place(x)
@@ -67,13 +67,13 @@ def matvec(s: State, index: int) -> None:
 
 def _with_norm(s: State, index: int, norm: int, places: dict[str, Place]) -> dict[str, Value]:
     """The constants and places of the norm before a matvec, which keeps its value for others."""
-    facts, node = s.facts, s.facts.node(norm)
+    analysis, node = s.analysis, s.analysis.node(norm)
     places |= {k: s.place(i) for k, i in zip(("x", "gain", "shift"), node.inputs, strict=False)}
-    two = pair(facts, index)
+    two = pair(analysis, index)
     own = {index, two.gate} if two else {index}
     s.late.pop(norm)
-    keep = bool(set(facts.users[norm]) - own)
-    s.note(norm, f"in {facts.node(index).origin}", "its first reader is a product of few rows")
+    keep = bool(set(analysis.users[norm]) - own)
+    s.note(norm, f"in {analysis.node(index).origin}", "its first reader is a product of few rows")
     if keep:
         places["kept"] = s.make(norm)
     return norm_constants(node) | {"keep": int(keep)}
@@ -84,43 +84,43 @@ def _with_norm(s: State, index: int, norm: int, places: dict[str, Place]) -> dic
 
 def product(s: State, index: int) -> None:
     """A product by the library; its epilogue goes into its reader, or into one more launch."""
-    facts, node = s.facts, s.facts.node(index)
-    two = pair(facts, index)
+    analysis, node = s.analysis, s.analysis.node(index)
+    two = pair(analysis, index)
     if two is not None:
         _gated(s, index, two)
         return
     x, weight = node.inputs[:2]
-    ends = epilogue(facts, node)
-    waits = ends is not None and takes(facts, index, ends)
+    ends = epilogue(analysis, node)
+    waits = ends is not None and takes(analysis, index, ends)
     if waits:
         assert ends is not None
         y = Array(s.writer.buffer(node.origin, elements(node.shape) * s.t.size), s.t)
         s.raws[index] = Raw(y.place, ends.bias, ends.residual)
         s.late[index] = lambda: _settle(s, index)
-        reader = facts.node(facts.users[index][0]).origin
+        reader = analysis.node(analysis.users[index][0]).origin
         s.note(index, f"epilogue in {reader}", "that reads it first")
     else:
         s.make(index, s.result_type(index))
         y = s.values[index]
     rows, n = node.shape
-    multiply(s, node.origin, s.read(x), right(s, weight), y, (rows, n, facts.shape(x)[1]))
+    multiply(s, node.origin, s.read(x), right(s, weight), y, (rows, n, analysis.shape(x)[1]))
     if node.expr is not None and not waits:
         finish(s, index, y)
 
 
 def _gated(s: State, index: int, two: Pair) -> None:
     """Gate and up as one product of twice the width, and what is between them."""
-    facts, node = s.facts, s.facts.node(index)
+    analysis, node = s.analysis, s.analysis.node(index)
     x, up = node.inputs[:2]
-    gate = facts.node(two.gate).inputs[1]
-    (rows, n), k = node.shape, facts.shape(x)[1]
+    gate = analysis.node(two.gate).inputs[1]
+    (rows, n), k = node.shape, analysis.shape(x)[1]
     why = "neighbours" if two.bytes else "made plain side by side"
     s.note(index, "gate and up are one product", f"their weights are {why}")
     both = Array(s.writer.buffer(f"{node.origin}: both", 2 * rows * n * s.t.size), s.t)
     if two.bytes:
-        s.adjacent[facts.table[gate], facts.table[up], two.bytes] = None
+        s.adjacent[analysis.table[gate], analysis.table[up], two.bytes] = None
     w = s.array(gate)
-    if facts.form(up) is not None:
+    if analysis.form(up) is not None:
         w = Array(s.writer.buffer(f"{node.origin}: weights", 2 * n * k * s.t.size), s.t)
         dequantize(s, gate, w.place, 2 * n if two.bytes else n)
         if not two.bytes:
@@ -168,28 +168,28 @@ def multiply(
         transposed=w.transposed,
         dtype=x.dtype,
         out=y.dtype,
-        tf32=s.facts.tf32 and x.dtype is DType.F32,
+        tf32=s.analysis.tf32 and x.dtype is DType.F32,
     )
 
 
 def right(s: State, index: int) -> Right:
     """A node as the right factor; quantised weights are made plain."""
-    facts = s.facts
-    if not facts.is_matrix(index) or facts.form(index) is None:
-        return Right(s.read(index), facts.is_matrix(index))
-    k, n = facts.shape(index)
-    place = s.writer.buffer(f"{facts.node(index).origin}: plain", n * k * s.t.size)
+    analysis = s.analysis
+    if not analysis.is_matrix(index) or analysis.form(index) is None:
+        return Right(s.read(index), analysis.is_matrix(index))
+    k, n = analysis.shape(index)
+    place = s.writer.buffer(f"{analysis.node(index).origin}: plain", n * k * s.t.size)
     dequantize(s, index, place, n)
     return Right(Array(place, s.t), True)
 
 
 def dequantize(s: State, index: int, to: Place, n: int) -> None:
     """Launch the unpacking of n outputs of quantised weights."""
-    form, k = s.facts.form(index), s.facts.shape(index)[0]
+    form, k = s.analysis.form(index), s.analysis.shape(index)[0]
     assert form is not None
     constants: dict[str, Value] = {"t": s.t, "n": n, "k": k, "bits": form.bits}
     constants |= {"halves": int(form.halves), "offsets": int(form.offsets)}
-    s.writer.call("dequantize", s.facts.node(index).origin, constants, w=s.place(index), y=to)
+    s.writer.call("dequantize", s.analysis.node(index).origin, constants, w=s.place(index), y=to)
 
 
 def _settle(s: State, index: int) -> None:
@@ -201,10 +201,10 @@ def _settle(s: State, index: int) -> None:
 
 def finish(s: State, index: int, made: Array) -> None:
     """The whole epilogue of a product in a launch of its own, in place."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     assert node.expr is not None
     inputs = node.inputs[2:]
-    operands = [(made, node.shape), *((s.array(i), s.facts.shape(i)) for i in inputs)]
+    operands = [(made, node.shape), *((s.array(i), s.analysis.shape(i)) for i in inputs)]
     s.elementwise(index, _over_operands(node.expr), operands, made)
 
 
@@ -225,10 +225,10 @@ def _over_operands(expr: Expr) -> Expr:
 
 def dot(s: State, index: int) -> None:
     """A common product, of matrices or of a batch of them."""
-    facts, node = s.facts, s.facts.node(index)
+    analysis, node = s.analysis, s.analysis.node(index)
     a, b = node.inputs
-    k, n = facts.shape(a)[-1], node.shape[-1]
-    flat = len(facts.shape(b)) == 2
+    k, n = analysis.shape(a)[-1], node.shape[-1]
+    flat = len(analysis.shape(b)) == 2
     batch = 1 if flat else elements(node.shape[:-2])
     rows = elements(node.shape) // n // batch
     x, w = s.read(a), right(s, b)

@@ -47,7 +47,7 @@ def _wheel(name: str) -> str | None:
 
 
 def check(toolchain: Toolchain) -> None:
-    """See that this machine has the pinned NVRTC and the pinned headers.
+    """Check that this machine has the pinned NVRTC and the pinned headers.
 
     Raises:
         ToolchainMissing: it lacks one of them.

@@ -13,29 +13,29 @@ from rlx_ray.shape import elements
 
 def elementwise(s: State, index: int) -> None:
     """A fused region; the last node of a unit-length pattern is that pattern."""
-    facts, node = s.facts, s.facts.node(index)
-    if index in facts.inner:
+    analysis, node = s.analysis, s.analysis.node(index)
+    if index in analysis.inner:
         return
-    if index in facts.units:
+    if index in analysis.units:
         unit_length(s, index)
         return
     assert node.expr is not None
-    operands = [(s.array(i), facts.shape(i)) for i in node.inputs]
+    operands = [(s.array(i), analysis.shape(i)) for i in node.inputs]
     s.make(index, s.result_type(index))
     s.elementwise(index, node.expr, operands, s.values[index])
 
 
 def reshape(s: State, index: int) -> None:
     """The same bytes under another shape."""
-    s.values[index] = s.array(s.facts.node(index).inputs[0])
+    s.values[index] = s.array(s.analysis.node(index).inputs[0])
 
 
 def reduce(s: State, index: int) -> None:
     """One axis away."""
-    node = s.facts.node(index)
-    if index in s.facts.inner:
+    node = s.analysis.node(index)
+    if index in s.analysis.inner:
         return
-    axis, shape = node.number("axis"), s.facts.shape(node.inputs[0])
+    axis, shape = node.number("axis"), s.analysis.shape(node.inputs[0])
     x = s.array(node.inputs[0])
     constants: dict[str, Value] = {"t": x.dtype, "outer": elements(shape[:axis])}
     constants |= {"extent": shape[axis], "inner": elements(shape[axis + 1 :])}
@@ -45,7 +45,7 @@ def reduce(s: State, index: int) -> None:
 
 def strided(s: State, index: int) -> None:
     """A view of four axes as an array of its own."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     extents, steps = node.attr("extents"), node.attr("steps")
     assert isinstance(extents, tuple)
     assert isinstance(steps, tuple)
@@ -58,7 +58,7 @@ def strided(s: State, index: int) -> None:
 
 def length_mask(s: State, index: int) -> None:
     """1 where a token counts, else 0."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     batch, tokens = node.shape
     constants: dict[str, Value] = {"t": s.type_of(index), "batch": batch, "tokens": tokens}
     lengths = s.place(node.inputs[0])
@@ -67,7 +67,7 @@ def length_mask(s: State, index: int) -> None:
 
 def iota(s: State, index: int) -> None:
     """Positions, counted from what each sequence begins with where that is told."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     constants: dict[str, Value] = {"rows": node.shape[0], "period": node.number("period")}
     constants |= {"first": node.number("first"), "base": len(node.inputs)}
     places = {"base": s.place(node.inputs[0])} if node.inputs else {}
@@ -76,7 +76,7 @@ def iota(s: State, index: int) -> None:
 
 def causal_mask(s: State, index: int) -> None:
     """1 where a new token sees a key, else 0."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     batch, tokens, keys = node.shape
     constants: dict[str, Value] = {"t": s.type_of(index), "batch": batch, "tokens": tokens}
     constants |= {"keys": keys, "window": node.number("window")}
@@ -86,9 +86,9 @@ def causal_mask(s: State, index: int) -> None:
 
 def concat(s: State, index: int) -> None:
     """Rows of two values side by side."""
-    a, b = s.facts.node(index).inputs
-    (rows, m), (_, n) = grid(s.facts.shape(a)), grid(s.facts.shape(b))
-    t, origin = s.type_of(index), s.facts.node(index).origin
+    a, b = s.analysis.node(index).inputs
+    (rows, m), (_, n) = grid(s.analysis.shape(a)), grid(s.analysis.shape(b))
+    t, origin = s.type_of(index), s.analysis.node(index).origin
     constants: dict[str, Value] = {"t": t, "rows": rows, "m": m, "n": n}
     places = {"a": s.cast(a, t).place, "b": s.cast(b, t).place}
     s.writer.call("concat", origin, constants, **places, y=s.make(index))
@@ -96,7 +96,7 @@ def concat(s: State, index: int) -> None:
 
 def cache_write(s: State, index: int) -> None:
     """Keys and values into the cache; the value is that of the queries, which come after it."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     queries, k, v = node.inputs[:3]
     given, place = cache(s, node)
     constants: dict[str, Value] = {"t": s.t, "rows": node.shape[0], "seq": node.number("tokens")}
@@ -107,7 +107,7 @@ def cache_write(s: State, index: int) -> None:
 
 def cache_read(s: State, index: int) -> None:
     """The keys or values that the cache holds."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     given, place = cache(s, node)
     constants: dict[str, Value] = {"t": s.t, "batch": node.shape[0], **given}
     constants["values"] = int(node.attr("part") == "values")

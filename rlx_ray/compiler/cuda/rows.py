@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlx_ray.compiler.cuda.analysis import Facts
+from rlx_ray.compiler.cuda.analysis import ProgramAnalysis
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.fusion import norm_for
 from rlx_ray.compiler.cuda.state import Array, Ragged, State
@@ -17,14 +17,14 @@ _TOKENS = {Op.ATTENTION: "keys", Op.GATHER: "period", Op.POOL: "tokens"}
 
 def find_starts(s: State) -> None:
     """Where the sequences of a ragged program begin, from the lengths of each run."""
-    facts, size = s.facts, DType.I32.size
+    analysis, size = s.analysis, DType.I32.size
     made = Ragged(
-        s.writer.buffer("starts", (facts.batch + 1) * size),
+        s.writer.buffer("starts", (analysis.batch + 1) * size),
         s.writer.buffer("rows", size),
-        s.writer.buffer("places", facts.rows * size),
+        s.writer.buffer("places", analysis.rows * size),
     )
-    longest = max(n.number(_TOKENS[n.op]) for n in facts.mir.nodes if n.op in _TOKENS)
-    constants: dict[str, Value] = {"batch": facts.batch, "seq": longest, "rows": facts.rows}
+    longest = max(n.number(_TOKENS[n.op]) for n in analysis.mir.nodes if n.op in _TOKENS)
+    constants: dict[str, Value] = {"batch": analysis.batch, "seq": longest, "rows": analysis.rows}
     places = {"lengths": s.lengths, "starts": made.starts, "rows": made.rows, "places": made.places}
     s.writer.call("starts", "starts", constants, **places)
     s.ragged = made
@@ -32,7 +32,7 @@ def find_starts(s: State) -> None:
 
 def norm(s: State, index: int) -> None:
     """A layer norm or RMS norm; it waits where a `matvec` can compute it."""
-    if norm_for(s.facts, index) is None:
+    if norm_for(s.analysis, index) is None:
         _norm(s, index)
     else:
         s.late[index] = lambda: _norm(s, index)
@@ -40,7 +40,7 @@ def norm(s: State, index: int) -> None:
 
 def _norm(s: State, index: int) -> None:
     """The launch, of a value or of a product that waits for its bias and residual."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     x, *gains = node.inputs
     rows, n = grid(node.shape)
     eps = node.attr("eps")
@@ -52,7 +52,7 @@ def _norm(s: State, index: int) -> None:
         constants["bias"], places["bias"] = 1, s.place(raw.bias)
     if raw.residual is not None:
         constants["residual"], places["residual"] = 1, s.place(raw.residual)
-    if x not in s.values and s.facts.users[x] != (index,):
+    if x not in s.values and s.analysis.users[x] != (index,):
         s.values[x] = Array(raw.place, s.t)
         constants["sum"], places["sum"] = 1, raw.place
     places |= {k: s.place(i) for k, i in zip(("gain", "shift"), gains, strict=False)}
@@ -62,25 +62,25 @@ def _norm(s: State, index: int) -> None:
 
 def gather(s: State, index: int) -> None:
     """Rows of embedding tables; what is summed is read in one launch."""
-    if index in s.facts.inner:
+    if index in s.analysis.inner:
         return
-    facts, node, chain = s.facts, s.facts.node(index), s.facts.gathers[index]
+    analysis, node, chain = s.analysis, s.analysis.node(index), s.analysis.gathers[index]
     rows, n = node.shape
     skip, places = s.skipping(index)
     constants: dict[str, Value] = {"t": s.t, "rows": rows, "n": n, **skip}
-    named = _words(facts, [i for i in chain if facts.node(i).number("ids")])
+    named = _words(analysis, [i for i in chain if analysis.node(i).number("ids")])
     for (table, ids, extent), one in zip(_ROLES, named, strict=False):
-        own, which, *_ = facts.node(one).inputs
-        constants[extent] = facts.shape(own)[0]
+        own, which, *_ = analysis.node(one).inputs
+        constants[extent] = analysis.shape(own)[0]
         places |= {table: s.place(own), ids: s.place(which)}
-        constants |= {"q8": 1} if facts.is_coded(own) else {}
+        constants |= {"q8": 1} if analysis.is_coded(own) else {}
     for one in chain:
-        if not facts.node(one).number("ids"):
-            constants |= _positions(facts, facts.node(one))
-            places |= {"position": s.place(facts.node(one).inputs[0]), "lengths": s.lengths}
+        if not analysis.node(one).number("ids"):
+            constants |= _positions(analysis, analysis.node(one))
+            places |= {"position": s.place(analysis.node(one).inputs[0]), "lengths": s.lengths}
             places |= {"places": s.ragged.places} if s.ragged else {}
-    if facts.node(chain[-1]).number("base"):
-        constants["base"], places["base"] = 1, s.place(facts.node(chain[-1]).inputs[-1])
+    if analysis.node(chain[-1]).number("base"):
+        constants["base"], places["base"] = 1, s.place(analysis.node(chain[-1]).inputs[-1])
     places["y"] = s.make(index)
     if "position" in places:
         s.zero_padding(index)
@@ -91,72 +91,77 @@ _ROLES = (("word", "ids", "vocab"), ("kind", "types", "types"))
 """Arguments and constants of `embed` for a first and a second table that is read by ids."""
 
 
-def _words(facts: Facts, chain: list[int]) -> list[int]:
+def _words(analysis: ProgramAnalysis, chain: list[int]) -> list[int]:
     """Gathers by ids in their order, but one of a table of 8 bits first: only `word` may be one."""
-    return sorted(chain, key=lambda i: (not facts.is_coded(facts.node(i).inputs[0]), i))
+    return sorted(chain, key=lambda i: (not analysis.is_coded(analysis.node(i).inputs[0]), i))
 
 
-def _positions(facts: Facts, node: Node) -> dict[str, Value]:
-    extent = facts.shape(node.inputs[0])[0]
-    ragged = facts.rows if facts.ragged else 0
+def _positions(analysis: ProgramAnalysis, node: Node) -> dict[str, Value]:
+    extent = analysis.shape(node.inputs[0])[0]
+    ragged = analysis.rows if analysis.ragged else 0
     seq = ragged or node.number("period")
     return {"seq": seq, "ragged": ragged, "positions": extent, "first": node.number("first")}
 
 
 def take(s: State, index: int) -> None:
     """Rows of a table, of the common lowering."""
-    table, ids = s.facts.node(index).inputs
-    rows, n = grid(s.facts.shape(index))
-    coded = s.facts.is_coded(table)
+    table, ids = s.analysis.node(index).inputs
+    rows, n = grid(s.analysis.shape(index))
+    coded = s.analysis.is_coded(table)
     t = s.t if coded else s.array(table).dtype
-    constants: dict[str, Value] = {"t": t, "rows": rows, "n": n, "vocab": s.facts.shape(table)[0]}
+    constants: dict[str, Value] = {
+        "t": t,
+        "rows": rows,
+        "n": n,
+        "vocab": s.analysis.shape(table)[0],
+    }
     constants["q8"] = int(coded)
     places: dict[str, Place] = {"word": s.place(table), "ids": s.place(ids)}
-    s.writer.call("embed", s.facts.node(index).origin, constants, **places, y=s.make(index, t))
+    s.writer.call("embed", s.analysis.node(index).origin, constants, **places, y=s.make(index, t))
 
 
 def pool(s: State, index: int) -> None:
     """Token rows to one row a sequence; what only brings it to unit length does it too."""
-    if not _ends_in_unit(s.facts, index):
+    if not _ends_in_unit(s.analysis, index):
         _pool(s, index, index)
 
 
 def unit_length(s: State, index: int) -> None:
     """Rows to unit length, together with the pooling before it."""
-    facts, x = s.facts, s.facts.units[index]
-    if facts.node(x).op is Op.POOL and _ends_in_unit(facts, x):
+    analysis, x = s.analysis, s.analysis.units[index]
+    if analysis.node(x).op is Op.POOL and _ends_in_unit(analysis, x):
         _pool(s, x, index)
         return
-    rows, n = grid(facts.shape(index))
+    rows, n = grid(analysis.shape(index))
     own, out = s.array(x), s.result_type(index)
     constants: dict[str, Value] = {"t": own.dtype, "rows": rows, "n": n, "out": out}
-    s.writer.call("l2", facts.node(index).origin, constants, x=own.place, y=s.make(index, out))
+    s.writer.call("l2", analysis.node(index).origin, constants, x=own.place, y=s.make(index, out))
 
 
-def _ends_in_unit(facts: Facts, index: int) -> bool:
+def _ends_in_unit(analysis: ProgramAnalysis, index: int) -> bool:
     """Whether nothing but a unit-length pattern reads a value."""
-    last = next((last for last, x in facts.units.items() if x == index), None)
-    own = facts.inner | {last}
-    return last is not None and set(facts.users[index]) <= own and not facts.is_output(index)
+    last = next((last for last, x in analysis.units.items() if x == index), None)
+    own = analysis.inner | {last}
+    return last is not None and set(analysis.users[index]) <= own and not analysis.is_output(index)
 
 
 def _pool(s: State, index: int, last: int) -> None:
     """Pooling at one node; the value is that of another one where it has unit length."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     batch, n = node.shape
     out = s.result_type(last)
     ragged, lengths = s.spans
     constants: dict[str, Value] = {"t": s.t, "batch": batch, "seq": node.number("tokens"), "n": n}
     constants |= ragged
     constants |= {"pool": POOLS[str(node.attr("kind"))], "l2": int(last != index), "out": out}
-    origin = s.facts.node(last).origin
+    origin = s.analysis.node(last).origin
     places = {"x": s.place(node.inputs[0]), **lengths}
     s.writer.call("pool", origin, constants, **places, y=s.make(last, out))
 
 
 def softmax(s: State, index: int) -> None:
     """Softmax of rows."""
-    node = s.facts.node(index)
+    node = s.analysis.node(index)
     (rows, n), x = grid(node.shape), s.array(node.inputs[0])
     constants: dict[str, Value] = {"t": x.dtype, "rows": rows, "n": n, "out": s.type_of(index)}
     s.writer.call("softmax", node.origin, constants, x=x.place, y=s.make(index))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rlx_ray.artifact.launch_plan import NULL
-from rlx_ray.compiler.cuda.analysis import Facts
+from rlx_ray.compiler.cuda.analysis import ProgramAnalysis
 from rlx_ray.compiler.cuda.constants import Operand, Value
 from rlx_ray.compiler.cuda.writer import Place, Writer
 from rlx_ray.compiler.ir.expr import Expr, In, Lit
@@ -63,7 +63,7 @@ class State:
     """A program while it is lowered.
 
     Attributes:
-        facts: what is known of it.
+        analysis: what is known of it.
         ragged: the tables of a ragged program's rows.
         writer: where launches go.
         values: nodes in memory.
@@ -75,7 +75,7 @@ class State:
         notes: why operations share a launch, or do not.
     """
 
-    facts: Facts
+    analysis: ProgramAnalysis
     ragged: Ragged | None = None
     writer: Writer = field(default_factory=Writer)
     values: dict[int, Array] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class State:
     @property
     def t(self) -> DType:
         """Element type of activations."""
-        return self.facts.t
+        return self.analysis.t
 
     def array(self, index: int) -> Array:
         """A node in memory; one that waits is written now."""
@@ -99,7 +99,7 @@ class State:
 
     def read(self, index: int) -> Array:
         """A node as products, native kernels and the cache take it: in the program's type."""
-        array, made = self.array(index), self.facts.node(index).op is not Op.PARAM
+        array, made = self.array(index), self.analysis.node(index).op is not Op.PARAM
         return self.cast(index, self.t) if made and array.dtype is DType.F32 else array
 
     def place(self, index: int | None) -> Place:
@@ -108,7 +108,7 @@ class State:
 
     def note(self, index: int, text: str, reason: str) -> None:
         """Say something of a node, and why it is so."""
-        self.notes.append(Note("launches", f"{self.facts.node(index).origin}: {text}", reason))
+        self.notes.append(Note("launches", f"{self.analysis.node(index).origin}: {text}", reason))
 
     def take(self, index: int) -> Raw:
         """A product as it is for its reader, which does the epilogue; or a value in memory."""
@@ -120,35 +120,35 @@ class State:
     @property
     def lengths(self) -> Place:
         """How many rows count, for kernels over rows: of each sequence, or of a run of them."""
-        return self.place(self.facts.lengths) if self.ragged is None else self.ragged.rows
+        return self.place(self.analysis.lengths) if self.ragged is None else self.ragged.rows
 
     @property
     def spans(self) -> tuple[dict[str, Value], dict[str, Place]]:
         """The constant and the argument by which a kernel over sequences finds their rows."""
         if self.ragged is None:
             return {"ragged": 0}, {"lengths": self.lengths}
-        return {"ragged": self.facts.rows}, {"lengths": self.ragged.starts}
+        return {"ragged": self.analysis.rows}, {"lengths": self.ragged.starts}
 
     def make(self, index: int, dtype: DType | None = None) -> Place:
         """A buffer for a node's value, of its own type or another one."""
         kind = dtype or self.type_of(index)
-        node = self.facts.node(index)
+        node = self.analysis.node(index)
         place = self.writer.buffer(node.origin, elements(node.shape) * kind.size)
         self.values[index] = Array(place, kind)
         return place
 
     def type_of(self, index: int) -> DType:
         """The type that a node's value is made in: the program's, but for what stays float32."""
-        return DType.F32 if index in self.facts.wide else self.t
+        return DType.F32 if index in self.analysis.wide else self.t
 
     def result_type(self, index: int) -> DType:
         """Float32 for an output that nothing else reads, else the node's type."""
-        alone = self.facts.is_output(index) and not self.facts.users[index]
+        alone = self.analysis.is_output(index) and not self.analysis.users[index]
         return DType.F32 if alone else self.type_of(index)
 
     def skipping(self, index: int) -> tuple[dict[str, Value], dict[str, Place]]:
         """The constant and the argument by which a kernel over a node's rows skips padding."""
-        seq = self.facts.rows_of(index)
+        seq = self.analysis.rows_of(index)
         return {"seq": seq}, ({"lengths": self.lengths} if seq else {})
 
     def elementwise(
@@ -160,7 +160,7 @@ class State:
         part: str = "",
     ) -> None:
         """Launch y = expr of operands, broadcast to a node's shape; y may be one of them."""
-        shape = self.facts.shape(index)
+        shape = self.analysis.shape(index)
         skip, lengths = self.skipping(index)
         plain = all(own == shape or elements(own) == 1 for _, own in operands)
         if plain and not skip["seq"]:
@@ -171,14 +171,14 @@ class State:
         views = tuple(_view(array.dtype, shape, own) for array, own in operands)
         given: dict[str, Value] = {"t": out.dtype, "rows": rows, "n": n, "expr": expr, **skip}
         places = {f"x{k}": array.place for k, (array, _) in enumerate(operands)}
-        origin = f"{self.facts.node(index).origin}{part}"
+        origin = f"{self.analysis.node(index).origin}{part}"
         self.writer.call(
             "elementwise", origin, {**given, "operands": views}, **places, **lengths, y=out.place
         )
 
     def cast(self, index: int, dtype: DType) -> Array:
         """A node's value in another type."""
-        have, node = self.array(index), self.facts.node(index)
+        have, node = self.array(index), self.analysis.node(index)
         if have.dtype is dtype:
             return have
         if (have, dtype) in self.casts:
@@ -190,7 +190,7 @@ class State:
 
     def zero_padding(self, index: int) -> None:
         """Zero a value that a kernel is to write but for its padding, where that is read."""
-        if self.facts.whole:
+        if self.analysis.whole:
             self.elementwise(index, Lit(0.0), [], self.values[index], ": padding")
 
 

@@ -28,7 +28,7 @@ Place = Local | Slot
 
 
 def behind(place: Place, nbytes: int) -> Place:
-    """The place so many bytes further on."""
+    """The place `nbytes` further on."""
     return replace(place, offset=place.offset + nbytes)
 
 

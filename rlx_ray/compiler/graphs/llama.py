@@ -27,10 +27,10 @@ def build(config: Mapping[str, Any]) -> Hir:
     past = b.input("past", DType.I32, (BATCH,))
     pages = b.input("pages", DType.I32, (BATCH, PAGES))
     word = b.param("embed.word", (config["vocab"], hidden))
-    turns = b.param("rope.turns", (config["positions"], config["dim"]))
+    cos_sin = b.param("rope.cos_sin", (config["positions"], config["dim"]))
     x = b.embed("word", word, ids, None, (ROWS, Dim(hidden)))
     for i in range(config["layers"]):
-        x = _layer(b, config, i, x, Cached(lengths, past, pages, turns))
+        x = _layer(b, config, i, x, Cached(lengths, past, pages, cos_sin))
     b.block("head")
     last = b.pool("last", x, lengths, "last")
     last = _norm(b, "norm", last, config)

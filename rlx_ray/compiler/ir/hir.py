@@ -18,7 +18,7 @@ class HirOp(Enum):
     EMBED = "embed"  # (table, ids | -, base | -): rows of a table, added to base
     LINEAR = "linear"  # (x, weight, bias | -): x W + b
     ATTENTION = "attention"  # (qkv, lengths): multi-head attention, keys masked by length
-    CACHED_ATTENTION = "cached_attention"  # (qkv, lengths, past, pages, turns, gains | -)
+    CACHED_ATTENTION = "cached_attention"  # (qkv, lengths, past, pages, cos_sin, gains | -)
     LAYER_NORM = "layer_norm"  # (x, gain, bias)
     RMS_NORM = "rms_norm"  # (x, gain)
     ACTIVATION = "activation"  # (x)
@@ -46,13 +46,13 @@ class Cached:
         lengths: int32 [batch], new tokens of each sequence.
         past: int32 [batch], tokens of each that the cache holds.
         pages: int32 [batch, pages], each sequence's page table.
-        turns: float32 [positions, dim], cosines and then sines of the rotary angles.
+        cos_sin: float32 [positions, dim], cosines and then sines of the rotary angles.
     """
 
     lengths: str
     past: str
     pages: str
-    turns: str
+    cos_sin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class HirBuilder:
             eps: of that norm.
         """
         shape = (self._shapes[qkv][0], Dim(heads * dim))
-        inputs = (qkv, cached.lengths, cached.past, cached.pages, cached.turns, *(gains or ()))
+        inputs = (qkv, cached.lengths, cached.past, cached.pages, cached.cos_sin, *(gains or ()))
         return self._add(
             name,
             HirOp.CACHED_ATTENTION,

@@ -80,7 +80,7 @@ class Backend:
         memory: what `explain` says of a program's planned memory, by name.
         check: raises ToolchainMissing or ToolchainMismatch where the pinned compiler is not here.
         refusal: why this machine's compiler does not know a target; empty if it does.
-        probe: compiles a unit of one function, to see that it works; its bytes.
+        probe: compiles a unit of one function, to check that it works; its bytes.
     """
 
     supported: tuple[OpKind, ...]

@@ -38,12 +38,12 @@ def attention(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
 
 def rope_cache(b: MirBuilder, node: Node, inputs: tuple[int, ...]) -> int:
     """Queries and keys turned by their positions, keys and values put into the cache."""
-    qkv, lengths, past, pages, turns, *gains = inputs
+    qkv, lengths, past, pages, cos_sin, *gains = inputs
     heads, kv_heads, dim = (node.number(name) for name in ("heads", "kv_heads", "dim"))
     tokens = node.number("tokens")
     rows, width = b.shape(past)[0] * tokens, b.shape(qkv)[1]
     at = b.add(Op.IOTA, (past,), (rows,), DType.I32, period=tokens, first=0)
-    angles = b.add(Op.TAKE, (turns, at), (rows, dim))
+    angles = b.add(Op.TAKE, (cos_sin, at), (rows, dim))
     turned = []
     for i, (first, count) in enumerate(((0, heads), (heads, kv_heads))):
         x = _columns(b, qkv, first * dim, (rows, count, dim))

@@ -83,7 +83,7 @@ RLX_INLINE void cached_micro(const rlx_micro *t, long rows, const int size) {
 /* What rotary positions on a model's rows need beside the rows. With q_gain each head of q and k is
  * first RMS normed. */
 typedef struct {
-    const float *turns, *q_gain, *k_gain;
+    const float *cos_sin, *q_gain, *k_gain;
     long positions;
     float eps;
 } rlx_rope;
@@ -95,7 +95,7 @@ RLX_INLINE void rope_row(const rlx_rope *r, long first, long last, long token, c
                          const long layer, const long table, const float *qkv, const int *pages,
                          char *cache, float *y) {
     float k[dim], q[dim];
-    const float *turn = r->turns + (token < r->positions ? token : 0) * dim;
+    const float *turn = r->cos_sin + (token < r->positions ? token : 0) * dim;
     const long shared = heads / kv_heads;
     for (long h = first * shared; h < last * shared; h++) {
         const float *x = qkv + h * dim;
@@ -119,9 +119,9 @@ RLX_INLINE void rope_cache_padded(const long sequences, const long tokens, const
                                   const long layers, const long layer, const long table,
                                   const long positions, const float eps, const float *qkv,
                                   const int *lengths, const int *past, const int *pages,
-                                  const float *turns, const float *q_gain, const float *k_gain,
+                                  const float *cos_sin, const float *q_gain, const float *k_gain,
                                   char *cache, float *y) {
-    const rlx_rope r = {turns, q_gain, k_gain, positions, eps};
+    const rlx_rope r = {cos_sin, q_gain, k_gain, positions, eps};
     const long width = (heads + 2 * kv_heads) * dim;
     for (long n = 0; n < sequences; n++)
         for (long i = 0; i < tokens; i++, qkv += width, y += heads * dim) {
@@ -279,9 +279,9 @@ RLX_INLINE void rope_cache(const rlx_span *s, long one, const long heads, const 
                            const long dim, const int size, const long layers,
                            const long layer, const long table, const long positions,
                            const float eps, const float *qkv, const int *past, const int *pages,
-                           const float *turns, const float *q_gain, const float *k_gain,
+                           const float *cos_sin, const float *q_gain, const float *k_gain,
                            char *cache, float *y) {
-    const rlx_rope r = {turns, q_gain, k_gain, positions, eps};
+    const rlx_rope r = {cos_sin, q_gain, k_gain, positions, eps};
     const long end = s->row + s->rows, width = (heads + 2 * kv_heads) * dim;
     const long first = one >= 0 ? one % kv_heads : 0, last = one >= 0 ? first + 1 : kv_heads;
     for (long n = s->seq, at = s->start; at < end; n++) {

@@ -7,9 +7,9 @@
  * Sequence b's token is past[b]; the plain loops are those of the three files.
  *
  * Constants: RLX_T; RLX_BATCH, RLX_HEADS, RLX_KV_HEADS, RLX_DIM; RLX_TABLE, RLX_PAGE_STRIDE,
- * RLX_POSITIONS rows of turns; RLX_BIAS, RLX_GAINS (0 or 1), RLX_EPS of the norm; RLX_WINDOW (0 for
+ * RLX_POSITIONS rows of cos_sin; RLX_BIAS, RLX_GAINS (0 or 1), RLX_EPS of the norm; RLX_WINDOW (0 for
  * none); RLX_SPLITS; RLX_WARPS of a block, RLX_BLOCK = 32 WARPS.
- * Arguments: qkv, bias [(heads + 2 kv_heads) dim], turns [positions, dim], q_gain [dim], k_gain [dim],
+ * Arguments: qkv, bias [(heads + 2 kv_heads) dim], cos_sin [positions, dim], q_gain [dim], k_gain [dim],
  * lengths (0 or 1 each), past, pages, cache, partial float32 [batch heads, splits, dim], stats float32
  * [batch heads, splits, 2], tickets int32 [batch kv_heads ceil(G / 16)], out [batch, heads dim].
  * tickets are 0 before the first launch, and again behind each. Where SPLITS is 1, neither these nor
@@ -24,7 +24,7 @@
 #include "rope.cuh"
 
 RLX_KERNEL __launch_bounds__(RLX_BLOCK)
-    RLX_NAME(const RLX_T *qkv, const float *bias, const float *turns, const float *q_gain,
+    RLX_NAME(const RLX_T *qkv, const float *bias, const float *cos_sin, const float *q_gain,
              const float *k_gain, const int *lengths, const int *past, const int *pages,
              RLX_T *cache, float *partial, float *stats, int *tickets, RLX_T *out) {
     static_assert(RLX_HEADS % RLX_KV_HEADS == 0, "heads of keys do not divide the heads");
@@ -61,7 +61,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
         if (real) one.read<RLX_BIAS>(qkv + ((long)batch * ALL + unit) * RLX_DIM, bias + unit * RLX_DIM);
         if constexpr (RLX_GAINS) one.norm(query ? q_gain : k_gain, RLX_EPS, real && !value);
         if (!real) continue;
-        if (!value) one.turn(turns + (long)(token < RLX_POSITIONS ? token : 0) * RLX_DIM);
+        if (!value) one.turn(cos_sin + (long)(token < RLX_POSITIONS ? token : 0) * RLX_DIM);
         one.write(query ? queries + at * RLX_DIM
                         : cache + (long)page * RLX_PAGE_STRIDE +
                               (value * RLX_PAGE + token % RLX_PAGE) * RLX_DIM);

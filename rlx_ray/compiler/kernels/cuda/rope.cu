@@ -6,26 +6,26 @@
  *
  *   y[i] = x[i] c[i] - x[i + h] s[i],   y[i + h] = x[i + h] c[i] + x[i] s[i],   h = dim / 2
  *
- * with c and s the two halves of turns[p].
+ * with c and s the two halves of cos_sin[p].
  *
  *   for (int r = 0; r < ROWS; r++)
  *       for (int u = 0; u < HEADS + 2 * KV_HEADS; u++)
- *           if (u < HEADS) q[r][u] = turned(qkv[r][u], turns[p]);
- *           else if (u < HEADS + KV_HEADS) K(page, u - HEADS)[p % 32] = turned(qkv[r][u], turns[p]);
+ *           if (u < HEADS) q[r][u] = turned(qkv[r][u], cos_sin[p]);
+ *           else if (u < HEADS + KV_HEADS) K(page, u - HEADS)[p % 32] = turned(qkv[r][u], cos_sin[p]);
  *           else V(page, u - HEADS - KV_HEADS)[p % 32] = qkv[r][u];
  *
  * A token that the page table has no page for is not kept.
  *
  * Constants: RLX_T; RLX_ROWS = batch * seq, RLX_SEQ; RLX_HEADS, RLX_KV_HEADS, RLX_DIM (even);
- * RLX_TABLE pages of a sequence, RLX_PAGE_STRIDE elements, RLX_POSITIONS rows of turns; RLX_BIAS,
+ * RLX_TABLE pages of a sequence, RLX_PAGE_STRIDE elements, RLX_POSITIONS rows of cos_sin; RLX_BIAS,
  * RLX_GAINS (0 or 1), RLX_EPS of the norm; RLX_BLOCK threads.
- * Arguments: qkv, bias [(heads + 2 kv_heads) dim], turns [positions, dim], q_gain [dim], k_gain [dim],
+ * Arguments: qkv, bias [(heads + 2 kv_heads) dim], cos_sin [positions, dim], q_gain [dim], k_gain [dim],
  * lengths, past, pages, cache, q [rows, heads dim].
  * Launch: grid ceil(ROWS (HEADS + 2 KV_HEADS) LANES / BLOCK); LANES of a head as rope.cuh says. */
 #include "rope.cuh"
 
 RLX_KERNEL __launch_bounds__(RLX_BLOCK)
-    RLX_NAME(const RLX_T *qkv, const float *bias, const float *turns, const float *q_gain,
+    RLX_NAME(const RLX_T *qkv, const float *bias, const float *cos_sin, const float *q_gain,
              const float *k_gain, const int *lengths, const int *past, const int *pages,
              RLX_T *cache, RLX_T *q) {
     typedef RotaryHead<RLX_T, RLX_DIM> Head;
@@ -41,7 +41,7 @@ RLX_KERNEL __launch_bounds__(RLX_BLOCK)
     if constexpr (RLX_GAINS) head.norm(query ? q_gain : k_gain, RLX_EPS, !value);
     if (!real) return;
     const int token = past[batch] + row % RLX_SEQ, entry = token / RLX_PAGE;
-    if (!value) head.turn(turns + (long)(token < RLX_POSITIONS ? token : 0) * RLX_DIM);
+    if (!value) head.turn(cos_sin + (long)(token < RLX_POSITIONS ? token : 0) * RLX_DIM);
     if (query) {
         head.write(q + ((long)row * RLX_HEADS + unit) * RLX_DIM);
         return;

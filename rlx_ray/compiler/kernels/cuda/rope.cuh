@@ -56,12 +56,12 @@ template <class T, int DIM> struct RotaryHead {
         });
     }
 
-    /* By the angles whose cosines, then sines, `turns` has. */
-    RLX_MEMBER void turn(const float *turns) {
+    /* By the angles whose cosines, then sines, `cos_sin` has. */
+    RLX_MEMBER void turn(const float *cos_sin) {
         each([&](float(&a)[V], float(&b)[V], int i) {
             float c[V], s[V];
-            load<V>(turns + i, c);
-            load<V>(turns + HALF + i, s);
+            load<V>(cos_sin + i, c);
+            load<V>(cos_sin + HALF + i, s);
 #pragma unroll
             for (int j = 0; j < V; j++) {
                 const float x = a[j], y = b[j];

@@ -31,7 +31,7 @@ from tests.support.tiny import safetensors_bytes, tiny_tensors, write_tiny_bert
 GOLDEN = Path(__file__).parents[1] / "golden" / "minilm.json"
 
 
-def facts_of(folder: Path | str) -> ModelInfo:
+def info_of(folder: Path | str) -> ModelInfo:
     ckpt = open_checkpoint(str(folder))
     return family("bert").info(ckpt.text, ckpt.tensors)
 
@@ -47,8 +47,8 @@ def composition(layers: int, pooling: str) -> LayerComposition:
 
 
 def test_minilm_is_read_as_what_it_is() -> None:
-    facts = facts_of(needs_minilm())
-    assert json.loads(facts.config) == {
+    info = info_of(needs_minilm())
+    assert json.loads(info.config) == {
         "layers": 6,
         "hidden": 384,
         "heads": 12,
@@ -62,15 +62,15 @@ def test_minilm_is_read_as_what_it_is() -> None:
         "pooling": "mean",
         "normalize": True,
     }
-    assert (facts.limits.max_tokens, facts.limits.max_positions) == (256, 512)
-    assert facts.composition == composition(6, "mean")
-    assert f"{composition_key(facts.composition):016x}" == "fdd96b8ad2ef74e7"  # RLX's own
-    assert (facts.family, facts.family_source) == ("bert", None)
-    names = [t.name for t in facts.tensors]
+    assert (info.limits.max_tokens, info.limits.max_positions) == (256, 512)
+    assert info.composition == composition(6, "mean")
+    assert f"{composition_key(info.composition):016x}" == "fdd96b8ad2ef74e7"  # RLX's own
+    assert (info.family, info.family_source) == ("bert", None)
+    names = [t.name for t in info.tensors]
     assert names == sorted(names)
     assert len(names) == 5 + 6 * 16
     assert not any("pooler" in n or "position_ids" in n for n in names)
-    assert len(facts.fingerprint) == 64
+    assert len(info.fingerprint) == 64
 
 
 def test_the_float64_reference_agrees_with_transformers_on_minilm() -> None:
@@ -85,7 +85,7 @@ def test_the_float64_reference_agrees_with_transformers_on_minilm() -> None:
 
 def test_params_are_named_and_shaped_as_the_graph_wants_them(tmp_path: Path) -> None:
     write_tiny_bert(tmp_path, layers=2, hidden=32, intermediate=64, vocab=120, positions=64)
-    found = {p.name: (p.shape, p.layout, len(p.sources)) for p in facts_of(tmp_path).params}
+    found = {p.name: (p.shape, p.layout, len(p.sources)) for p in info_of(tmp_path).params}
     want: dict[str, tuple[tuple[int, ...], str, int]] = {
         "embed.word": ((120, 32), "plain", 1),
         "embed.position": ((64, 32), "plain", 1),
@@ -112,12 +112,12 @@ def test_packed_params_are_the_checkpoint_transposed_and_stacked(tmp_path: Path)
     config = write_tiny_bert(tmp_path, seed=3)
     raw = tiny_tensors(config, 3)
     ckpt = open_checkpoint(str(tmp_path))
-    facts = facts_of(tmp_path)
+    info = info_of(tmp_path)
 
     def read(name: str) -> np.ndarray:
         return to_f32(ckpt.tensors[name].read(), ckpt.tensors[name].dtype)
 
-    buffer, bindings = pack(facts.params, read, 16)
+    buffer, bindings = pack(info.params, read, 16)
     place = next(b for b in bindings if b.name == "layer.1.qkv.weight")
     packed = buffer[place.offset :][: 4 * 32 * 96].view(np.float32).reshape(6, 32, 16)
     base = "encoder.layer.1.attention.self"
@@ -130,16 +130,16 @@ def test_packed_params_are_the_checkpoint_transposed_and_stacked(tmp_path: Path)
 )
 def test_the_head_is_read_from_the_modules(tmp_path: Path, pooling: str, normalize: bool) -> None:
     write_tiny_bert(tmp_path, pooling=pooling, normalize=normalize)
-    facts = facts_of(tmp_path)
-    config = json.loads(facts.config)
+    info = info_of(tmp_path)
+    config = json.loads(info.config)
     assert (config["pooling"], config["normalize"]) == (pooling, normalize)
-    assert facts.composition == composition(2, pooling)
+    assert info.composition == composition(2, pooling)
 
 
 def test_without_modules_it_is_the_mean_unnormalised(tmp_path: Path) -> None:
     write_tiny_bert(tmp_path, pooling="cls", normalize=True)
     (tmp_path / "modules.json").unlink()
-    config = json.loads(facts_of(tmp_path).config)
+    config = json.loads(info_of(tmp_path).config)
     assert (config["pooling"], config["normalize"]) == ("mean", False)
 
 
@@ -154,13 +154,13 @@ def test_without_modules_it_is_the_mean_unnormalised(tmp_path: Path) -> None:
 )
 def test_activations_are_normalised(tmp_path: Path, raw: str, normal: str) -> None:
     write_tiny_bert(tmp_path, activation=raw)
-    assert json.loads(facts_of(tmp_path).config)["activation"] == normal
+    assert json.loads(info_of(tmp_path).config)["activation"] == normal
 
 
 def test_a_bert_prefix_changes_the_sources_and_nothing_else(tmp_path: Path) -> None:
     write_tiny_bert(tmp_path / "a")
     write_tiny_bert(tmp_path / "b", prefix="bert.")
-    a, b = facts_of(tmp_path / "a"), facts_of(tmp_path / "b")
+    a, b = info_of(tmp_path / "a"), info_of(tmp_path / "b")
     assert a.config == b.config
     assert [(p.name, p.shape, p.layout) for p in a.params] == [
         (p.name, p.shape, p.layout) for p in b.params
@@ -174,13 +174,13 @@ def test_the_fingerprint_is_of_the_layout_not_of_the_values(tmp_path: Path) -> N
     write_tiny_bert(tmp_path / "a", seed=0)
     write_tiny_bert(tmp_path / "b", seed=1)
     write_tiny_bert(tmp_path / "c", positions=65)
-    a, b, c = (facts_of(tmp_path / n).fingerprint for n in "abc")
+    a, b, c = (info_of(tmp_path / n).fingerprint for n in "abc")
     assert a == b
     assert a != c
 
 
 def limits(folder: Path) -> int:
-    return facts_of(folder).limits.max_tokens
+    return info_of(folder).limits.max_tokens
 
 
 def test_the_limit_is_the_heads_then_the_tokenizers_then_the_positions(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_variety_that_is_not_known_is_a_config_error(
     write_tiny_bert(tmp_path)
     change(tmp_path, name, edit)
     with pytest.raises(ConfigError) as caught:
-        facts_of(tmp_path)
+        info_of(tmp_path)
     for word in (name, *words):
         assert word in str(caught.value)
     assert caught.value.remedy
@@ -264,7 +264,7 @@ def test_a_malformed_file_is_a_checkpoint_error(
     write_tiny_bert(tmp_path)
     change(tmp_path, name, edit)
     with pytest.raises(CheckpointError) as caught:
-        facts_of(tmp_path)
+        info_of(tmp_path)
     for word in (name, *words):
         assert word in str(caught.value)
 
@@ -273,13 +273,13 @@ def test_broken_json_and_missing_files_are_checkpoint_errors(tmp_path: Path) -> 
     write_tiny_bert(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no 1_Pooling/config\.json"):
-        facts_of(tmp_path)
+        info_of(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is malformed"):
-        facts_of(tmp_path)
+        info_of(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        facts_of(tmp_path)
+        info_of(tmp_path)
 
 
 def rewrite(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> Checkpoint:

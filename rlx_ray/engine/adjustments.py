@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 _ENTRY = np.dtype(
-    [("token", np.int64), ("bias", np.float64), ("penalty", np.float64), ("count", np.int64)]
+    [("token", np.int64), ("bias", np.float64), ("repetition", np.float64), ("count", np.int64)]
 )
-_PACKED = np.dtype([("token", "<i4"), ("bias", "<f4"), ("penalty", "<f4"), ("less", "<f4")])
+_PACKED = np.dtype([("token", "<i4"), ("bias", "<f4"), ("repetition", "<f4"), ("penalty", "<f4")])
 
 
-class Changes:
+class LogitAdjustments:
     """The tokens of a stream whose scores are not the model's own.
 
     A score x becomes x + bias; then, if the token was seen, x / repetition where it is above 0 and
@@ -44,7 +44,7 @@ class Changes:
         self._room = _unchanged(len(self) + 64)
         self._entries["token"] = list(self._place)
         self._entries["bias"][: len(bias)] = list(bias.values())
-        self._entries["penalty"][[self._place[token] for token in seen]] = repetition
+        self._entries["repetition"][[self._place[token] for token in seen]] = repetition
 
     def __len__(self) -> int:
         return len(self._place)
@@ -53,7 +53,7 @@ class Changes:
         """Count a token of the answer."""
         if self._grow:
             entry = self._entry(token)
-            entry["penalty"] = self._repetition
+            entry["repetition"] = self._repetition
             entry["count"] += 1
 
     def apply(self, scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -61,9 +61,9 @@ class Changes:
         if not self._place:
             return scores
         entries, changed = self._entries, scores.astype(np.float64)
-        biased, penalty = changed[entries["token"]] + entries["bias"], entries["penalty"]
+        biased, repetition = changed[entries["token"]] + entries["bias"], entries["repetition"]
         changed[entries["token"]] = (
-            np.where(biased > 0, biased / penalty, biased * penalty) - self._less()
+            np.where(biased > 0, biased / repetition, biased * repetition) - self._penalty()
         )
         return changed
 
@@ -73,16 +73,16 @@ class Changes:
         The token, then as float32 the bias, the repetition penalty and what is taken off.
         """
         made = np.empty(len(self), _PACKED)
-        for name in ("token", "bias", "penalty"):
+        for name in ("token", "bias", "repetition"):
             made[name] = self._entries[name]
-        made["less"] = self._less()
+        made["penalty"] = self._penalty()
         return made.view("<i4").reshape(len(self), 4)
 
     @property
     def _entries(self) -> npt.NDArray[Any]:
         return self._room[: len(self._place)]
 
-    def _less(self) -> npt.NDArray[np.float64]:
+    def _penalty(self) -> npt.NDArray[np.float64]:
         count = self._entries["count"]
         return np.where(count > 0, self._presence + self._frequency * count, 0.0)
 
@@ -99,5 +99,5 @@ class Changes:
 def _unchanged(count: int) -> npt.NDArray[Any]:
     """Entries that change nothing, of no token yet."""
     made = np.zeros(count, _ENTRY)
-    made["penalty"] = 1.0
+    made["repetition"] = 1.0
     return made

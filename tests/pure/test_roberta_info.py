@@ -23,7 +23,7 @@ from tests.support.tiny import safetensors_bytes, tiny_tensors, write_tiny_bert,
 MODEL_TYPES = ["roberta", "xlm-roberta"]
 
 
-def facts_of(folder: Path, name: str = "roberta") -> ModelInfo:
+def info_of(folder: Path, name: str = "roberta") -> ModelInfo:
     ckpt = open_checkpoint(str(folder))
     return family(name).info(ckpt.text, ckpt.tensors)
 
@@ -49,8 +49,8 @@ def test_the_roberta_family_is_built_in() -> None:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_checkpoint_is_read_as_what_it_is(tmp_path: Path, model_type: str) -> None:
     write_tiny_roberta(tmp_path, model_type=model_type, pooling="cls", normalize=False)
-    facts = facts_of(tmp_path)
-    assert json.loads(facts.config) == {
+    info = info_of(tmp_path)
+    assert json.loads(info.config) == {
         "layers": 2,
         "hidden": 32,
         "heads": 4,
@@ -64,13 +64,13 @@ def test_a_checkpoint_is_read_as_what_it_is(tmp_path: Path, model_type: str) -> 
         "pooling": "cls",
         "normalize": False,
     }
-    assert (facts.family, facts.family_source) == ("roberta", None)
+    assert (info.family, info.family_source) == ("roberta", None)
     body = Pair(Single("embed"), Homogeneous("roberta_layer", 2))
-    assert facts.composition == Pair(body, Single("cls_pool"))
-    shapes = {p.name: p.shape for p in facts.params}
+    assert info.composition == Pair(body, Single("cls_pool"))
+    shapes = {p.name: p.shape for p in info.params}
     assert shapes["embed.position"] == (34, 32)  # rows that no token takes are kept
     assert shapes["embed.type"] == (1, 32)
-    assert len(facts.tensors) == 5 + 2 * 16
+    assert len(info.tensors) == 5 + 2 * 16
 
 
 @pytest.mark.parametrize(("edit", "first"), [
@@ -83,23 +83,23 @@ def test_positions_start_behind_the_padding_id(
 ) -> None:
     write_tiny_roberta(tmp_path, max_tokens=512)
     change(tmp_path, edit)
-    facts = facts_of(tmp_path)
-    assert json.loads(facts.config)["first_position"] == first
-    assert facts.limits.max_positions == facts.limits.max_tokens == 34 - first
+    info = info_of(tmp_path)
+    assert json.loads(info.config)["first_position"] == first
+    assert info.limits.max_positions == info.limits.max_tokens == 34 - first
 
 
 def test_a_bert_starts_at_its_first_row_whatever_it_pads_with(tmp_path: Path) -> None:
     write_tiny_bert(tmp_path)
     change(tmp_path, flags(pad_token_id=5))
-    facts = facts_of(tmp_path, "bert")
-    assert json.loads(facts.config)["first_position"] == 0
-    assert facts.limits.max_positions == 64
+    info = info_of(tmp_path, "bert")
+    assert json.loads(info.config)["first_position"] == 0
+    assert info.limits.max_positions == 64
 
 
 def test_a_prefix_changes_the_sources_and_nothing_else(tmp_path: Path) -> None:
     write_tiny_roberta(tmp_path / "a")
     write_tiny_roberta(tmp_path / "b", prefix="roberta.")
-    a, b = facts_of(tmp_path / "a"), facts_of(tmp_path / "b")
+    a, b = info_of(tmp_path / "a"), info_of(tmp_path / "b")
     assert a.config == b.config
     assert [f"roberta.{s}" for p in a.params for s in p.sources] == [
         s for p in b.params for s in p.sources
@@ -110,14 +110,14 @@ def test_a_prefix_changes_the_sources_and_nothing_else(tmp_path: Path) -> None:
 def test_a_roberta_under_bert_is_told_its_family(tmp_path: Path, model_type: str) -> None:
     write_tiny_roberta(tmp_path, model_type=model_type)
     with pytest.raises(ConfigError, match=f"'{model_type}' is of family roberta, not b") as caught:
-        facts_of(tmp_path, "bert")
+        info_of(tmp_path, "bert")
     assert "family: roberta" in caught.value.remedy
 
 
 def test_a_bert_under_roberta_is_told_its_family(tmp_path: Path) -> None:
     write_tiny_bert(tmp_path)
     with pytest.raises(ConfigError, match="'bert' is of family bert, not roberta") as caught:
-        facts_of(tmp_path)
+        info_of(tmp_path)
     assert "family: bert" in caught.value.remedy
 
 
@@ -138,7 +138,7 @@ def test_a_variety_that_is_not_known_is_a_config_error(
     write_tiny_roberta(tmp_path)
     change(tmp_path, edit)
     with pytest.raises(ConfigError) as caught:
-        facts_of(tmp_path)
+        info_of(tmp_path)
     for word in ("config.json", *words):
         assert word in str(caught.value)
     assert caught.value.remedy
@@ -164,7 +164,7 @@ def test_a_malformed_config_is_a_checkpoint_error(
     write_tiny_roberta(tmp_path)
     change(tmp_path, edit)
     with pytest.raises(CheckpointError) as caught:
-        facts_of(tmp_path)
+        info_of(tmp_path)
     for word in ("config.json", *words):
         assert word in str(caught.value)
     assert caught.value.remedy
@@ -189,7 +189,7 @@ def test_a_tensor_that_does_not_fit_is_named(
     edit(tensors)
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
     with pytest.raises(CheckpointError) as caught:
-        facts_of(tmp_path)
+        info_of(tmp_path)
     for word in words:
         assert word in str(caught.value)
 

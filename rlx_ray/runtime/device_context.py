@@ -12,7 +12,7 @@ from rlx_ray.runtime.device import Device, Memory
 from rlx_ray.runtime.weights import Weights, offsets
 
 
-class Resident:
+class DeviceContext:
     """A device of this process and what lies on it.
 
     Runs are serial on a device's stream, so all executables share one arena, as large as the
@@ -33,7 +33,7 @@ class Resident:
         )
 
     def join(self, holder: object, nbytes: int) -> None:
-        """Keep an arena of at least so many bytes for as long as an object lives.
+        """Keep an arena of at least `nbytes` bytes for as long as an object lives.
 
         Raises:
             DeviceError: the device has no room, or is lost.

@@ -23,14 +23,14 @@ from rlx_ray.engine.sampling import Chosen, Sampler, Sampling
 _INT32 = np.iinfo(np.int32).max
 
 
-def has_draws(binding: BindingManifest) -> bool:
+def has_sampling(binding: BindingManifest) -> bool:
     """Whether a variant draws tokens."""
     return any(output.name == "tokens" for output in binding.outputs)
 
 
 def on_device(binding: BindingManifest, sampler: Sampler) -> bool:
     """Whether a variant that draws tokens draws a stream's next one."""
-    count = len(sampler.changes)
+    count = len(sampler.adjustments)
     return count == 0 or count <= _room(binding)
 
 
@@ -52,7 +52,7 @@ def outputs(sampling: Sampling) -> frozenset[str]:
 def chosen(found: Mapping[str, npt.NDArray[Any]], row: int, sampler: Sampler) -> Chosen:
     """A stream's next token, as the device has drawn it; the sampler counts it."""
     token, count = int(found["tokens"][row]), sampler.sampling.logprobs
-    sampler.changes.generated(token)
+    sampler.adjustments.generated(token)
     if count is None:
         return Chosen(token)
     logprob = float(found["logprob"][row])
@@ -86,8 +86,8 @@ def sampling_inputs(
         top_k[row] = min(how.top_k, _INT32)
         seed[row], step[row] = sampler.seed, drawn[row]
         reported[row] = 0 if how.logprobs is None else 1 + how.logprobs
-        counts[row] = len(sampler.changes)
-    changes = [samplers[row].changes.packed() for row in np.flatnonzero(counts).tolist()]
+        counts[row] = len(sampler.adjustments)
+    changes = [samplers[row].adjustments.packed() for row in np.flatnonzero(counts).tolist()]
     return {
         "temperature": temperature,
         "top_k": top_k,

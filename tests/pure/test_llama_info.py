@@ -13,7 +13,7 @@ from rlx_ray.component import QuantScheme
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError, ConfigError, RlxError
 from rlx_ray.models.llama import FAMILY
-from rlx_ray.weights.rope import turns
+from rlx_ray.weights.rope import cos_sin
 from rlx_ray.weights.sources import in_halves
 from tests.support import llama_reference
 
@@ -73,15 +73,15 @@ def read(config: dict, tensors: dict | None = None, files: dict | None = None):
 
 
 def test_a_hugging_face_folder() -> None:
-    facts = read({})
-    config = json.loads(facts.config)
+    info = read({})
+    config = json.loads(info.config)
     assert (config["dim"], config["kv_heads"], config["tied"]) == (16, 2, False)
-    assert facts.stop_ids == (2, 3)
-    assert facts.limits.max_positions == 128
-    assert facts.scheme is None
-    names = [p.name for p in facts.params]
-    assert names[:2] == ["embed.word", "rope.turns"]
-    qkv = next(p for p in facts.params if p.name == "layer.1.qkv.weight")
+    assert info.stop_ids == (2, 3)
+    assert info.limits.max_positions == 128
+    assert info.scheme is None
+    names = [p.name for p in info.params]
+    assert names[:2] == ["embed.word", "rope.cos_sin"]
+    qkv = next(p for p in info.params if p.name == "layer.1.qkv.weight")
     assert qkv.shape == (64, 128)
     assert qkv.heads == ()
     ended = read({}, files={"generation_config.json": '{"eos_token_id": 7}'})
@@ -229,15 +229,15 @@ def frequency(rope: dict, i: int, dim: int) -> float:
 
 @pytest.mark.parametrize("rope", ROPES, ids=lambda r: r["kind"])
 def test_rotary_tables(rope: dict) -> None:
-    table = turns(40, 16, rope)
+    table = cos_sin(40, 16, rope)
     scale = rope.get("attention", 1.0)
     for position in (0, 1, 7, 39):
         for i in range(8):
             angle = position * frequency(rope, i, 16)
             assert table[position, i] == pytest.approx(scale * math.cos(angle), abs=1e-6)
             assert table[position, 8 + i] == pytest.approx(scale * math.sin(angle), abs=1e-6)
-    halved = turns(40, 16, ROPES[0], np.full(8, 2.0))
-    np.testing.assert_allclose(halved[20], turns(40, 16, ROPES[0])[10], atol=1e-6)
+    halved = cos_sin(40, 16, ROPES[0], np.full(8, 2.0))
+    np.testing.assert_allclose(halved[20], cos_sin(40, 16, ROPES[0])[10], atol=1e-6)
 
 
 def test_rotary_pairs_become_halves() -> None:
