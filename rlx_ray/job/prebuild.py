@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from rlx_ray.config.spec import StoreSpec
@@ -121,17 +121,16 @@ def prebuild(
     with ExitStack() as connection:
         plan = make_plan(cells, lookups, _refusals(chains, address, connection))
         on_plan(plan)
-        packing = _Packing(cells, models, opened)
         interrupted = False
-        try:
-            build_all(plan.todo, store, limits, address, finish)
-        except KeyboardInterrupt:
-            interrupted = True
-        failures = packing.failures()
+        with _packing(cells, models, opened) as failures:
+            try:
+                build_all(plan.todo, store, limits, address, finish)
+            except KeyboardInterrupt:
+                interrupted = True
     rows = _ended(plan.rows, done, interrupted=interrupted)
     host = f"{platform.machine()} {platform.system()}"
     seconds = time.monotonic() - begun
-    return Report(rows, seconds, host, interrupted, failures, plan.refused)
+    return Report(rows, seconds, host, interrupted, tuple(failures), plan.refused)
 
 
 def _refusals(
@@ -164,28 +163,25 @@ def _ended(
     )
 
 
-class _Packing:
-    """Packs and publishes weights beside the builds, in one thread."""
+@contextmanager
+def _packing(
+    cells: Sequence[BuildCell], models: Sequence[OpenModel], store: Store
+) -> Iterator[list[tuple[str, str]]]:
+    """Packs and publishes weights in a thread beside the block; all failures are known after it."""
+    by_name = {m.spec.name: m for m in models}
+    wanted = {(c.spec.model, c.spec.weights_family): c.spec for c in cells if not c.unsupported}
+    failures: list[tuple[str, str]] = []
 
-    def __init__(
-        self, cells: Sequence[BuildCell], models: Sequence[OpenModel], store: Store
-    ) -> None:
-        by_name = {m.spec.name: m for m in models}
-        wanted = {(c.spec.model, c.spec.weights_family): c.spec for c in cells if not c.unsupported}
-        self._work = [(by_name[spec.model], spec) for spec in wanted.values()]
-        self._store = store
-        self._failures: list[tuple[str, str]] = []
-        self._thread = threading.Thread(target=self._run, name="rlx-weights")
-        self._thread.start()
-
-    def _run(self) -> None:
-        for model, spec in self._work:
+    def work() -> None:
+        for spec in wanted.values():
             try:
-                ensure_weights(self._store, model, spec)
+                ensure_weights(store, by_name[spec.model], spec)
             except Exception as error:
-                self._failures.append((type(error).__name__, str(error)))
+                failures.append((type(error).__name__, str(error)))
 
-    def failures(self) -> tuple[tuple[str, str], ...]:
-        """What went wrong, once the work is done."""
-        self._thread.join()
-        return tuple(self._failures)
+    thread = threading.Thread(target=work, name="rlx-weights")
+    thread.start()
+    try:
+        yield failures
+    finally:
+        thread.join()

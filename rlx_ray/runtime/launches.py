@@ -134,8 +134,8 @@ class LaunchExecutable:
             if not mine:
                 for offset, nbytes in self._plan.zeroed:
                     self._device.zero(arena + offset, nbytes)
-            for stretch in self._copy_ranges:
-                self._device.write(arena + stretch.offset, stretch.filled(inputs))
+            for copied in self._copy_ranges:
+                self._device.write(arena + copied.offset, copied.filled(inputs))
             self._go(arena, pages)
             found = {o.name: self._read(arena, o) for o in outputs}
             context.last = weakref.ref(self)
