@@ -29,8 +29,12 @@ LATE = "The current node timed out during startup. This could happen because."
 
 
 @pytest.fixture(autouse=True)
-def alone() -> None:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No cluster yet, and a temporary folder that no other run on this machine writes to."""
     needs(not ray.is_initialized(), "this process has a cluster: run tests/ray before tests/serve")
+    with tempfile.TemporaryDirectory(prefix="own", dir="/tmp") as folder:  # tmp_path is too long
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 def variables() -> dict[str, str]:
