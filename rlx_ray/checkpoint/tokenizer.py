@@ -80,11 +80,6 @@ class Tokenizer:
         """The text of some tokens, special ones skipped; broken UTF-8 comes as U+FFFD."""
         return str(self._inner.decode(list(ids), skip_special_tokens=True))
 
-    def id_of(self, token: str) -> int | None:
-        """The id of a token such as `<|im_end|>`; None if there is none of that name."""
-        found = self._inner.token_to_id(token)
-        return None if found is None else int(found)
-
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
         """The tokens of each text, in order."""
         return [

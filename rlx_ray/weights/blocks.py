@@ -58,17 +58,7 @@ class Blocks:
 
 
 def unpack(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, ...]) -> Floats:
-    """A packed tensor as float32.
-
-    Args:
-        raw: the blocks of all rows, one row after the other.
-        scheme: a GGUF block format.
-        shape: row-major; the last extent is a multiple of the block size.
-
-    Raises:
-        CheckpointError: the scheme is none of GGUF's, or the bytes are not as many as the shape
-            needs.
-    """
+    """A packed tensor as float32 of its shape; arguments and errors as `gguf_parts`."""
     codes, d, m = gguf_parts(raw, scheme, shape)
     values = d[:, :, None] * codes.astype(np.float32).reshape(*d.shape, -1)
     if m is not None:
@@ -80,7 +70,7 @@ def as_blocks(raw: memoryview | bytes, scheme: QuantScheme, shape: tuple[int, in
     """A packed [N, K] tensor as blocks of 32 or halves of them; scales are rounded to float16.
 
     Raises:
-        CheckpointError: as `unpack`.
+        CheckpointError: as `gguf_parts`.
     """
     codes, d, m = gguf_parts(raw, scheme, shape)
     form = scheme_format(scheme)
