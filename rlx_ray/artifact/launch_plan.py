@@ -1,9 +1,9 @@
 """Launch plans: what a CUDA artifact does, as data. A compiler writes one, a runtime replays it.
 
 A plan is a straight list of steps over one arena. A step is the launch of a kernel of the
-artifact's cubin, or a matrix product for the device's library. It holds numbers only: where an
-address comes from (the arena, a parameter, the key-value cache) is a slot that the runtime turns
-into a pointer.
+artifact's cubin, or a matrix product for the device's library. It holds numbers only: an address
+names a space (the arena, a parameter, the key-value cache) and an offset in it, which the runtime
+turns into a pointer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPACES = ("null", "arena", "param", "cache")
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Address:
     """An address that is known at run time.
 
     Attributes:
@@ -44,15 +44,15 @@ class Slot:
         return [self.space, self.offset, self.index]
 
     @classmethod
-    def from_json(cls, value: Sequence[Any]) -> Slot:
+    def from_json(cls, value: Sequence[Any]) -> Address:
         """The inverse of `to_json`."""
         space, offset, index = str(value[0]), int(value[1]), int(value[2])
         if space not in SPACES or offset < 0 or index < 0:
-            raise ArtifactError(f"slot {value!r} of the launch plan is malformed.")
+            raise ArtifactError(f"address {value!r} of the launch plan is malformed.")
         return cls(space, offset, index)
 
 
-NULL = Slot("null")
+NULL = Address("null")
 """An argument that a kernel does not read."""
 
 
@@ -73,7 +73,7 @@ class KernelStep:
     grid: tuple[int, int, int]
     block: int
     shared: int
-    arguments: tuple[Slot, ...]
+    arguments: tuple[Address, ...]
     origin: str = ""
 
 
@@ -96,9 +96,9 @@ class GemmStep:
         origin: what part of the model it is, for reports.
     """
 
-    a: Slot
-    b: Slot
-    c: Slot
+    a: Address
+    b: Address
+    c: Address
     m: int
     n: int
     k: int

@@ -14,7 +14,7 @@ from pathlib import Path
 from rlx_ray import __version__
 from rlx_ray.commands.output import json_option, store_option, write, write_json
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.errors import ConfigError, DeviceError, RlxError
 from rlx_ray.identity import build_id
 from rlx_ray.inference.catalog import open_model

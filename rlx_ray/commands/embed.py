@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed every line of standard input."""
     from rlx_ray.config.load import load
-    from rlx_ray.job.local import load as open_local
+    from rlx_ray.job.compile_miss import load as open_local
 
     if args.threads < 0:
         raise InputError(f"--threads is {args.threads}.", "Use 0 or more.")

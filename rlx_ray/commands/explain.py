@@ -14,7 +14,7 @@ from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.spec import BuildSpec
 
 if TYPE_CHECKING:
-    from rlx_ray.config.spec import Config
+    from rlx_ray.config.schema import Config
     from rlx_ray.matrix.expand import BuildCell
     from rlx_ray.target import Target
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 def run_profile(args: argparse.Namespace, config: Config) -> int:
     """Print where the time of a variant goes."""
     from rlx_ray.commands.profiling import profile
-    from rlx_ray.job.local import load as open_local
+    from rlx_ray.job.compile_miss import load as open_local
 
     if args.target or args.show:
         raise ConfigError(

@@ -12,7 +12,7 @@ from rlx_ray.errors import InputError
 
 if TYPE_CHECKING:
     from rlx_ray.engine.generation import Request
-    from rlx_ray.inference.text import TextModel
+    from rlx_ray.inference.text_model import TextModel
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from rlx_ray.config.load import load
     from rlx_ray.engine.generation import Request
     from rlx_ray.engine.sampling import Sampling
-    from rlx_ray.inference.text import TextModel
-    from rlx_ray.job.local import load as open_local
+    from rlx_ray.inference.text_model import TextModel
+    from rlx_ray.job.compile_miss import load as open_local
 
     if args.threads < 0:
         raise InputError(f"--threads is {args.threads}.", "Use 0 or more.")

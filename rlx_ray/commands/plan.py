@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rlx_ray.commands.listing import print_listing
 from rlx_ray.commands.output import config_options, err, select_options, write_json
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.inference.catalog import OpenModel, open_model
 from rlx_ray.job.plan import absent, make_plan, select
 from rlx_ray.job.prebuild import look_up

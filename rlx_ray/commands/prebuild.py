@@ -15,8 +15,8 @@ from rlx_ray.commands.listing import STYLES
 from rlx_ray.commands.output import config_options, err, select_options, write_json
 from rlx_ray.commands.plan import selected, tell_refused
 from rlx_ray.errors import ConfigError
-from rlx_ray.job.build import Limits
-from rlx_ray.job.plan import Plan, Row
+from rlx_ray.job.build import BuildLimits
+from rlx_ray.job.plan import BuildPlan, VariantStatus
 from rlx_ray.job.prebuild import Report, prebuild
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.failed or report.refused else 0
 
 
-def _limits(args: argparse.Namespace, seconds: float, memory: int) -> Limits:
+def _limits(args: argparse.Namespace, seconds: float, memory: int) -> BuildLimits:
     for option, value in (("--timeout", args.timeout), ("--memory", args.memory)):
         if value is not None and value <= 0:
             raise ConfigError(f"{option} is {value}.", "Use more than 0.")
-    return Limits(args.timeout or seconds, (args.memory << 20) if args.memory else memory)
+    return BuildLimits(args.timeout or seconds, (args.memory << 20) if args.memory else memory)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -138,7 +138,7 @@ class Progress:
         self._begun = time.monotonic()
         self._bar: RichProgress | None = None
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: BuildPlan) -> None:
         """Say what there is to do, and start the bar."""
         self._total = len(plan.todo)
         self._begun = time.monotonic()
@@ -168,7 +168,7 @@ class Progress:
         self._task = self._bar.add_task("starting Ray", total=self._total)
         self._bar.start()
 
-    def row(self, row: Row) -> None:
+    def row(self, row: VariantStatus) -> None:
         """Count a variant that is done."""
         self._done += 1
         if self._bar is not None:

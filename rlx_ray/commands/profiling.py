@@ -21,7 +21,7 @@ from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.compiler.compile import stages
 from rlx_ray.compiler.cpu import c, zig
 from rlx_ray.compiler.cpu.backend import BACKEND
-from rlx_ray.compiler.cpu.lir import Call, Lir, Region, Space
+from rlx_ray.compiler.cpu.lir import KernelCall, Lir, Region, Space
 from rlx_ray.compiler.cpu.templates import Extent
 from rlx_ray.runtime.cpu import ArenaPool, CpuExecutable, ThreadPool
 from rlx_ray.runtime.weights import Weights
@@ -145,14 +145,14 @@ def _kernels(lir: Lir, seconds: np.ndarray) -> tuple[KernelTime, ...]:
     return tuple(sorted(made, key=lambda k: -k.milliseconds))
 
 
-def _name(call: Call) -> str:
+def _name(call: KernelCall) -> str:
     sizes = call.kernel.sizes
     wanted = ("n", "k", "keys", "heads", "dim", "columns")
     name = call.kernel.template.name
     return " ".join([name, *(f"{k}={sizes[k]}" for k in wanted if k in sizes)])
 
 
-def _flops(lir: Lir, region: Region, call: Call) -> int:
+def _flops(lir: Lir, region: Region, call: KernelCall) -> int:
     """Floating-point operations of all tiles of a call, on full sequences; 0 where not counted."""
     rows = dict(call.kernel.arguments).get("rows", Extent.ROWS)
     if isinstance(rows, int):
@@ -164,12 +164,12 @@ def _flops(lir: Lir, region: Region, call: Call) -> int:
     return call.kernel.template.flops(call.kernel.sizes, total, sequences)
 
 
-def _streamed(lir: Lir, region: Region, call: Call) -> int:
+def _streamed(lir: Lir, region: Region, call: KernelCall) -> int:
     """Bytes of the packed weights that all tiles of a call read."""
     sizes, read = call.kernel.sizes, 0
-    for slot in call.inputs:
-        if slot is not None and slot.space is Space.PARAM:
-            layout = lir.params[slot.offset].layout
+    for argument in call.inputs:
+        if argument is not None and argument.space is Space.PARAM:
+            layout = lir.params[argument.offset].layout
             form = laid_out(layout) if layout.startswith("panel") else None
             read += int(form.weight_bytes * sizes["n"] * sizes["k"]) * region.tiles if form else 0
     return read

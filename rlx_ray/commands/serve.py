@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rlx_ray.commands.output import config_options, err, write_json
 
 if TYPE_CHECKING:
-    from rlx_ray.config.spec import Config, ModelSpec
+    from rlx_ray.config.schema import Config, ModelSpec
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

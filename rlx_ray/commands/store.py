@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlx_ray.commands.listing import print_listing
 from rlx_ray.commands.output import config_options, err, json_option, select_options, write_json
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rlx_ray.component.composition import (
     composition_text,
     composition_to_json,
 )
-from rlx_ray.component.dispatch import (
+from rlx_ray.component.kernel_dispatch import (
     OP_KINDS,
     Decision,
     KernelDispatchConfig,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlx_ray import record
 from rlx_ray.component import reader
-from rlx_ray.component.dispatch import KernelDispatchConfig, KernelDispatchPolicy, OpKind
+from rlx_ray.component.kernel_dispatch import KernelDispatchConfig, KernelDispatchPolicy, OpKind
 from rlx_ray.component.quant import QuantScheme
 from rlx_ray.component.rust_enum import RustEnum
 from rlx_ray.component.rust_hash import U32, RustHasher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlx_ray.config.reader import Node
+from rlx_ray.config.reader import ConfigNode
 from rlx_ray.config.serve import ExecutorSpec, ServeSpec
 from rlx_ray.errors import ConfigError
 from rlx_ray.target import TARGETS
@@ -14,7 +14,7 @@ _MOST_REPLICAS = 100_000
 _MOST_RESOURCES = 1024
 
 
-def read_executors(node: Node) -> tuple[tuple[str, ExecutorSpec], ...]:
+def read_executors(node: ConfigNode) -> tuple[tuple[str, ExecutorSpec], ...]:
     """The entries, sorted; each is named by a target or by a kind, which all its targets share.
 
     Raises:
@@ -24,7 +24,7 @@ def read_executors(node: Node) -> tuple[tuple[str, ExecutorSpec], ...]:
     return tuple((name, _executor(name, nodes[name])) for name in sorted(nodes))
 
 
-def _executor(name: str, node: Node) -> ExecutorSpec:
+def _executor(name: str, node: ConfigNode) -> ExecutorSpec:
     nodes = node.section(_FIELDS)
     if "num_gpus" in nodes and name not in _ON_GPUS:
         raise ConfigError(
@@ -57,21 +57,21 @@ def check_executors(serve: ServeSpec) -> None:
             )
 
 
-def slot_bytes(node: Node) -> int:
+def slot_bytes(node: ConfigNode) -> int:
     """The bytes that a replica may hold."""
     return node.whole(1, 1 << 40)
 
 
-def _replicas(node: Node) -> int:
+def _replicas(node: ConfigNode) -> int:
     return node.whole(1, _MOST_REPLICAS)
 
 
-def _cpus(node: Node) -> float:
+def _cpus(node: ConfigNode) -> float:
     zero = node.value == 0 and not isinstance(node.value, bool)
     return 0.0 if zero else node.number(0, _MOST_RESOURCES)
 
 
-def _gpus(node: Node) -> float:
+def _gpus(node: ConfigNode) -> float:
     """Ray shares one device, and gives several of them whole."""
     amount = node.number(0, _MOST_RESOURCES)
     if amount > 1 and not amount.is_integer():
@@ -79,6 +79,6 @@ def _gpus(node: Node) -> float:
     return amount
 
 
-def _labels(node: Node) -> tuple[tuple[str, str], ...]:
+def _labels(node: ConfigNode) -> tuple[tuple[str, str], ...]:
     """Labels with what they must be: a value, or `!value`, `in(a, b)`, `!in(a, b)`."""
     return tuple(sorted((key, child.text()) for key, child in node.mapping().items()))

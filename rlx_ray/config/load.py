@@ -16,9 +16,9 @@ import yaml
 
 from rlx_ray.config.executors import check_executors, read_executors, slot_bytes
 from rlx_ray.config.models import FindHost, read_models, read_targets
-from rlx_ray.config.reader import Node, absolute_path, store_url
+from rlx_ray.config.reader import ConfigNode, absolute_path, store_url
+from rlx_ray.config.schema import Config, StoreSpec
 from rlx_ray.config.serve import ServeSpec
-from rlx_ray.config.spec import Config, StoreSpec
 from rlx_ray.digest import canonical_json
 from rlx_ray.errors import ConfigError
 from rlx_ray.runtime.cuda import this_host
@@ -47,7 +47,7 @@ def load(
     """
     # Not resolved: a mounted config may be a link into a folder whose name changes.
     file = Path(os.path.abspath(Path(path).expanduser()))
-    root = Node(_parse(file), "$")
+    root = ConfigNode(_parse(file), "$")
     nodes = root.section(
         ("store", "targets", "toolchain", "models", "serve"),
         ("targets", "models") if store_override else ("store", "targets", "models"),
@@ -95,7 +95,7 @@ def _parse(file: Path) -> object:
         raise ConfigError(f"config {str(file)!r} is not YAML: {error}.") from error
 
 
-def _store(node: Node | None, base: Path, override: str | None) -> StoreSpec:
+def _store(node: ConfigNode | None, base: Path, override: str | None) -> StoreSpec:
     known = ("url", "cache_dir", "storage_options", "shared")
     nodes = node.section(known, () if override else ("url",)) if node else {}
     url = store_url(override, Path.cwd()) if override else store_url(nodes["url"].text(), base)
@@ -105,7 +105,7 @@ def _store(node: Node | None, base: Path, override: str | None) -> StoreSpec:
     return StoreSpec(url, absolute_path(cache, base), options, shared)
 
 
-def _options(node: Node) -> tuple[tuple[str, object], ...]:
+def _options(node: ConfigNode) -> tuple[tuple[str, object], ...]:
     """Sorted pairs; nested values stay as fsspec wants them, but must be JSON."""
     for child in node.mapping().values():
         try:
@@ -115,32 +115,32 @@ def _options(node: Node) -> tuple[tuple[str, object], ...]:
     return tuple(sorted((key, child.value) for key, child in node.mapping().items()))
 
 
-def _toolchain(node: Node | None) -> tuple[tuple[str, object], ...]:
+def _toolchain(node: ConfigNode | None) -> tuple[tuple[str, object], ...]:
     if node is None or node.value is None:
         return ()
     nodes = node.section(("cuda",))
     if "cuda" not in nodes:
         return ()
-    major = Node(str(nodes["cuda"].value), nodes["cuda"].path)
+    major = ConfigNode(str(nodes["cuda"].value), nodes["cuda"].path)
     return (("cuda", major.choice(_CUDA_MAJORS)),)
 
 
-def _whole(low: int, high: int) -> Callable[[Node], object]:
+def _whole(low: int, high: int) -> Callable[[ConfigNode], object]:
     return lambda node: node.whole(low, high)
 
 
-def _seconds(node: Node) -> object:
+def _seconds(node: ConfigNode) -> object:
     return node.number(0, 86_400)
 
 
-def _texts(node: Node) -> object:
+def _texts(node: ConfigNode) -> object:
     return () if node.value == [] else tuple(item.text() for item in node.items())
 
 
 _TERA = 1 << 40
 
-_SERVE: Mapping[str, Callable[[Node], object]] = {
-    "host": Node.text,
+_SERVE: Mapping[str, Callable[[ConfigNode], object]] = {
+    "host": ConfigNode.text,
     "port": _whole(0, 65_535),
     "replicas": _whole(1, 100_000),
     "threads": _whole(0, 1024),
@@ -160,7 +160,7 @@ _SERVE: Mapping[str, Callable[[Node], object]] = {
 """How each field of ServeSpec is read; `tests/pure/test_config.py` holds it against the class."""
 
 
-def _serve(node: Node | None) -> ServeSpec:
+def _serve(node: ConfigNode | None) -> ServeSpec:
     if node is None or node.value is None:
         return ServeSpec()
     values: dict[str, Any] = {k: _SERVE[k](child) for k, child in node.section(_SERVE).items()}

@@ -19,8 +19,8 @@ from rlx_ray.component import (
     QuantScheme,
     preset_for_phase,
 )
-from rlx_ray.config.reader import MOST, Node, absolute_url
-from rlx_ray.config.spec import MatrixRow, ModelSpec
+from rlx_ray.config.reader import MOST, ConfigNode, absolute_url
+from rlx_ray.config.schema import MatrixRow, ModelSpec
 from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.host import Host
 from rlx_ray.models.family import family_names, is_family
@@ -41,7 +41,7 @@ FindHost = Callable[[], Host]
 """Finds this machine's processor and CUDA devices; called where a config says `host`."""
 
 
-def read_targets(node: Node, host: FindHost) -> tuple[Target, ...]:
+def read_targets(node: ConfigNode, host: FindHost) -> tuple[Target, ...]:
     """The targets of a list of names; `host` is all that this machine is best at."""
     found: dict[Target, None] = {}
     texts: set[str] = set()
@@ -59,7 +59,7 @@ def _targets(name: str, host: FindHost) -> tuple[Target, ...]:
 
 
 def read_models(
-    node: Node, targets: tuple[Target, ...], base: Path, host: FindHost
+    node: ConfigNode, targets: tuple[Target, ...], base: Path, host: FindHost
 ) -> tuple[ModelSpec, ...]:
     """The models, in the file's order.
 
@@ -81,7 +81,7 @@ def read_models(
     return tuple(models.values())
 
 
-def _model(node: Node, targets: tuple[Target, ...], base: Path, host: FindHost) -> ModelSpec:
+def _model(node: ConfigNode, targets: tuple[Target, ...], base: Path, host: FindHost) -> ModelSpec:
     known = (
         *("name", "family", "source", "mode", "profile"),
         *("dispatch", "quant", "targets", "matrix"),
@@ -102,13 +102,13 @@ def _model(node: Node, targets: tuple[Target, ...], base: Path, host: FindHost) 
     )
 
 
-def _name(node: Node) -> str:
+def _name(node: ConfigNode) -> str:
     if not _NAME.fullmatch(node.text()):
         raise node.wrong("letters, digits and . _ - after a letter or digit")
     return node.text()
 
 
-def _family(node: Node) -> str:
+def _family(node: ConfigNode) -> str:
     if not is_family(node.text()):
         names = family_names()
         raise ConfigError(
@@ -118,7 +118,7 @@ def _family(node: Node) -> str:
     return node.text()
 
 
-def _row(node: Node, profile: Node | None, host: FindHost) -> MatrixRow:
+def _row(node: ConfigNode, profile: ConfigNode | None, host: FindHost) -> MatrixRow:
     """One row; `profile` is the model's."""
     known = (
         *("phase", *_DIMS, "exclude", "include"),
@@ -153,7 +153,7 @@ def _row(node: Node, profile: Node | None, host: FindHost) -> MatrixRow:
     )
 
 
-def _check_dims(nodes: Mapping[str, Node], phase: ModelPhase, path: str) -> None:
+def _check_dims(nodes: Mapping[str, ConfigNode], phase: ModelPhase, path: str) -> None:
     cached = (ModelPhase.DECODE, ModelPhase.PREFILL)
     for name, only in (("past_seq", cached), ("rows", (ModelPhase.ENCODER,))):
         if name in nodes and phase not in only:
@@ -166,7 +166,9 @@ def _check_dims(nodes: Mapping[str, Node], phase: ModelPhase, path: str) -> None
         raise ConfigError(f"{path}.past_seq is missing.", "A decode row needs the cache's bound.")
 
 
-def _points(node: Node, dims: Mapping[str, tuple[int, ...]], *, whole: bool) -> tuple[Point, ...]:
+def _points(
+    node: ConfigNode, dims: Mapping[str, tuple[int, ...]], *, whole: bool
+) -> tuple[Point, ...]:
     """Points of a row: each names some of the row's dims, or all of them where `whole`."""
     points: list[Point] = []
     for item in node.items():
@@ -184,11 +186,11 @@ def _any_left(dims: Mapping[str, tuple[int, ...]], exclude: tuple[Point, ...]) -
     )
 
 
-def _quant(node: Node) -> QuantScheme | str:
+def _quant(node: ConfigNode) -> QuantScheme | str:
     return "file" if node.text() == "file" else node.checked(QuantScheme.parse)
 
 
-def _row_quant(node: Node) -> str:
+def _row_quant(node: ConfigNode) -> str:
     """A row can set a scheme, not take the model's away: there None means the model's."""
     if node.value is None:
         raise node.wrong(
@@ -197,7 +199,7 @@ def _row_quant(node: Node) -> str:
     return str(_quant(node))
 
 
-def _dispatch(node: Node) -> KernelDispatchConfig:
+def _dispatch(node: ConfigNode) -> KernelDispatchConfig:
     nodes = node.section(("policy", "force_common", "force_native"))
     default = KernelDispatchConfig()
     return KernelDispatchConfig(
@@ -207,7 +209,7 @@ def _dispatch(node: Node) -> KernelDispatchConfig:
     )
 
 
-def _kinds(node: Node | None) -> tuple[OpKind, ...]:
+def _kinds(node: ConfigNode | None) -> tuple[OpKind, ...]:
     if node is None or node.value == []:
         return ()
     kinds = tuple(item.choice(_KINDS) for item in node.items())
@@ -216,7 +218,7 @@ def _kinds(node: Node | None) -> tuple[OpKind, ...]:
     return kinds
 
 
-def _model_profile(node: Node | None) -> CompileProfile | None:
+def _model_profile(node: ConfigNode | None) -> CompileProfile | None:
     """A preset that the model names. A mapping is over the preset of each row's phase: see `_row`.
 
     The mapping is read here too, so that a mistake in it shows even if every row overrides it.
@@ -227,7 +229,7 @@ def _model_profile(node: Node | None) -> CompileProfile | None:
     return None if _is_mapping(node) or node.value == "auto" else profile
 
 
-def _profile(node: Node, phase: ModelPhase) -> CompileProfile:
+def _profile(node: ConfigNode, phase: ModelPhase) -> CompileProfile:
     """`auto`, a preset's name, or a mapping over the preset of the phase."""
     auto = preset_for_phase(phase)
     if isinstance(node.value, Mapping):
@@ -235,12 +237,12 @@ def _profile(node: Node, phase: ModelPhase) -> CompileProfile:
     return CompileProfile.preset(node.choice({"auto": auto, **_PRESETS}))
 
 
-def _plain(node: Node) -> dict[str, object]:
+def _plain(node: ConfigNode) -> dict[str, object]:
     """The sections of a profile, their keys known to be text."""
     for child in node.mapping().values():
         child.mapping()
     return {key: child.value for key, child in node.mapping().items()}
 
 
-def _is_mapping(node: Node | None) -> bool:
+def _is_mapping(node: ConfigNode | None) -> bool:
     return node is not None and isinstance(node.value, Mapping)

@@ -18,7 +18,7 @@ MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class ConfigNode:
     """A value with its path from the root, such as `$.models[0].matrix[1].seq`.
 
     Every method raises ConfigError with path, value and what would be accepted.
@@ -31,16 +31,18 @@ class Node:
         """The error for a value that is not what is expected."""
         return ConfigError(f"{self.path}: expected {expected}, found {_shown(self.value)}.", remedy)
 
-    def mapping(self) -> dict[str, Node]:
+    def mapping(self) -> dict[str, ConfigNode]:
         """The entries of a mapping with any names."""
         if not isinstance(self.value, Mapping):
             raise self.wrong("a mapping")
         for key in self.value:
             if not isinstance(key, str):
                 raise ConfigError(f"{self.path}: the key {key!r} is not text.", "Put it in quotes.")
-        return {key: Node(value, f"{self.path}.{key}") for key, value in self.value.items()}
+        return {key: ConfigNode(value, f"{self.path}.{key}") for key, value in self.value.items()}
 
-    def section(self, known: Collection[str], required: Collection[str] = ()) -> dict[str, Node]:
+    def section(
+        self, known: Collection[str], required: Collection[str] = ()
+    ) -> dict[str, ConfigNode]:
         """The entries of a mapping whose names are all known and of which some are required."""
         nodes = self.mapping()
         for key, node in nodes.items():
@@ -54,13 +56,13 @@ class Node:
                 raise ConfigError(f"{self.path}.{key} is missing.", f"Add {key!r} there.")
         return nodes
 
-    def items(self) -> tuple[Node, ...]:
+    def items(self) -> tuple[ConfigNode, ...]:
         """The items of a list that is not empty."""
         if not isinstance(self.value, list):
             raise self.wrong("a list")
         if not self.value:
             raise self.wrong("at least one item")
-        return tuple(Node(v, f"{self.path}[{i}]") for i, v in enumerate(self.value))
+        return tuple(ConfigNode(v, f"{self.path}[{i}]") for i, v in enumerate(self.value))
 
     def text(self) -> str:
         """Text that is not empty."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rlx_ray.component import ModelVariant
+from rlx_ray.engine.detokenizer import TextStream
 from rlx_ray.engine.sampling import Chosen, Sampler, Sampling
 from rlx_ray.engine.scheduler import Stream
-from rlx_ray.engine.text import TextStream
 from rlx_ray.errors import RlxError
 
 

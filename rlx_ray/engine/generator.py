@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.component import ModelVariant
+from rlx_ray.engine.detokenizer import Decode, TextStream
 from rlx_ray.engine.generation import Generation, Request, TokenDelta
 from rlx_ray.engine.inputs import choose, feed
 from rlx_ray.engine.pages import PagePool
 from rlx_ray.engine.sampling import Chosen, Sampler
 from rlx_ray.engine.scheduler import Scheduler, Step
-from rlx_ray.engine.text import Decode, TextStream
 from rlx_ray.errors import EngineError, InputError, RlxError
 
 _LOG = logging.getLogger(__name__)

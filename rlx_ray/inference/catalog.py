@@ -10,10 +10,10 @@ from functools import partial
 
 from rlx_ray import record
 from rlx_ray.artifact.manifest import BlobRef, WeightsKey, WeightsManifest
-from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
+from rlx_ray.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import ModelPhase
-from rlx_ray.config.spec import ModelSpec
+from rlx_ray.config.schema import ModelSpec
 from rlx_ray.digest import canonical_json, json_digest, sha256_hex
 from rlx_ray.engine.template import ChatTemplate, read_template
 from rlx_ray.errors import CheckpointError, StoreError

@@ -26,7 +26,7 @@ OUTPUT = "embedding"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ForwardPass:
     """One forward pass.
 
     Attributes:
@@ -54,7 +54,7 @@ class Ran:
 Outcome: TypeAlias = Ran | RlxError
 """How a call ended; an error is one of PASSED_ON."""
 
-Plan: TypeAlias = Generator[list[Call], Sequence[Outcome], list[tuple[Call, Ran]]]
+Plan: TypeAlias = Generator[list[ForwardPass], Sequence[Outcome], list[tuple[ForwardPass, Ran]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Embedded:
     vectors: np.ndarray
     tokens: tuple[int, ...]
     truncated: int
-    runs: tuple[Call, ...]
+    runs: tuple[ForwardPass, ...]
     tiers: tuple[str, ...]
     pad_waste: float
 
@@ -101,11 +101,11 @@ def plan(
         InputError: a text is longer than the largest variant.
         RlxError: one of PASSED_ON as the first target says it, once none is left.
     """
-    done: list[tuple[Call, Ran]] = []
+    done: list[tuple[ForwardPass, Ran]] = []
     waiting: list[tuple[Sequence[int], RlxError | None]] = [(range(len(lengths)), None)]
     for lane, buckets in enumerate(lanes):
         last = lane == len(lanes) - 1
-        calls: list[Call] = []
+        calls: list[ForwardPass] = []
         errors: list[RlxError | None] = []
         left: list[tuple[Sequence[int], RlxError | None]] = []
         for items, error in waiting:
@@ -117,7 +117,9 @@ def plan(
                 left.append((items, error))
                 continue
             for batch in batches:
-                calls.append(Call(lane, Batch(batch.bucket, tuple(items[i] for i in batch.items))))
+                calls.append(
+                    ForwardPass(lane, Batch(batch.bucket, tuple(items[i] for i in batch.items)))
+                )
                 errors.append(error)
         outcomes = (yield calls) if calls else ()
         for call, error, outcome in zip(calls, errors, outcomes, strict=True):
@@ -134,7 +136,7 @@ def plan(
     return done
 
 
-def merge(texts: Sequence[Encoded], done: Sequence[tuple[Call, Ran]]) -> Embedded:
+def merge(texts: Sequence[Encoded], done: Sequence[tuple[ForwardPass, Ran]]) -> Embedded:
     """The answer of a request from its calls."""
     lengths = tuple(len(text.ids) for text in texts)
     vectors = np.empty((len(texts), done[0][1].rows.shape[1]), np.float32)
@@ -150,7 +152,7 @@ def merge(texts: Sequence[Encoded], done: Sequence[tuple[Call, Ran]]) -> Embedde
     )
 
 
-def drive(calls: Plan, run: Callable[[Call], Ran]) -> list[tuple[Call, Ran]]:
+def drive(calls: Plan, run: Callable[[ForwardPass], Ran]) -> list[tuple[ForwardPass, Ran]]:
     """Run a plan's calls one after the other.
 
     Args:
@@ -158,7 +160,7 @@ def drive(calls: Plan, run: Callable[[Call], Ran]) -> list[tuple[Call, Ran]]:
         run: runs a call; one of PASSED_ON passes it on, any other error ends the plan.
     """
 
-    def one(call: Call) -> Outcome:
+    def one(call: ForwardPass) -> Outcome:
         try:
             return run(call)
         except PASSED_ON as error:
@@ -169,16 +171,16 @@ def drive(calls: Plan, run: Callable[[Call], Ran]) -> list[tuple[Call, Ran]]:
         while True:
             wanted = calls.send([one(call) for call in wanted])
     except StopIteration as stop:
-        found: list[tuple[Call, Ran]] = stop.value
+        found: list[tuple[ForwardPass, Ran]] = stop.value
         return found
 
 
 async def drive_at_once(
-    calls: Plan, run: Callable[[Call], Awaitable[Ran]]
-) -> list[tuple[Call, Ran]]:
+    calls: Plan, run: Callable[[ForwardPass], Awaitable[Ran]]
+) -> list[tuple[ForwardPass, Ran]]:
     """Run a plan's calls of one round side by side; the arguments are as those of `drive`."""
 
-    async def one(call: Call) -> Outcome:
+    async def one(call: ForwardPass) -> Outcome:
         try:
             return await run(call)
         except PASSED_ON as error:
@@ -189,7 +191,7 @@ async def drive_at_once(
         while True:
             wanted = calls.send(await together([one(call) for call in wanted]))
     except StopIteration as stop:
-        found: list[tuple[Call, Ran]] = stop.value
+        found: list[tuple[ForwardPass, Ran]] = stop.value
         return found
 
 

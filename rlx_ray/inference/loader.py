@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlx_ray.component import CompilationMode
-from rlx_ray.config.spec import StoreSpec
+from rlx_ray.config.schema import StoreSpec
 from rlx_ray.errors import ArtifactError, ConfigError
 from rlx_ray.inference.catalog import OpenModel, load_weights
 from rlx_ray.inference.resolve import OnMiss, Resolver, refuse
 from rlx_ray.runtime.executable import Executable
-from rlx_ray.runtime.load import host_for, loader_for
+from rlx_ray.runtime.loaders import host_for, loader_for
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import HostCache, TieredStore, open_store

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.config.spec import Config, ModelSpec
+from rlx_ray.config.schema import Config, ModelSpec
 from rlx_ray.errors import ConfigError, InputError, RlxError, UnknownModelError, nearest
 from rlx_ray.inference.catalog import OpenModel, open_model
-from rlx_ray.inference.embedding import OUTPUT, Call, Embedded, Ran, drive, merge, plan
+from rlx_ray.inference.embedding import OUTPUT, Embedded, ForwardPass, Ran, drive, merge, plan
 from rlx_ray.inference.fallback import PASSED_ON
 from rlx_ray.inference.loader import TargetLoader, tiered
 from rlx_ray.inference.resolve import OnMiss
 from rlx_ray.matrix.expand import BuildCell, expand
 from rlx_ray.routing.buckets import ShapeBucket
 from rlx_ray.runtime.executable import Executable
-from rlx_ray.runtime.load import host_for
+from rlx_ray.runtime.loaders import host_for
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store.tiered import Fetched
@@ -29,7 +29,7 @@ from rlx_ray.target import Target
 _LOG = logging.getLogger(__name__)
 
 
-class Lane:
+class TargetVariants:
     """A model's variants for one target, in this process.
 
     Attributes:
@@ -108,7 +108,7 @@ class LocalModel:
     def __init__(self, config: Config, name: str, threads: int, on_miss: OnMiss) -> None:
         self.config = config
         self.model: OpenModel = open_model(find_model(config, name))
-        self.lanes = [Lane(cells) for cells in runnable_cells(config, self.model)]
+        self.lanes = [TargetVariants(cells) for cells in runnable_cells(config, self.model)]
         self.passed_over: list[str] = []
         self.store = tiered(config.store)
         self._threads = threads
@@ -171,7 +171,7 @@ class LocalModel:
         name, lanes = self.model.spec.name, list(self.lanes)
         index = [m.name for m in self.config.models].index(name)
 
-        def run(call: Call) -> Ran:
+        def run(call: ForwardPass) -> Ran:
             lane = lanes[call.lane]
             executable, tier = self.load(lane, call.batch.variant)
             return Ran(executable.run(call.inputs(encoded))[OUTPUT], tier)
@@ -210,7 +210,7 @@ class LocalModel:
         for lane in self.lanes:
             lane.close()
 
-    def load(self, lane: Lane, variant: ModelVariant) -> tuple[Executable, str]:
+    def load(self, lane: TargetVariants, variant: ModelVariant) -> tuple[Executable, str]:
         """A variant of one lane and its tier; a lane of which nothing can be loaded is given up.
 
         Raises:
@@ -229,7 +229,7 @@ class LocalModel:
     def _start(self, spec: BuildSpec) -> TargetLoader:
         return TargetLoader(self.store, spec.target, self._threads, self._on_miss)
 
-    def _pass_over(self, lane: Lane, error: RlxError) -> None:
+    def _pass_over(self, lane: TargetVariants, error: RlxError) -> None:
         reason = f"{lane.target.name}: {error}"
         _LOG.warning("%s is passed over: %s", self.model.spec.name, reason)
         self.passed_over.append(reason)

@@ -14,7 +14,7 @@ from rlx_ray.artifact.manifest import Artifact, Manifest
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import REPORT, BuildLimitError, CompileError, RlxError, signalled
 from rlx_ray.job import child
-from rlx_ray.job.child import Ended, Limit
+from rlx_ray.job.child import ChildExit, Limit
 from rlx_ray.spec import BuildSpec
 
 _LOG = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _MACHINE = "Check that the builder has memory, and a temporary folder with room.
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BuildLimits:
     """What one build may take.
 
     Attributes:
@@ -35,7 +35,7 @@ class Limits:
     memory: int = 4 << 30
 
 
-def build(spec: BuildSpec, limits: Limits = Limits()) -> Artifact:
+def build(spec: BuildSpec, limits: BuildLimits = BuildLimits()) -> Artifact:
     """Compile one variant in a child process.
 
     Past a limit the child and the compilers that it started are killed; they end with this process
@@ -69,7 +69,7 @@ def _read(spec: BuildSpec, folder: Path) -> Artifact:
     return Artifact(manifest, blobs)
 
 
-def _failure(what: str, ended: Ended, limits: Limits, folder: Path) -> RlxError:
+def _failure(what: str, ended: ChildExit, limits: BuildLimits, folder: Path) -> RlxError:
     allowed = f"its memory limit of {limits.memory >> 20} MiB"
     peak = f"{-(-ended.peak >> 20)} MiB resident"
     match ended.limit:

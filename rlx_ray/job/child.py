@@ -43,7 +43,7 @@ class Limit(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ChildExit:
     """How a child ended.
 
     Attributes:
@@ -59,7 +59,7 @@ class Ended:
     log: str
 
 
-def run(words: Sequence[str], given: bytes, seconds: float, memory: int) -> Ended:
+def run(words: Sequence[str], given: bytes, seconds: float, memory: int) -> ChildExit:
     """Run a program to its end or past a limit; all that it started ends with it.
 
     The child ends with its parent's thread, has a session of its own, and leaves no core.
@@ -94,7 +94,7 @@ def run(words: Sequence[str], given: bytes, seconds: float, memory: int) -> Ende
     peak = max(peak, largest)
     if limit is None and peak > memory:
         limit = Limit.MEMORY
-    return Ended(child.returncode, limit, peak, tail.text.decode(errors="replace"))
+    return ChildExit(child.returncode, limit, peak, tail.text.decode(errors="replace"))
 
 
 def _bind(parent: int) -> None:

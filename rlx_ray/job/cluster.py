@@ -37,7 +37,7 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class RayConnection:
     """A connection to Ray.
 
     Attributes:
@@ -76,7 +76,7 @@ def named(address: str | None) -> str | None:
 
 
 @contextmanager
-def connected(address: str | None, **options: Any) -> Iterator[Cluster]:
+def connected(address: str | None, **options: Any) -> Iterator[RayConnection]:
     """Ray, connected: to a running cluster, or to one of our own that ends with the block.
 
     A block inside another one, or in a process that is connected, uses what is there.
@@ -92,14 +92,14 @@ def connected(address: str | None, **options: Any) -> Iterator[Cluster]:
         import ray
 
         if ray.is_initialized():
-            yield Cluster(ray, own=False)
+            yield RayConnection(ray, own=False)
             return
         with _joined(address) if address else _own(options) as cluster:
             yield cluster
 
 
 @contextmanager
-def _own(options: dict[str, Any]) -> Iterator[Cluster]:
+def _own(options: dict[str, Any]) -> Iterator[RayConnection]:
     import ray
 
     folder = _folder()
@@ -123,7 +123,7 @@ def _own(options: dict[str, Any]) -> Iterator[Cluster]:
                 "Free memory and processors, or name a running cluster by RAY_ADDRESS.",
             ) from error
         _see_that_it_is_closed(found.address_info["node_ip_address"])
-        yield Cluster(ray, own=True)
+        yield RayConnection(ray, own=True)
     finally:
         started = processes.below(folder)
         with contextlib.suppress(Exception):  # whatever is left is ended next
@@ -147,7 +147,7 @@ def _see_that_it_is_closed(address: str) -> None:
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[Cluster]:
+def _joined(address: str) -> Iterator[RayConnection]:
     import ray
 
     try:
@@ -157,7 +157,7 @@ def _joined(address: str) -> Iterator[Cluster]:
             ray.init(address=found, **_QUIET)
         except Exception as error:  # Ray raises plain ones
             raise unusable(address, error) from error
-        yield Cluster(ray, own=False)
+        yield RayConnection(ray, own=False)
     finally:
         ray.shutdown()
 

@@ -12,15 +12,15 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from rlx_ray.config.spec import StoreSpec
+from rlx_ray.config.schema import StoreSpec
 from rlx_ray.errors import ClusterError
-from rlx_ray.job.build import Limits, build
-from rlx_ray.job.cluster import Cluster, connected
-from rlx_ray.job.plan import Row, row_of
+from rlx_ray.job.build import BuildLimits
+from rlx_ray.job.build_task import BuildOutcome, build_and_publish
+from rlx_ray.job.cluster import RayConnection, connected
+from rlx_ray.job.plan import VariantStatus, row_of
 from rlx_ray.job.toolchains import Chain, refusals
 from rlx_ray.matrix.expand import BuildCell
-from rlx_ray.spec import BuildSpec
-from rlx_ray.store import check_shared, open_store
+from rlx_ray.store import check_shared
 
 _RETRIES = 2
 _CALLS = 64  # builds of one Ray worker before it is replaced
@@ -28,29 +28,14 @@ _WAIT_SECONDS = 0.5
 _CANCEL_SECONDS = 3.0
 _OBJECT_STORE = 100 << 20
 
-Progress = Callable[[Row], None]
+Progress = Callable[[VariantStatus], None]
 """Called in the driver for each row as it is done."""
-
-
-def build_one(spec_json: bytes, store: StoreSpec, limits: Limits) -> dict[str, Any]:
-    """What one task does: build in a capped child, publish, and say how it went.
-
-    Returns:
-        `seconds` and `bytes`, or `error` with the class and the message, whatever went wrong.
-    """
-    spec = BuildSpec.loads(spec_json)
-    try:
-        artifact = build(spec, limits)
-        open_store(store.url, store.storage_options).put(artifact)
-    except Exception as error:
-        return {"error": (type(error).__name__, str(error))}
-    return {"seconds": artifact.manifest.build.seconds, "bytes": artifact.manifest.size}
 
 
 def build_all(
     cells: Sequence[BuildCell],
     store: StoreSpec,
-    limits: Limits,
+    limits: BuildLimits,
     address: str | None,
     progress: Progress,
 ) -> None:
@@ -79,7 +64,7 @@ def build_all(
             max_retries=_RETRIES,
             max_calls=_CALLS,
             scheduling_strategy="SPREAD",
-        )(build_one)
+        )(build_and_publish)
         waiting = list(reversed(cells))
         running: dict[Any, BuildCell] = {}
         try:
@@ -104,17 +89,19 @@ def _cancel(ray: Any, refs: list[Any]) -> None:
         ray.cancel(ref, force=True)
 
 
-def _row(ray: Any, ref: Any, cell: BuildCell) -> Row:
+def _row(ray: Any, ref: Any, cell: BuildCell) -> VariantStatus:
     try:
-        record = ray.get(ref)
+        outcome: BuildOutcome = ray.get(ref)
     except ray.exceptions.RayError as error:
-        first = str(error).strip().splitlines()[0]
-        record = {"error": (type(error).__name__, first)}
-    if "error" in record:
-        name, message = record["error"]
-        return replace(row_of(cell, "failed", message), error=(name, message))
-    row = row_of(cell, "compiled")
-    return replace(row, seconds=record["seconds"], bytes=record["bytes"])
+        return _failed(cell, type(error).__name__, str(error).strip().splitlines()[0])
+    if outcome.failure is not None:
+        return _failed(cell, outcome.failure.kind, str(outcome.failure.error()))
+    row = row_of(cell, "compiled" if outcome.status == "built" else outcome.status)
+    return replace(row, seconds=outcome.seconds, bytes=outcome.nbytes)
+
+
+def _failed(cell: BuildCell, kind: str, message: str) -> VariantStatus:
+    return replace(row_of(cell, "failed", message), error=(kind, message))
 
 
 def ask_builders(chains: Sequence[Chain], address: str) -> dict[str, str]:
@@ -137,7 +124,7 @@ def ask_builders(chains: Sequence[Chain], address: str) -> dict[str, str]:
         return said
 
 
-def cluster(address: str | None) -> AbstractContextManager[Cluster]:
+def cluster(address: str | None) -> AbstractContextManager[RayConnection]:
     """Ray for builds: a running cluster, or all processors that this process may use."""
     cpus = len(os.sched_getaffinity(0))
     return connected(address, num_cpus=cpus, object_store_memory=_OBJECT_STORE)

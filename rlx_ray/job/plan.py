@@ -19,7 +19,7 @@ DEFAULT_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class VariantStatus:
     """One variant of one model for one target, as plan, prebuild and `/variants` tell it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BuildPlan:
     """Rows in the matrix's order, the cells that want building, and what that may take.
 
     Attributes:
@@ -63,7 +63,7 @@ class Plan:
             their rows are unsupported.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[VariantStatus, ...]
     todo: tuple[BuildCell, ...]
     estimate: float
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -73,10 +73,10 @@ class Plan:
         return sum(r.status == status for r in self.rows)
 
 
-def row_of(cell: BuildCell, status: str, reason: str = "") -> Row:
+def row_of(cell: BuildCell, status: str, reason: str = "") -> VariantStatus:
     """A row that says nothing of a build."""
     spec = cell.spec
-    return Row(
+    return VariantStatus(
         spec.model,
         spec.target.name,
         str(spec.component.variant),
@@ -91,7 +91,7 @@ def make_plan(
     cells: Sequence[BuildCell],
     lookups: Mapping[tuple[str, str], Lookup],
     refusals: Mapping[str, str] = MappingProxyType({}),
-) -> Plan:
+) -> BuildPlan:
     """Compare a matrix with what a store said, and with what the builders can build.
 
     Args:
@@ -99,7 +99,7 @@ def make_plan(
         lookups: for (model, digest) of each supported cell what the store said.
         refusals: why nothing can be built for a target, by its name; what is present stays so.
     """
-    rows: list[Row] = []
+    rows: list[VariantStatus] = []
     todo: dict[tuple[str, str], BuildCell] = {}
     refused: dict[str, str] = {}
     for cell in cells:
@@ -115,7 +115,7 @@ def make_plan(
         rows.append(_row(cell, found))
         if isinstance(found, Miss):
             todo.setdefault(key, cell)
-    return Plan(tuple(rows), tuple(todo.values()), _estimate(rows, todo.values()), refused)
+    return BuildPlan(tuple(rows), tuple(todo.values()), _estimate(rows, todo.values()), refused)
 
 
 def absent(
@@ -129,23 +129,23 @@ def absent(
     }
 
 
-def _row(cell: BuildCell, found: Lookup) -> Row:
+def _row(cell: BuildCell, found: Lookup) -> VariantStatus:
     if isinstance(found, Miss):
         kind = "missing" if found.kind == "absent" else "quarantined"
         return row_of(cell, kind, found.other if kind == "missing" else found.reason)
     return present_row(cell, found)
 
 
-def present_row(cell: BuildCell, found: Hit) -> Row:
+def present_row(cell: BuildCell, found: Hit) -> VariantStatus:
     """The row of an artifact that is there."""
     row = row_of(cell, "present")
     seconds, size = found.manifest.build.seconds, found.manifest.size
-    return Row(
+    return VariantStatus(
         row.model, row.target, row.variant, row.cache_key, row.digest, "present", "", seconds, size
     )
 
 
-def _estimate(rows: Iterable[Row], todo: Iterable[BuildCell]) -> float:
+def _estimate(rows: Iterable[VariantStatus], todo: Iterable[BuildCell]) -> float:
     known: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if row.status == "present" and row.seconds is not None:

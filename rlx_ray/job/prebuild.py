@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
-from rlx_ray.config.spec import StoreSpec
+from rlx_ray.config.schema import StoreSpec
 from rlx_ray.inference.catalog import OpenModel, ensure_weights
-from rlx_ray.job.build import Limits
+from rlx_ray.job.build import BuildLimits
 from rlx_ray.job.cluster import named
-from rlx_ray.job.plan import Plan, Row, absent, make_plan
+from rlx_ray.job.plan import BuildPlan, VariantStatus, absent, make_plan
 from rlx_ray.job.toolchains import Chain, refusals
 from rlx_ray.matrix.expand import BuildCell
 from rlx_ray.store import Store, open_store
@@ -33,7 +33,7 @@ class Report:
         refused: why the builders could not build for a target that lacks something, by its name.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[VariantStatus, ...]
     seconds: float
     host: str
     interrupted: bool = False
@@ -84,10 +84,10 @@ def prebuild(
     cells: Sequence[BuildCell],
     models: Sequence[OpenModel],
     store: StoreSpec,
-    limits: Limits,
+    limits: BuildLimits,
     address: str | None,
-    on_plan: Callable[[Plan], None],
-    on_row: Callable[[Row], None],
+    on_plan: Callable[[BuildPlan], None],
+    on_row: Callable[[VariantStatus], None],
 ) -> Report:
     """Build what is missing and publish the weights; never raises for a variant that fails.
 
@@ -112,9 +112,9 @@ def prebuild(
     opened = open_store(store.url, store.storage_options)
     lookups = look_up(cells, opened)
     chains = tuple(absent(cells, lookups).items())
-    done: dict[tuple[str, str], Row] = {}
+    done: dict[tuple[str, str], VariantStatus] = {}
 
-    def finish(row: Row) -> None:
+    def finish(row: VariantStatus) -> None:
         done[(row.model, row.digest)] = row
         on_row(row)
 
@@ -146,8 +146,11 @@ def _refusals(
 
 
 def _ended(
-    planned: Sequence[Row], done: Mapping[tuple[str, str], Row], *, interrupted: bool
-) -> tuple[Row, ...]:
+    planned: Sequence[VariantStatus],
+    done: Mapping[tuple[str, str], VariantStatus],
+    *,
+    interrupted: bool,
+) -> tuple[VariantStatus, ...]:
     """The rows of a plan as they ended, by what was done of each (model, digest)."""
     rows = tuple(
         replace(built, cache_key=r.cache_key) if (built := done.get((r.model, r.digest))) else r

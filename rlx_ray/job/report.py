@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from rlx_ray.component import ModelPhase, ModelVariant
-from rlx_ray.job.plan import Row
+from rlx_ray.job.plan import VariantStatus
 from rlx_ray.job.prebuild import Report
 
 _STYLE = """
@@ -63,7 +63,7 @@ def html(report: Report) -> str:
     )
 
 
-def _group(rows: Sequence[Row]) -> str:
+def _group(rows: Sequence[VariantStatus]) -> str:
     """Encoder variants without extras as a heat map, everything else as a list."""
     parsed = [(ModelVariant.parse(r.variant), r) for r in rows]
     plane = [(v, r) for v, r in parsed if v.phase is ModelPhase.ENCODER and not v.extra]
@@ -71,7 +71,7 @@ def _group(rows: Sequence[Row]) -> str:
     return (_heat_map(plane) if plane else "") + (_listing(rest) if rest else "")
 
 
-def _heat_map(plane: Sequence[tuple[ModelVariant, Row]]) -> str:
+def _heat_map(plane: Sequence[tuple[ModelVariant, VariantStatus]]) -> str:
     cells = {(v.batch, v.seq): r for v, r in plane}
     seqs = sorted({v.seq for v, _ in plane})
     head = "".join(f"<th>seq {s}</th>" for s in seqs)
@@ -82,7 +82,7 @@ def _heat_map(plane: Sequence[tuple[ModelVariant, Row]]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: VariantStatus | None) -> str:
     if row is None:
         return "<td class=none></td>"
     shown = f"{row.seconds:.1f} s" if row.seconds is not None else row.status
@@ -93,7 +93,7 @@ def _cell(row: Row | None) -> str:
     return f'<td class="cell {row.status}" title="{escape(about)}">{escape(shown)}</td>'
 
 
-def _listing(rows: Iterable[Row]) -> str:
+def _listing(rows: Iterable[VariantStatus]) -> str:
     lines = "".join(
         f"<tr><td>{escape(r.variant)}</td><td class={r.status}>{r.status}</td>"
         f"<td>{'' if r.seconds is None else f'{r.seconds:.1f} s'}</td>"

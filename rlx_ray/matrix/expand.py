@@ -15,7 +15,7 @@ from rlx_ray.component import (
     composition_key,
     preset_for_phase,
 )
-from rlx_ray.config.spec import MatrixRow, ModelSpec
+from rlx_ray.config.schema import MatrixRow, ModelSpec
 from rlx_ray.errors import ConfigError
 from rlx_ray.identity import build_id, packing_id
 from rlx_ray.matrix.support import kernels_lacking, weights_lacking

@@ -11,7 +11,7 @@ from rlx_ray.component import (
     OpKind,
     QuantScheme,
 )
-from rlx_ray.component.dispatch import decide
+from rlx_ray.component.kernel_dispatch import decide
 from rlx_ray.models.family import ModelInfo
 from rlx_ray.target import Target
 from rlx_ray.weights.formats import BLOCK, scheme_block

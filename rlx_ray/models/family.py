@@ -53,7 +53,7 @@ Tensors = Mapping[str, TensorInfo]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TokenLimits:
     """How long a text may be, in tokens with the special ones.
 
     Attributes:
@@ -93,7 +93,7 @@ class ModelInfo:
     hidden: int
     fingerprint: str
     composition: LayerComposition
-    limits: Limits
+    limits: TokenLimits
     tensors: tuple[TensorSpec, ...]
     params: tuple[ParamSpec, ...]
     scheme: QuantScheme | None = None

@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from rlx_ray.errors import CheckpointError, ConfigError
-from rlx_ray.models.family import Limits, Texts
+from rlx_ray.models.family import Texts, TokenLimits
 
 _POOLINGS = {
     "pooling_mode_cls_token": "cls",
@@ -86,7 +86,7 @@ def _pooling(texts: Texts, name: str, family: str) -> str:
     return modes[0]
 
 
-def read_limits(texts: Texts, positions: int) -> Limits:
+def read_limits(texts: Texts, positions: int) -> TokenLimits:
     """The head's limit wins over the tokenizer's; no text has more tokens than positions.
 
     Args:
@@ -106,5 +106,5 @@ def read_limits(texts: Texts, positions: int) -> Limits:
         # transformers writes int(1e30) for "no limit".
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
             raise CheckpointError(f"{name}: {key} is {value!r}, expected a whole number.", REPAIR)
-        return Limits(int(min(value, positions)), positions)
-    return Limits(positions, positions)
+        return TokenLimits(int(min(value, positions)), positions)
+    return TokenLimits(positions, positions)

@@ -16,7 +16,7 @@ from rlx_ray.component import Homogeneous, ModelPhase, Pair, QuantScheme, Single
 from rlx_ray.digest import canonical_json, json_digest
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
-from rlx_ray.models.family import Family, Limits, ModelInfo, TensorInfo, Tensors, Texts
+from rlx_ray.models.family import Family, ModelInfo, TensorInfo, Tensors, Texts, TokenLimits
 from rlx_ray.models.head import REPAIR, read_json
 from rlx_ray.models.llama_sizes import from_config, from_gguf
 from rlx_ray.spec import TensorSpec
@@ -61,7 +61,7 @@ def read(texts: Texts, tensors: Tensors) -> ModelInfo:
         hidden=config["hidden"],
         fingerprint=json_digest([spec.to_json() for spec in rows]),
         composition=Pair(Single("embed"), Homogeneous("llama_layer", config["layers"])),
-        limits=Limits(config["positions"], config["positions"]),
+        limits=TokenLimits(config["positions"], config["positions"]),
         tensors=tuple(rows),
         params=tuple(params),
         scheme=QuantScheme.parse(dominant) if dominant else None,

@@ -217,18 +217,22 @@ class CpuExecutable:
         Raises:
             DeviceMemoryError: the host does not give that much address space.
         """
-        try:
-            return cache_pages(pages, self.binding.page)
-        except MemoryError:
-            raise DeviceMemoryError(
-                f"this host has no room for a cache of {pages * self.binding.page} bytes.",
-                "Lower serve.kv_cache_bytes.",
-            ) from None
+        return cache_pages(pages, self.binding.page)
 
 
 def cache_pages(count: int, size: int) -> np.ndarray:
-    """Zeroed pages, uint8 [count, size], 64-byte aligned; memory is used as they are written."""
-    return aligned(count * size).reshape(count, size)
+    """Zeroed pages, uint8 [count, size], 64-byte aligned; memory is used as they are written.
+
+    Raises:
+        DeviceMemoryError: the host does not give that much address space.
+    """
+    try:
+        return aligned(count * size).reshape(count, size)
+    except MemoryError:
+        raise DeviceMemoryError(
+            f"this host has no room for a cache of {count * size} bytes.",
+            "Lower serve.kv_cache_bytes.",
+        ) from None
 
 
 def check_cache(page: int, cache: Cache | None) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from rlx_ray.artifact.manifest import Artifact, BlobRef, Manifest, WeightsKey, WeightsManifest
-from rlx_ray.config.spec import StoreSpec
+from rlx_ray.config.schema import StoreSpec
 from rlx_ray.digest import sha256_hex
 from rlx_ray.errors import ArtifactError, ConfigError, StoreError
 from rlx_ray.spec import BuildSpec

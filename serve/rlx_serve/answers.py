@@ -14,7 +14,7 @@ from typing import Any
 
 from rlx_ray.engine.sampling import Chosen
 from rlx_serve.completions import Job
-from rlx_serve.dispatch import Route, used_headers
+from rlx_serve.embedding import Route, used_headers
 from rlx_serve.outbox import Spoken
 from rlx_serve.problems import problem
 

@@ -17,12 +17,12 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 
 from rlx_ray.config.load import load
+from rlx_ray.config.schema import Config
 from rlx_ray.config.serve import ServeSpec
-from rlx_ray.config.spec import Config
 from rlx_ray.errors import ConfigError, RlxError
-from rlx_ray.job.build import Limits
+from rlx_ray.job.build import BuildLimits
 from rlx_ray.job.cluster import connected, named
-from rlx_ray.runtime.load import host_for
+from rlx_ray.runtime.loaders import host_for
 from rlx_ray.store import check_shared, open_store
 from rlx_serve.budget import budget_of, check_budget
 from rlx_serve.builds import Builds
@@ -135,7 +135,7 @@ def bind(config: Config) -> serve.Application:
 
 def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
     spec = config.serve
-    limits = Limits(spec.build_timeout_s, spec.build_memory_bytes)
+    limits = BuildLimits(spec.build_timeout_s, spec.build_memory_bytes)
     one = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
     builds = _deploy(Builds, "Builds", spec, 100_000, one).bind(config.store, limits)
     executors = {}

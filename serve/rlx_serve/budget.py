@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlx_ray.component import CompilationMode
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.errors import ConfigError
-from rlx_ray.inference.generation import PHASES
+from rlx_ray.inference.text_engine import PHASES
 from rlx_ray.target import Target
 from rlx_ray.weights.packing import packed_bytes
 from rlx_serve.table import Table

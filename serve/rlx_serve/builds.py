@@ -9,67 +9,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import ray
 
-from rlx_ray.config.spec import StoreSpec
-from rlx_ray.errors import BuildLimitError, CompileError, RlxError
-from rlx_ray.job.build import Limits, build
+from rlx_ray.config.schema import StoreSpec
+from rlx_ray.errors import BuildLimitError, CompileError, Failure, RlxError
+from rlx_ray.job.build import BuildLimits
+from rlx_ray.job.build_task import BuildOutcome, build_and_publish
 from rlx_ray.spec import BuildSpec
-from rlx_ray.store import Hit, open_store
-from rlx_serve.problems import Failure
 from rlx_serve.variants import Held
 
 _REMEMBER_FAILURE_S = 3.0
 _FORGET_REPLICA_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """How a build ended.
-
-    Attributes:
-        digest: what was asked for.
-        status: `built`, `present` (somebody else had built it) or `failed`.
-        seconds: how long it took.
-        failure: what went wrong, if it failed.
-    """
-
-    digest: str
-    status: str
-    seconds: float
-    failure: Failure | None = None
-
-
-Run = Callable[[bytes], Awaitable[Record]]
+Run = Callable[[bytes], Awaitable[BuildOutcome]]
 """Builds the spec whose JSON it is given."""
 
 
-def build_and_put(spec_json: bytes, store: StoreSpec, limits: Limits) -> Record:
-    """Build a variant in a capped child process and publish it; the body of the Ray task."""
-    start = time.monotonic()
-    spec = BuildSpec.loads(spec_json)
-    try:
-        shelf = open_store(store.url, store.storage_options)
-        if isinstance(shelf.lookup(spec), Hit):
-            return Record(spec.digest, "present", time.monotonic() - start)
-        shelf.put(build(spec, limits))
-    except RlxError as error:
-        seconds = time.monotonic() - start
-        return Record(spec.digest, "failed", seconds, Failure.of(error))
-    return Record(spec.digest, "built", time.monotonic() - start)
-
-
-def ray_run(store: StoreSpec, limits: Limits) -> Run:
+def ray_run(store: StoreSpec, limits: BuildLimits) -> Run:
     """Builds as a Ray task on any node that has a processor free."""
-    task = ray.remote(num_cpus=1, max_retries=2)(build_and_put)
+    task = ray.remote(num_cpus=1, max_retries=2)(build_and_publish)
     patience = build_patience(limits.seconds)
 
-    async def run(spec_json: bytes) -> Record:
+    async def run(spec_json: bytes) -> BuildOutcome:
         ref = task.remote(spec_json, store, limits)
         try:
-            record: Record = await asyncio.wait_for(asyncio.shield(ref), patience)
+            record: BuildOutcome = await asyncio.wait_for(asyncio.shield(ref), patience)
             return record
         except TimeoutError:
             ray.cancel(ref, force=True)
@@ -101,18 +67,18 @@ class Builds:
     def __init__(
         self,
         store: StoreSpec,
-        limits: Limits,
+        limits: BuildLimits,
         run: Run | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run or ray_run(store, limits)
         self._clock = clock
-        self._running: dict[tuple[str, str], asyncio.Task[Record]] = {}
-        self._failed: dict[tuple[str, str], tuple[float, Record]] = {}
+        self._running: dict[tuple[str, str], asyncio.Task[BuildOutcome]] = {}
+        self._failed: dict[tuple[str, str], tuple[float, BuildOutcome]] = {}
         self._count = 0
         self._board: dict[str, tuple[float, Held]] = {}
 
-    async def ensure(self, spec_json: bytes) -> Record:
+    async def ensure(self, spec_json: bytes) -> BuildOutcome:
         """Have a variant built unless the store has it; all who ask meanwhile share one build.
 
         A failure is the answer for a few seconds, then the build is tried again.
@@ -146,11 +112,11 @@ class Builds:
         }
         return {name: held for name, (_, held) in self._board.items()}
 
-    async def _one(self, key: tuple[str, str], spec_json: bytes) -> Record:
+    async def _one(self, key: tuple[str, str], spec_json: bytes) -> BuildOutcome:
         try:
             record = await self._run(spec_json)
         except RlxError as error:
-            record = Record(key[1], "failed", 0.0, Failure.of(error))
+            record = BuildOutcome(key[1], "failed", 0.0, failure=Failure.of(error))
         finally:
             del self._running[key]
         self._count += record.status != "present"

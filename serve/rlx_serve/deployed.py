@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlx_ray.config.spec import StoreSpec
+from rlx_ray.config.schema import StoreSpec
 from rlx_ray.errors import CheckpointError, StoreError
 from rlx_ray.inference.catalog import OpenModel
 from rlx_ray.store import HostCache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -18,30 +18,31 @@ import numpy as np
 from ray import serve
 from ray.exceptions import RayError
 
-from rlx_ray.component import CompilationMode
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.engine.generation import Request
 from rlx_ray.errors import (
     ArtifactError,
-    DeviceLost,
     DeviceMemoryError,
+    Failure,
     InputError,
     RlxError,
     StoreError,
 )
 from rlx_ray.inference.loader import TargetLoader, tiered
+from rlx_ray.job.build_task import BuildOutcome
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_serve.budget import Budget, budget_of, check_budget
-from rlx_serve.builds import Record, build_patience
+from rlx_serve.builds import build_patience
 from rlx_serve.deployed import Deployed
-from rlx_serve.dispatch import CallResult, Route
+from rlx_serve.embedding import CallResult, Route
+from rlx_serve.health import DeviceHealth
 from rlx_serve.holding import Holding
 from rlx_serve.lanes import Handle
 from rlx_serve.outbox import Spoken
-from rlx_serve.problems import Failure
+from rlx_serve.preload import preload
 from rlx_serve.speaking import Speakers
-from rlx_serve.table import Row, Table, names_of, open_table
+from rlx_serve.table import Row, Table, open_table
 from rlx_serve.variants import Held
 
 _LOADERS = 32
@@ -80,7 +81,7 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._loaders = ThreadPoolExecutor(_LOADERS, "rlx-load")
         self._runners = ThreadPoolExecutor(_RUNNERS, "rlx-run")
-        self._lost: DeviceLost | None = None
+        self._health = DeviceHealth()
         limits = config.serve
         self._advertise = serve.multiplexed(max_num_models_per_replica=limits.max_slots)(_marker)
         opening = partial(self._open, config, target, deployed)
@@ -102,9 +103,11 @@ class Executor:
             self._holding.slots.weigh(name, await self._in(self._loaders, add))
         rows = tuple(self._rows.values())
         self._speakers = Speakers(rows, table.models, self._holding, limits.kv_cache_bytes)
-        self._eager = contextlib.ExitStack()
-        """Holds for good what the config calls eager."""
-        await self._warm_up(table)
+        if rows:
+            check = partial(check_budget, config, table, target, self._budget)
+            self._eager = await preload(
+                rows, limits.warm, self._holding, self._speakers, self._advertise, check
+            )
         self._reporter = self._loop.create_task(self._report())
 
     async def run(self, route: Route, inputs: Mapping[str, np.ndarray]) -> CallResult | Failure:
@@ -121,7 +124,7 @@ class Executor:
                 *await self._holding.run(row, lambda loaded: loaded.executable.run(inputs))
             )
         except RlxError as error:
-            return self._failure(error)
+            return self._health.failure(error)
 
     async def generate(
         self, route: Route, request: Request, *, streamed: bool
@@ -146,7 +149,7 @@ class Executor:
             await self._holding.make_room(error)  # for the client's next try
             yield Failure.of(error)
         except RlxError as error:
-            yield self._failure(error)
+            yield self._health.failure(error)
 
     async def ready(self, model: str) -> bool:
         """Whether this replica serves a model; its being asked means that it has started."""
@@ -159,14 +162,8 @@ class Executor:
             DeviceLost: nothing works on the device any more in this process.
             EngineError: a text engine has failed.
         """
-        if self._lost is not None:
-            raise self._lost
+        self._health.check()
         self._speakers.check()
-
-    def _failure(self, error: RlxError) -> Failure:
-        if isinstance(error, DeviceLost):
-            self._lost = error
-        return Failure.of(error)
 
     def _row(self, route: Route) -> Row:
         row = self._rows.get(route.route_id)
@@ -217,41 +214,9 @@ class Executor:
         if record.failure is not None:
             raise record.failure.error()
 
-    async def _ask(self, spec: BuildSpec) -> Record:
-        record: Record = await self._builds.ensure.remote(spec.dumps())
+    async def _ask(self, spec: BuildSpec) -> BuildOutcome:
+        record: BuildOutcome = await self._builds.ensure.remote(spec.dumps())
         return record
-
-    async def _warm_up(self, table: Table) -> None:
-        """Hold what is eager for good, which must fit, and load the hot set as well as it goes."""
-        rows = tuple(self._rows.values())
-        if not rows:
-            return
-        check_budget(self._config, table, self._target, self._budget)
-        eager = [row for row in rows if row.mode is CompilationMode.EAGER]
-        await asyncio.gather(*(self._preload(row, self._eager) for row in eager))
-        code = self._holding.slots.code_bytes
-        check_budget(self._config, table, self._target, self._budget, code)
-        for name in dict.fromkeys(row.route.model for row in eager):
-            if name in self._speakers.names:
-                await self._speakers.hold(name, self._eager)
-        hot = [row for row in rows if names_of(row.route) & set(self._config.serve.warm)]
-        with contextlib.ExitStack() as stack:
-            work = {row.route.route_id: self._preload(row, stack) for row in hot}
-            await self._as_well_as_it_goes(work)
-        for name in dict.fromkeys(row.route.model for row in hot):
-            if name in self._speakers.names:
-                with contextlib.ExitStack() as stack:
-                    await self._as_well_as_it_goes({name: self._speakers.hold(name, stack)})
-
-    async def _preload(self, row: Row, stack: contextlib.ExitStack) -> None:
-        await self._advertise(row.route.route_id)
-        await self._holding.hold(row, stack)
-
-    async def _as_well_as_it_goes(self, work: Mapping[str, Coroutine[None, None, object]]) -> None:
-        found = await asyncio.gather(*work.values(), return_exceptions=True)
-        for name, result in zip(work, found, strict=True):
-            if isinstance(result, BaseException):
-                _log.warning("%s is not warm: %s", name, result)
 
     async def _report(self) -> None:
         """Tell the notice board what this replica holds, at each change and now and then."""

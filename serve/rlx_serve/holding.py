@@ -21,8 +21,8 @@ import numpy as np
 from rlx_ray.errors import ArtifactError, Busy, DeviceMemoryError, EngineError, RlxError
 from rlx_ray.inference.loader import Loaded
 from rlx_ray.spec import BuildSpec
-from rlx_serve.dispatch import Route
-from rlx_serve.slots import SlotKey, Slots, State, Step, engine_key
+from rlx_serve.embedding import Route
+from rlx_serve.slots import NextStep, SlotKey, Slots, SlotState, engine_key
 from rlx_serve.table import Row
 
 _log = logging.getLogger("ray.serve")
@@ -107,7 +107,7 @@ class Holding:
         key = slot_key(row.route)
         step = self._ask(key, 0, partial(self._variant, row.spec), stack)
         loaded: Loaded = await self._value(key, step)
-        return loaded, "memory" if step is Step.RUN else loaded.tier
+        return loaded, "memory" if step is NextStep.RUN else loaded.tier
 
     async def keep(self, row: Row) -> tuple[Loaded, str]:
         """A loaded variant that stays as long as its model's engine, which runs it at any time."""
@@ -153,7 +153,7 @@ class Holding:
         while True:
             while key in self._ends:
                 await asyncio.shield(self._ends[key])
-            there = self.slots.state(key) in (State.LOADING, State.LOADED)
+            there = self.slots.state(key) in (SlotState.LOADING, SlotState.LOADED)
             if there or self.slots.fits(model, nbytes):
                 return
             if time.monotonic() >= until:
@@ -172,7 +172,7 @@ class Holding:
             EngineError: it is ending.
         """
         key = engine_key(model)
-        if self.slots.state(key) is not State.LOADED:
+        if self.slots.state(key) is not SlotState.LOADED:
             raise EngineError(f"the engine of {model!r} is ending.", "Send the request again.")
         self.slots.hold(key)
         stack.callback(self.slots.release, key)
@@ -180,7 +180,7 @@ class Holding:
     def open_engines(self) -> list[Any]:
         """The engines that are there."""
         states = self.slots.engines().items()
-        loaded = [model for model, (state, _) in states if state is State.LOADED]
+        loaded = [model for model, (state, _) in states if state is SlotState.LOADED]
         return [self.slots.value(engine_key(model)) for model in loaded]
 
     async def in_loader(self, work: Callable[[], _Value]) -> _Value:
@@ -223,19 +223,19 @@ class Holding:
         nbytes: int,
         load: Callable[[], Awaitable[tuple[Any, int]]],
         stack: contextlib.ExitStack,
-    ) -> Step:
+    ) -> NextStep:
         """Hold a slot until the stack is closed, and have it loaded if nobody does yet."""
         step = self.slots.hold(key, nbytes)
         stack.callback(self.slots.release, key)
-        if step is Step.LOAD:
+        if step is NextStep.LOAD:
             task = asyncio.get_running_loop().create_task(self._fill(key, load))
             self._loads[key] = task
             self.changed.set()
         return step
 
-    async def _value(self, key: SlotKey, step: Step) -> Any:
+    async def _value(self, key: SlotKey, step: NextStep) -> Any:
         """What a slot that is held holds, once it is loaded."""
-        if step in (Step.LOAD, Step.WAIT):
+        if step in (NextStep.LOAD, NextStep.WAIT):
             await asyncio.shield(self._loads[key])
         error = self.slots.error(key)
         if error is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,10 +11,9 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from rlx_ray.errors import Busy
+from rlx_ray.errors import Busy, Failure
 from rlx_ray.target import Target
-from rlx_serve.dispatch import Call, CallResult, Lane, Route
-from rlx_serve.problems import Failure
+from rlx_serve.embedding import Call, CallResult, Lane, Route
 from rlx_serve.table import Table
 
 Handle: TypeAlias = DeploymentHandle[Any]
@@ -36,25 +36,35 @@ def handle_call(handle: Handle, target: Target) -> Call:
     """
 
     async def call(route: Route, inputs: Mapping[str, np.ndarray]) -> CallResult:
-        for last in (False, True):
+        chosen = handle.options(multiplexed_model_id=route.route_id)
+        with unavailable_is_busy(target):
             try:
-                chosen = handle.options(multiplexed_model_id=route.route_id)
                 reply: CallResult | Failure = await chosen.run.remote(route, inputs)
-            except (BackPressureError, DeploymentUnavailableError) as error:
-                raise Busy(
-                    f"the executor for {target.name} takes no more requests: {error}",
-                    "Try again in a second.",
-                ) from error
-            except RayActorError as error:
-                if last:
-                    raise Busy(
-                        f"replicas of the executor for {target.name} died: {error}",
-                        "Try again in a second.",
-                    ) from error
-            else:
-                if isinstance(reply, Failure):
-                    raise reply.error()
-                return reply
-        raise AssertionError("unreachable")
+            except RayActorError:
+                reply = await chosen.run.remote(route, inputs)
+        if isinstance(reply, Failure):
+            raise reply.error()
+        return reply
 
     return call
+
+
+@contextlib.contextmanager
+def unavailable_is_busy(target: Target) -> Iterator[None]:
+    """What Serve raises where no replica takes a request, or the one that took it died, as Busy.
+
+    Raises:
+        Busy: no replica of the executor for the target answers now.
+    """
+    try:
+        yield
+    except (BackPressureError, DeploymentUnavailableError) as error:
+        raise Busy(
+            f"the executor for {target.name} takes no more requests: {error}",
+            "Try again in a second.",
+        ) from error
+    except RayActorError as error:
+        raise Busy(
+            f"the replica of the executor for {target.name} died: {error}",
+            "Try again in a second.",
+        ) from error

@@ -14,7 +14,7 @@ from ray.serve.context import _get_global_client
 
 from rlx_ray.config.serve import ServeSpec
 from rlx_ray.errors import ClusterError
-from rlx_ray.job.cluster import Cluster
+from rlx_ray.job.cluster import RayConnection
 from rlx_ray.job.reach import first
 
 ROUTE_S = 10.0
@@ -29,7 +29,7 @@ def http_options(spec: ServeSpec) -> HTTPOptions:
     return HTTPOptions(host=spec.host, port=spec.port, request_timeout_s=None)
 
 
-def listen(spec: ServeSpec, cluster: Cluster, undo: ExitStack) -> None:
+def listen(spec: ServeSpec, cluster: RayConnection, undo: ExitStack) -> None:
     """Start Serve, or check that the one that runs listens where it should.
 
     Raises:
@@ -59,7 +59,7 @@ def listen(spec: ServeSpec, cluster: Cluster, undo: ExitStack) -> None:
         )
 
 
-def _end_serve(cluster: Cluster) -> None:
+def _end_serve(cluster: RayConnection) -> None:
     """End a Serve that was started here, unless others use it by now."""
     if cluster.own:
         with contextlib.suppress(Exception):  # Ray ends next, and Serve with it
@@ -68,7 +68,7 @@ def _end_serve(cluster: Cluster) -> None:
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def url_of(host: str, port: int, cluster: Cluster) -> str:
+def url_of(host: str, port: int, cluster: RayConnection) -> str:
     """Where Serve's proxy is asked: a wildcard host is asked on this machine, or on the head."""
     if host in _WILDCARDS:
         host = _WILDCARDS[host] if cluster.own else cluster.head()

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr
 
 from rlx_ray.checkpoint.tokenizer import Encoded
-from rlx_serve.dispatch import Answer
+from rlx_serve.embedding import Answer
 from rlx_serve.problems import RequestError
 from rlx_serve.service import Served, Service
 
@@ -21,7 +21,7 @@ _TYPES = {"INT32": np.int32, "INT64": np.int64}
 _OUTPUT = "embedding"
 
 
-class Tensor(BaseModel):
+class RequestInput(BaseModel):
     """An input tensor; `data` is flat or nested and read by `read_tensor`."""
 
     model_config = ConfigDict(extra="ignore")
@@ -46,7 +46,7 @@ class InferBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     id: StrictStr | None = None
-    inputs: list[Tensor]
+    inputs: list[RequestInput]
     outputs: list[Output] | None = None
 
 
@@ -86,7 +86,7 @@ async def infer(
     return (found if body.id is None else {**found, "id": body.id}), answer
 
 
-def read_inputs(tensors: Sequence[Tensor]) -> list[Encoded]:
+def read_inputs(tensors: Sequence[RequestInput]) -> list[Encoded]:
     """The token lists of a request.
 
     Raises:
@@ -112,7 +112,7 @@ def read_inputs(tensors: Sequence[Tensor]) -> list[Encoded]:
     ]
 
 
-def read_tensor(tensor: Tensor) -> np.ndarray:
+def read_tensor(tensor: RequestInput) -> np.ndarray:
     """The array of a tensor.
 
     Raises:

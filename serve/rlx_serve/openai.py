@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr
 
 from rlx_ray.checkpoint.tokenizer import Encoded
-from rlx_serve.dispatch import Answer
+from rlx_serve.embedding import Answer
 from rlx_serve.problems import RequestError
 from rlx_serve.service import Served, Service
 

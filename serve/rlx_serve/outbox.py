@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rlx_ray.engine.generation import TokenDelta
 from rlx_ray.engine.sampling import Chosen
 from rlx_ray.errors import RlxError
-from rlx_serve.dispatch import Route
+from rlx_serve.embedding import Route
 
 _PACE_S = 0.04
 """Least seconds between two messages of a stream: 25 a second look fluent."""

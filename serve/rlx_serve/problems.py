@@ -1,11 +1,10 @@
-"""What went wrong, as plain data between processes and as an HTTP answer."""
+"""What went wrong, as an HTTP answer."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
 
-from rlx_ray import errors
 from rlx_ray.errors import (
     ArtifactError,
     Busy,
@@ -21,26 +20,6 @@ from rlx_ray.errors import (
     UnknownModelError,
     VariantMissing,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error as an executor returns it: its class, of `rlx_ray.errors`, and its words."""
-
-    kind: str
-    message: str
-    remedy: str
-
-    @classmethod
-    def of(cls, error: RlxError) -> Failure:
-        """The failure that an error is."""
-        return cls(type(error).__name__, error.message, error.remedy)
-
-    def error(self) -> RlxError:
-        """The error that a failure is; one of an unknown class is an RlxError."""
-        kind = getattr(errors, self.kind, RlxError)
-        known = isinstance(kind, type) and issubclass(kind, RlxError)
-        return kind(self.message, self.remedy) if known else RlxError(self.message, self.remedy)
 
 
 class RequestError(InputError):

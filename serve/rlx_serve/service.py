@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlx_ray.checkpoint.tokenizer import Encoded, Tokenizer
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.errors import StoreError, UnknownModelError, nearest
 from rlx_ray.store import Lookup, Store
-from rlx_serve.dispatch import Answer, Lane, Route, embed
+from rlx_serve.embedding import Answer, Lane, Route, embed
 from rlx_serve.presence import Presence
 from rlx_serve.problems import RequestError
 from rlx_serve.speech import Speaker

@@ -45,7 +45,7 @@ def engine_key(model: str) -> SlotKey:
     return SlotKey(model, _ENGINE, "")
 
 
-class State(Enum):
+class SlotState(Enum):
     """What a slot is; a key without a slot is absent. Only engines take time to end."""
 
     LOADING = "loading"
@@ -54,7 +54,7 @@ class State(Enum):
     ENDING = "ending"
 
 
-class Step(Enum):
+class NextStep(Enum):
     """What whoever asked for a slot does next.
 
     LOAD: load it, then say `loaded` or `failed`. WAIT: somebody else is loading it. RUN: use the
@@ -71,7 +71,7 @@ class Step(Enum):
 class Slot(Generic[_Value]):
     """One slot; only `Slots` changes it. `kept` says that its model's engine runs it."""
 
-    state: State = State.LOADING
+    state: SlotState = SlotState.LOADING
     value: _Value | None = None
     nbytes: int = 0
     holders: int = 0
@@ -82,7 +82,7 @@ class Slot(Generic[_Value]):
     @property
     def idle(self) -> bool:
         """Whether it is evicted when there is no room: nobody holds it, no engine runs it."""
-        there = self.state in (State.LOADED, State.FAILED)
+        there = self.state in (SlotState.LOADED, SlotState.FAILED)
         return there and not self.holders and not self.kept
 
 
@@ -118,7 +118,7 @@ class Slots(Generic[_Value]):
         self._slots: OrderedDict[SlotKey, Slot[_Value]] = OrderedDict()
         self._weights: dict[str, int] = {}
 
-    def hold(self, key: SlotKey, nbytes: int = 0) -> Step:
+    def hold(self, key: SlotKey, nbytes: int = 0) -> NextStep:
         """Ask for a slot and hold it; every `hold` is followed by one `release`.
 
         Args:
@@ -126,19 +126,19 @@ class Slots(Generic[_Value]):
             nbytes: that are known before the load; they count from now on.
         """
         slot = self._slots.get(key)
-        step = Step.WAIT
+        step = NextStep.WAIT
         if slot is None:
             slot = self._slots[key] = Slot(nbytes=nbytes)
-            step = Step.LOAD
-        elif slot.state is State.ENDING:
+            step = NextStep.LOAD
+        elif slot.state is SlotState.ENDING:
             raise ValueError(f"slot {key} is ending")
-        elif slot.state is State.LOADED:
-            step = Step.RUN
-        elif slot.state is State.FAILED and self._clock() < slot.retry_at:
-            step = Step.FAIL
-        elif slot.state is State.FAILED:
-            slot.state, slot.error, slot.nbytes = State.LOADING, None, nbytes
-            step = Step.LOAD
+        elif slot.state is SlotState.LOADED:
+            step = NextStep.RUN
+        elif slot.state is SlotState.FAILED and self._clock() < slot.retry_at:
+            step = NextStep.FAIL
+        elif slot.state is SlotState.FAILED:
+            slot.state, slot.error, slot.nbytes = SlotState.LOADING, None, nbytes
+            step = NextStep.LOAD
         slot.holders += 1
         self._slots.move_to_end(key)
         self._trim()
@@ -155,7 +155,7 @@ class Slots(Generic[_Value]):
 
     def keep(self, key: SlotKey) -> None:
         """Have a variant that somebody holds stay as long as its model's engine does."""
-        if self.state(engine_key(key.model)) not in (State.LOADING, State.LOADED):
+        if self.state(engine_key(key.model)) not in (SlotState.LOADING, SlotState.LOADED):
             raise ValueError(f"slot {key} is kept for an engine that is not there")
         self._slots[key].kept = True
 
@@ -167,21 +167,21 @@ class Slots(Generic[_Value]):
             value: what to run.
             nbytes: bytes of a variant's code and arena, or of an engine's cache.
         """
-        slot = self._in(State.LOADING, key)
-        slot.state, slot.value, slot.nbytes = State.LOADED, value, nbytes
+        slot = self._in(SlotState.LOADING, key)
+        slot.state, slot.value, slot.nbytes = SlotState.LOADED, value, nbytes
         self._trim()
 
     def failed(self, key: SlotKey, error: Exception) -> None:
         """The load of a slot failed; for a few seconds the error is the answer."""
-        slot = self._in(State.LOADING, key)
-        slot.state, slot.error, slot.nbytes = State.FAILED, error, 0
+        slot = self._in(SlotState.LOADING, key)
+        slot.state, slot.error, slot.nbytes = SlotState.FAILED, error, 0
         slot.retry_at = self._clock() + self._retry_after
         self._let_go(key)
         self._trim()
 
     def ended(self, key: SlotKey) -> None:
         """An engine has ended and its cache is free."""
-        self._in(State.ENDING, key)
+        self._in(SlotState.ENDING, key)
         del self._slots[key]
 
     def value(self, key: SlotKey) -> _Value:
@@ -196,16 +196,16 @@ class Slots(Generic[_Value]):
         slot = self._slots.get(key)
         return slot.error if slot else None
 
-    def state(self, key: SlotKey) -> State | None:
+    def state(self, key: SlotKey) -> SlotState | None:
         """What a slot is; None for absent."""
         slot = self._slots.get(key)
         return slot.state if slot else None
 
-    def states(self) -> dict[SlotKey, State]:
+    def states(self) -> dict[SlotKey, SlotState]:
         """All variants' slots, the least recently used first."""
         return {key: slot.state for key, slot in self._slots.items() if not key.is_engine}
 
-    def engines(self) -> dict[str, tuple[State, int]]:
+    def engines(self) -> dict[str, tuple[SlotState, int]]:
         """The state of each model's engine, and the bytes of its cache."""
         return {k.model: (s.state, s.nbytes) for k, s in self._slots.items() if k.is_engine}
 
@@ -223,7 +223,7 @@ class Slots(Generic[_Value]):
         """Evict every loaded slot that is idle, to make room on a device; how many there were."""
         before = self.evictions
         # An engine's variants are idle once it ends.
-        while idle := [k for k, s in self._slots.items() if s.idle and s.state is State.LOADED]:
+        while idle := [k for k, s in self._slots.items() if s.idle and s.state is SlotState.LOADED]:
             for key in idle:
                 self._evict(key)
         return self.evictions - before
@@ -243,7 +243,7 @@ class Slots(Generic[_Value]):
         found = {
             key: slot.nbytes
             for key, slot in slots.items()
-            if slot.state is State.LOADED or (key.is_engine and slot.state is State.LOADING)
+            if slot.state is SlotState.LOADED or (key.is_engine and slot.state is SlotState.LOADING)
         }
         models = {key.model for key in found}
         return sum(found.values()) + sum(self._weights.get(model, 0) for model in models)
@@ -252,9 +252,9 @@ class Slots(Generic[_Value]):
         """Whether a slot would be there if all idle ones and what they keep were evicted."""
         slot, engine = self._slots[key], self._slots.get(engine_key(key.model))
         used = slot.kept and engine is not None and not engine.idle
-        return used or bool(slot.holders) or slot.state is State.LOADING
+        return used or bool(slot.holders) or slot.state is SlotState.LOADING
 
-    def _in(self, state: State, key: SlotKey) -> Slot[_Value]:
+    def _in(self, state: SlotState, key: SlotKey) -> Slot[_Value]:
         slot = self._slots[key]
         if slot.state is not state:
             raise ValueError(f"slot {key} is {slot.state.value}, not {state.value}")
@@ -275,17 +275,17 @@ class Slots(Generic[_Value]):
         """The slot to evict: failed ones first, then the least recently used one."""
         newest = next(reversed(self._slots))
         idle = {key: slot for key, slot in self._slots.items() if key != newest and slot.idle}
-        failed = [key for key, slot in idle.items() if slot.state is State.FAILED]
+        failed = [key for key, slot in idle.items() if slot.state is SlotState.FAILED]
         return next(iter((*failed, *idle)), None)
 
     def _evict(self, key: SlotKey) -> None:
         slot = self._slots[key]
         value, slot.value = slot.value, None
-        self.evictions += slot.state is State.LOADED
+        self.evictions += slot.state is SlotState.LOADED
         if not key.is_engine or value is None:
             del self._slots[key]
             return
-        slot.state = State.ENDING
+        slot.state = SlotState.ENDING
         self._let_go(key)
         self._end(key, value)
 

@@ -13,9 +13,9 @@ from rlx_ray.engine.generation import Request
 from rlx_ray.engine.generator import Decoder, Engine
 from rlx_ray.errors import EngineError
 from rlx_ray.inference.catalog import OpenModel
-from rlx_ray.inference.generation import PHASES, cache_pages, make_engine
 from rlx_ray.inference.loader import Loaded
-from rlx_serve.dispatch import Route
+from rlx_ray.inference.text_engine import PHASES, cache_pages, make_engine
+from rlx_serve.embedding import Route
 from rlx_serve.holding import Holding
 from rlx_serve.outbox import Outbox, Pace, Spoken, joined
 from rlx_serve.table import Row

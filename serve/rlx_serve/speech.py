@@ -8,23 +8,20 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.component import ModelPhase
 from rlx_ray.engine.generation import Request
 from rlx_ray.engine.scheduler import bound
 from rlx_ray.engine.template import ChatTemplate
-from rlx_ray.errors import Busy, RlxError
+from rlx_ray.errors import Failure, RlxError
 from rlx_ray.inference.fallback import PASSED_ON
-from rlx_ray.inference.generation import PHASES
+from rlx_ray.inference.text_engine import PHASES
 from rlx_ray.target import Target
-from rlx_serve.dispatch import Route
-from rlx_serve.lanes import Handle
+from rlx_serve.embedding import Route
+from rlx_serve.lanes import Handle, unavailable_is_busy
 from rlx_serve.outbox import Spoken
 from rlx_serve.presence import Presence
-from rlx_serve.problems import Failure, RequestError
+from rlx_serve.problems import RequestError
 from rlx_serve.table import Table
 
 Stream = Callable[[Request, bool], AsyncGenerator[Spoken]]
@@ -147,20 +144,11 @@ def handle_stream(handle: Handle, route: Route, target: Target) -> Stream:
         chosen = handle.options(stream=True, multiplexed_model_id=route.route_id)
         reply: Any = chosen.generate.remote(route, request, streamed=streamed)
         try:
-            async for spoken in reply:
-                if isinstance(spoken, Failure):
-                    raise spoken.error()
-                yield spoken
-        except (BackPressureError, DeploymentUnavailableError) as error:
-            raise Busy(
-                f"the executor for {target.name} takes no more requests: {error}",
-                "Try again in a second.",
-            ) from error
-        except RayActorError as error:
-            raise Busy(
-                f"the replica of the executor for {target.name} died: {error}",
-                "Try again in a second.",
-            ) from error
+            with unavailable_is_busy(target):
+                async for spoken in reply:
+                    if isinstance(spoken, Failure):
+                        raise spoken.error()
+                    yield spoken
         finally:
             with contextlib.suppress(Exception):  # it may be over already
                 reply.cancel()

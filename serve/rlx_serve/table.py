@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.inference.catalog import OpenModel, open_model
 from rlx_ray.matrix.expand import expand
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_serve.deployed import Deployed, check, decide
-from rlx_serve.dispatch import Route
+from rlx_serve.embedding import Route
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def test_prompts(kernels: Unit, name: str, t: DType) -> None:
 
 
 @each_type
-def test_a_row_has_its_bits_whatever_the_order_and_the_neighbours(kernels: Unit, t) -> None:
+def test_a_row_has_its_bits_in_any_order_beside_any_other(kernels: Unit, t) -> None:
     q, own = case("window", t)
     found = {prompt(kernels, "window", t, q, own, order).tobytes() for order in ORDERS}
     assert len(found) == 1

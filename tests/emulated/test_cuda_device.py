@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rlx_ray.artifact.launch_plan import NULL, GemmStep, KernelStep, Slot
+from rlx_ray.artifact.launch_plan import NULL, Address, GemmStep, KernelStep
 from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.compiler.cuda.kernel_table import instance
 from rlx_ray.compiler.cuda.source import unit
@@ -19,7 +19,7 @@ from tests.support.cuda_emulator import NUMPY
 from tests.support.needs import needs
 
 IOTA = instance("iota", "count", rows=100, period=10)
-STEP = KernelStep("count", IOTA.launch.grid, IOTA.launch.block, 0, (NULL, Slot("arena")))
+STEP = KernelStep("count", IOTA.launch.grid, IOTA.launch.block, 0, (NULL, Address("arena")))
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_products_of_parts_of_matrices(
     places = [device.allocate(x.nbytes) for x in (a, b, c)]
     for place, values in zip(places, (a, b, c), strict=True):
         device.write(place.address, values)
-    none = Slot("null")
+    none = Address("null")
     step = GemmStep(
         *(none, none, none, 3, 5, 7, 9, b.shape[2], 6, 2, 27, b[0].size, 18),
         transposed=transposed,

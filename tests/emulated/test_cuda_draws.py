@@ -86,7 +86,7 @@ def unchanged() -> list[np.ndarray]:
 @pytest.mark.parametrize(
     "way", [GREEDY, {}, {"top_k": 5, "temperature": 2.0}, {"top_p": 0.7}, {"min_p": 0.1}], ids=str
 )
-def test_tokens_are_drawn_by_the_changed_scores_and_the_logits_stay(
+def test_tokens_are_drawn_by_adjusted_scores_and_logits_stay(
     kernels: Unit, way: dict, name: str, order: str
 ) -> None:
     n, block, t = facts(name)
@@ -173,7 +173,7 @@ def test_what_is_asked_of_a_row_changes_no_other(kernels: Unit) -> None:
     assert beside["likely_logprobs"][1].tobytes() == alone["likely_logprobs"][0].tobytes()
 
 
-def test_scores_of_minus_infinity_are_reported_as_such_and_nothing_revives_them(
+def test_scores_of_minus_infinity_stay_so_and_are_reported(
     kernels: Unit,
 ) -> None:
     x = np.full((ROWS, 70), -np.inf, np.float32)

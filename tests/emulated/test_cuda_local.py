@@ -16,7 +16,7 @@ from rlx_ray.host import this_host
 from rlx_ray.inference.loader import TargetLoader, tiered
 from rlx_ray.inference.local import LocalModel
 from rlx_ray.job.build import build
-from rlx_ray.job.local import load as open_local
+from rlx_ray.job.compile_miss import load as open_local
 from rlx_ray.runtime.executable import pad_tokens
 from rlx_ray.target import target
 from rlx_serve.table import open_table

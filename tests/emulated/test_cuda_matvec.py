@@ -143,7 +143,7 @@ def test_a_norm_before_and_a_residual_behind(kernels: Unit, t: DType) -> None:
 
 
 @each_type
-def test_a_layer_norm_before_that_is_kept_and_an_activation_behind(kernels: Unit, t) -> None:
+def test_a_layer_norm_before_is_kept_and_an_activation_follows(kernels: Unit, t) -> None:
     rng = np.random.default_rng(8)
     w, x = values(rng, (32, 200), t), values(rng, (2, 200), t) + NUMPY[t].type(2)
     gain, shift, bias = floats(rng, 200), floats(rng, 200), floats(rng, 32)
@@ -210,7 +210,7 @@ def test_every_scheme_goes_from_a_file_to_the_device(kernels: Unit, text: str) -
     assert np.linalg.norm(got - want) <= 5e-4 * np.linalg.norm(want)
 
 
-def test_any_order_of_threads_and_any_neighbours_give_the_same_bits(kernels: Unit) -> None:
+def test_any_thread_order_and_any_neighbour_give_equal_bits(kernels: Unit) -> None:
     rng = np.random.default_rng(6)
     blocks, x = random_blocks(rng, "b4m", 16, 96), values(rng, (3, 96), DType.F16)
     y = empty((3, 16), DType.F16)

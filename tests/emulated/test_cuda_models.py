@@ -15,7 +15,7 @@ from rlx_ray.compiler.compile import compile, stages
 from rlx_ray.compiler.cpu import zig
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.component import CompileProfile, ModelPhase, ModelVariant, Preset
-from rlx_ray.job.build import Limits, build
+from rlx_ray.job.build import BuildLimits, build
 from rlx_ray.runtime.executable import NUMPY, pad_tokens
 from rlx_ray.target import CUDA_TARGETS, toolchain_for
 from tests.support.cuda_plans import Card, blob
@@ -113,7 +113,7 @@ def test_minilm_embeddings_of_one_run_of_rows_are_the_references(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "bound"), [("f16", 5e-4), ("bf16", 4e-3)])
-def test_minilm_of_common_kernels_gives_the_references_in_sixteen_bits(
+def test_minilm_of_common_kernels_agrees_in_sixteen_bits(
     tmp_path: Path, precision: str, bound: float
 ) -> None:
     needs_minilm()
@@ -151,11 +151,11 @@ def test_smollm2_draws_the_references_tokens(
     assert generated(card, SHORT["input_ids"], 16) == SHORT["greedy_ids"][:16]
 
 
-def test_an_artifact_is_a_cubin_a_plan_and_their_text_and_the_same_anywhere(
+def test_an_artifact_is_cubin_plan_and_text_and_reproducible(
     tmp_path: Path,
 ) -> None:
     spec = minilm(tmp_path, 1, 16).cells[0].spec
-    here, child = compile(spec), build(spec, Limits())
+    here, child = compile(spec), build(spec, BuildLimits())
     assert here.blobs == child.blobs
     assert [ref.role for ref in here.manifest.blobs] == ["code", "plan", "text"]
     plan = LaunchPlan.loads(blob(here, "plan"))
@@ -189,7 +189,7 @@ def test_the_models_kernels_compile_for_every_target(tmp_path: Path, model: str,
         assert code.startswith(b"//" if wanted.cpu == "compute_80" else b"\x7fELF")
 
 
-def test_every_launch_of_the_models_is_within_what_each_architecture_has(tmp_path: Path) -> None:
+def test_every_launch_fits_what_its_architecture_has(tmp_path: Path) -> None:
     for make in MODELS.values():
         for cell in make(tmp_path).cells:
             program = stages(cell.spec).program

@@ -98,7 +98,7 @@ def test_a_residual_may_be_replaced_by_the_sum(kernels: Unit, kind: str) -> None
     assert both["y"].tobytes() == one["y"].tobytes()
 
 
-def test_a_row_has_the_same_bits_in_any_order_and_beside_any_other(kernels: Unit) -> None:
+def test_a_row_has_its_bits_in_any_order_beside_any_other(kernels: Unit) -> None:
     n, rows, _ = SIZES["few_rows"]
     rng = np.random.default_rng(2)
     x = floats(rng, rows, n).astype(NUMPY[DType.BF16])

@@ -113,7 +113,7 @@ def test_a_prompt_and_what_follows_agree_with_float64(tmp_path: Path, kind: str)
     np.testing.assert_allclose(got, want[38:], atol=3e-5)
 
 
-def test_sequences_of_a_batch_and_pieces_of_a_prompt_agree_with_float64(tmp_path: Path) -> None:
+def test_batches_and_parts_of_a_prompt_agree_with_float64(tmp_path: Path) -> None:
     model = Decoder(tmp_path, {"window": 30, "qkv_bias": True})
     long, short = text(50, 1), text(9, 2)
     want, other = model.want(long), model.want(short)

@@ -178,9 +178,7 @@ def test_a_row_without_a_number_gives_its_first_token(kernels: Unit) -> None:
 
 
 @each_type
-def test_an_infinite_score_is_taken_and_so_is_the_best_without_a_temperature(
-    kernels: Unit, t: DType
-) -> None:
+def test_infinite_scores_and_temperature_zero_take_the_best(kernels: Unit, t: DType) -> None:
     x = values(np.random.default_rng(7), (ROWS, 70), t)
     x[0, 5] = np.inf
     x[1, 9] = x[1, 3] = np.inf

@@ -196,7 +196,7 @@ def test_a_product_of_matrices_and_their_transposes(library: ctypes.CDLL) -> Non
         assert (blocks[m // 2, m % 2] == a[rows : rows + 8, columns : columns + 8].T).all()
 
 
-def test_shuffled_orders_differ_from_launch_to_launch_only_by_their_seed(library) -> None:
+def test_shuffled_orders_differ_only_by_their_seed(library) -> None:
     found = []
     for _ in range(2):
         y = fresh()

@@ -45,7 +45,7 @@ async def say(engine: HeldEngine, count: int) -> list[int]:
     return [chosen.token async for batch in stream for chosen in batch.chosen]
 
 
-def test_models_take_turns_on_a_card_and_one_that_speaks_is_not_cut(
+def test_models_share_a_device_and_a_running_one_is_not_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs(zig.installed_version(), "the C compiler is missing: pip install 'rlx_ray[build]'")

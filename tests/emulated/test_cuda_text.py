@@ -13,8 +13,8 @@ from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.engine import device_sampling
 from rlx_ray.engine.sampling import Chosen, Sampling
 from rlx_ray.errors import VariantMissing
-from rlx_ray.inference.text import TextModel
-from rlx_ray.job.local import load as open_local
+from rlx_ray.inference.text_model import TextModel
+from rlx_ray.job.compile_miss import load as open_local
 from tests.emulated.test_cuda_local import CPU, LADDER, config
 from tests.support.emulated_loader import put_in_card
 from tests.support.llama_checkpoint import write_tiny_llama
@@ -92,7 +92,7 @@ def check_chosen(got: Sequence[Chosen], want: Sequence[Chosen]) -> None:
         assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-5)
 
 
-def test_text_of_a_card_is_the_cpus_and_only_what_is_asked_for_is_read(speakers) -> None:
+def test_a_device_writes_the_cpus_text_and_reads_no_extra_logits(speakers) -> None:
     on_cpu, on_card, read = speakers
     want = {name: answers(on_cpu, how)[0] for name, how in KINDS.items()}
     for name, how in KINDS.items():
@@ -109,7 +109,7 @@ def test_text_of_a_card_is_the_cpus_and_only_what_is_asked_for_is_read(speakers)
     assert max(read) == 160, "of two sequences the 20 likeliest"
 
 
-def test_a_seed_draws_the_same_beside_any_other_stream_of_the_card(speakers) -> None:
+def test_a_seed_draws_alike_beside_any_other_stream(speakers) -> None:
     on_cpu, on_card, read = speakers
     read.clear()
     plain, penalised = (answers(on_card, how)[0] for how in (SEEDED, PENALISED))
@@ -121,7 +121,7 @@ def test_a_seed_draws_the_same_beside_any_other_stream_of_the_card(speakers) -> 
     assert greedy not in (ids(plain), ids(penalised))
 
 
-def test_a_stream_with_more_changes_than_the_card_has_room_for_is_drawn_from_the_logits(
+def test_adjustments_past_the_devices_room_draw_on_the_host(
     speakers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_cpu, on_card, read = speakers

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx_ray.artifact.launch_plan import NULL, GemmStep, KernelStep, LaunchPlan, Slot
+from rlx_ray.artifact.launch_plan import NULL, Address, GemmStep, KernelStep, LaunchPlan
 from rlx_ray.artifact.manifest import PREFIX, Binding, BindingManifest, BlobRef, WeightsManifest
 from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.compiler.cuda.constants import Operand
@@ -20,7 +20,7 @@ from rlx_ray.compiler.cuda.source import unit
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError, InputError
 from rlx_ray.runtime.device_context import DeviceContext
-from rlx_ray.runtime.launches import LaunchExecutable, copy_ranges
+from rlx_ray.runtime.launch_executable import LaunchExecutable, copy_ranges
 from rlx_ray.runtime.weights import Weights
 from tests.support.cuda_device import EmulatedDevice, HostGraph
 from tests.support.needs import needs
@@ -56,13 +56,21 @@ BINDING = BindingManifest(
 PLAN = LaunchPlan(
     "sm_90",
     (
-        GemmStep(Slot("arena", 0), Slot("param"), Slot("arena", 1024), ROWS, N, K, K, K, N),
+        GemmStep(
+            Address("arena", 0), Address("param"), Address("arena", 1024), ROWS, N, K, K, K, N
+        ),
         KernelStep(
             "summed",
             ADD.launch.grid,
             ADD.launch.block,
             ADD.launch.shared,
-            (Slot("arena", 1024), Slot("cache"), Slot("arena", 3072), NULL, Slot("arena", 2048)),
+            (
+                Address("arena", 1024),
+                Address("cache"),
+                Address("arena", 3072),
+                NULL,
+                Address("arena", 2048),
+            ),
             "bias",
         ),
     ),
@@ -229,9 +237,7 @@ def test_inputs_go_over_in_as_few_copies_as_their_places_allow(
     assert first.staged[256:].view(np.float32).tolist() == [2, 2, 2, 2]
 
 
-def test_of_an_input_that_is_given_in_part_only_the_part_is_copied(
-    card: Card, weights: Weights
-) -> None:
+def test_of_an_input_given_in_part_only_the_part_is_copied(card: Card, weights: Weights) -> None:
     some = replace(BINDING.inputs[0], layout=PREFIX)
     binding = replace(BINDING, inputs=(*BINDING.inputs[1:], some))
     run = load(DeviceContext(card), weights, binding=binding)
@@ -292,9 +298,7 @@ def test_the_arena_is_as_large_as_the_largest_executable_wants(
     assert card.captures == 3
 
 
-def test_what_must_be_zero_is_so_after_another_executable_wrote_there(
-    card: Card, weights: Weights
-) -> None:
+def test_zeros_are_restored_after_another_executable_wrote(card: Card, weights: Weights) -> None:
     resident = DeviceContext(card)
     careful = load(resident, weights)
     binding = replace(BINDING, inputs=(*BINDING.inputs, Binding("dirt", DType.F32, (N,), 3072)))
@@ -378,8 +382,8 @@ def test_a_cache_of_another_size_or_device_is_refused(
     [
         ({"adjacent": ((0, 1, 1024),)}, "reads parameters 0 and 1 as one"),
         ({"zeroed": ((4000, 256),)}, "behind the arena"),
-        ({"steps": (replace(PLAN.steps[0], a=Slot("arena", 4096)),)}, "'GemmStep' names"),
-        ({"steps": (replace(PLAN.steps[0], b=Slot("param", 0, 2)),)}, r"\['param', 0, 2\]"),
+        ({"steps": (replace(PLAN.steps[0], a=Address("arena", 4096)),)}, "'GemmStep' names"),
+        ({"steps": (replace(PLAN.steps[0], b=Address("param", 0, 2)),)}, r"\['param', 0, 2\]"),
         ({"steps": (replace(PLAN.steps[1], kernel="sub"),)}, "no kernel 'sub'"),
     ],
 )

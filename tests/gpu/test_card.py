@@ -95,7 +95,7 @@ def test_a_full_card_is_a_typed_error_and_the_next_call_works(card: CudaDevice) 
     assert out.tolist() == [0, 1]
 
 
-def test_code_that_is_none_and_kernels_that_are_missing_are_refused(card: CudaDevice) -> None:
+def test_broken_code_and_missing_kernels_are_refused(card: CudaDevice) -> None:
     with pytest.raises(DeviceError, match="refused the code"):
         card.module(b"no cubin", {})
     unit = CardUnit(card, [instance("iota", "count", rows=4, period=2)])

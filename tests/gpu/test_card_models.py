@@ -14,8 +14,8 @@ from rlx_ray.component import CompileProfile, Preset
 from rlx_ray.config.load import load
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.inference.local import LocalModel
-from rlx_ray.inference.text import TextModel
-from rlx_ray.job.local import load as open_local
+from rlx_ray.inference.text_model import TextModel
+from rlx_ray.job.compile_miss import load as open_local
 from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.target import Target
 from tests.support.needs import needs_card, needs_minilm, needs_smollm2
@@ -54,7 +54,7 @@ def test_minilm_gives_the_reference_embeddings(best: Target, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("f32", 2e-5), ("f16", 5e-4), ("bf16", 4e-3)])
-def test_minilm_in_one_run_of_rows_gives_the_reference_embeddings(
+def test_minilm_in_one_run_of_rows_gives_the_reference(
     best: Target, tmp_path: Path, precision: str, bound: float
 ) -> None:
     needs_minilm()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.host import Host
 from rlx_ray.target import target
 from rlx_serve.fleet import Cluster, choose
@@ -50,7 +50,7 @@ def test_the_rendered_overlay_is_valid(docs: list[Doc]) -> None:
         assert complaints(doc) == []
 
 
-def test_gpu_pods_are_like_the_cpu_pods_but_for_node_image_and_size(
+def test_gpu_pods_differ_from_cpu_pods_in_node_image_and_size(
     groups: dict[str, Doc],
 ) -> None:
     assert set(groups) == {"cpu", "gpu"}
@@ -67,7 +67,7 @@ def test_gpu_pods_are_like_the_cpu_pods_but_for_node_image_and_size(
     assert "AS gpu" in (K8S / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_only_cuda_replicas_fit_the_gpu_pods_and_each_finds_its_gpu(
+def test_only_cuda_replicas_fit_gpu_pods_and_each_has_a_gpu(
     groups: dict[str, Doc], config: Config
 ) -> None:
     group, placement = groups["gpu"], config.serve.placement(CUDA)

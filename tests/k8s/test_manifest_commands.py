@@ -20,7 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.component import CompilationMode
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.host import this_host
 from rlx_ray.target import target
 from tests.k8s.manifests import BASE, ROOT, base, one, pods, ray_job
@@ -49,7 +49,7 @@ def test_ray_takes_the_serve_config() -> None:
     assert schema.applications[0].import_path == "rlx_serve.app:build_app"
 
 
-def test_the_serve_config_is_the_projects_but_for_path_and_placement() -> None:
+def test_the_serve_config_differs_in_path_and_placement_alone() -> None:
     ours = serve_config()
     theirs = yaml.safe_load((ROOT / "serve" / "serve.yaml").read_text(encoding="utf-8"))
     (app,) = ours["applications"]
@@ -67,7 +67,7 @@ def test_the_config_loads_and_serves_only_what_was_prebuilt(config: Config) -> N
     assert [t.name for t in config.targets] == ["cpu-x86_64-v3"]
 
 
-def test_serve_waits_longer_than_the_config_and_the_pod_longer_than_both(config: Config) -> None:
+def test_drain_times_grow_from_config_to_serve_to_pod(config: Config) -> None:
     limit = serve_config()["http_options"]["request_timeout_s"]
     assert limit > config.serve.request_timeout_s
     for path, template in pods(one(base(), "RayService")):

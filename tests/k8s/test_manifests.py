@@ -306,7 +306,7 @@ def test_the_overlay_sets_nodes_and_sizes_of_the_cpu_group(overlay: list[Doc]) -
     )
 
 
-def test_a_changed_config_changes_the_name_that_the_endpoint_mounts(overlay: list[Doc]) -> None:
+def test_a_changed_config_changes_the_name_that_is_mounted(overlay: list[Doc]) -> None:
     name = one(overlay, "ConfigMap", "rlx-config")["metadata"]["name"]
     assert re.fullmatch(r"rlx-config-\w{10}", name)
     for _, template in pods(endpoint(overlay)):

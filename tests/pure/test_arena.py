@@ -47,7 +47,7 @@ def test_the_arena_is_within_a_tenth_of_the_liveness_bound(config, batch: int, s
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 7, 8])
 @pytest.mark.parametrize("seq", [1, 4, 6, 16])
-def test_every_way_to_cut_puts_a_barrier_before_a_read_of_the_whole(batch: int, seq: int) -> None:
+def test_every_cut_puts_a_barrier_before_a_read_of_the_whole(batch: int, seq: int) -> None:
     mir = stages(bert(), batch, seq, target=target("cpu-x86_64-v3")).mir
     known = analyse(mir)
     assert (known.sequences, known.rows) == (batch, batch * seq)
@@ -62,7 +62,7 @@ def test_every_way_to_cut_puts_a_barrier_before_a_read_of_the_whole(batch: int, 
                     assert not any(known.root[i] in one.nodes for i in node.inputs)
 
 
-def test_a_batch_is_one_region_a_pair_is_cut_into_rows_and_one_text_into_columns() -> None:
+def test_batches_pairs_and_single_texts_are_cut_their_own_way() -> None:
     wide = stages(bert(**MINILM), 8, 128, target=target("cpu-x86_64-v3")).program
     assert [r.axis for r in wide.regions] == ["sequences"]
     pair = stages(bert(**MINILM), 2, 64, target=target("cpu-x86_64-v3")).program
@@ -72,7 +72,7 @@ def test_a_batch_is_one_region_a_pair_is_cut_into_rows_and_one_text_into_columns
     assert {r.axis for r in short.regions} == {"rows", "columns", "heads", "each"}
 
 
-def test_a_hidden_tile_that_leaves_the_cache_is_made_some_columns_at_a_time() -> None:
+def test_a_hidden_tile_too_large_for_the_cache_is_cut_by_columns() -> None:
     made = stages(bert(**MINILM), 8, 128, target=target("cpu-x86_64-v3")).program
     calls = [c for r in made.regions for c in r.calls if "layer.0.up" in c.origin]
     assert len(calls) > 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
+from rlx_ray.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rlx_ray.component import (
     Homogeneous,
     LayerComposition,
@@ -73,7 +73,7 @@ def test_minilm_is_read_as_what_it_is() -> None:
     assert len(info.fingerprint) == 64
 
 
-def test_the_float64_reference_agrees_with_transformers_on_minilm() -> None:
+def test_the_float64_reference_agrees_with_transformers() -> None:
     ckpt = open_checkpoint(needs_minilm())
     config = json.loads(ckpt.text("config.json") or "")
     tensors = {n: t.read() for n, t in ckpt.tensors.items()}
@@ -183,7 +183,7 @@ def limits(folder: Path) -> int:
     return info_of(folder).limits.max_tokens
 
 
-def test_the_limit_is_the_heads_then_the_tokenizers_then_the_positions(tmp_path: Path) -> None:
+def test_the_limit_is_of_head_then_tokenizer_then_positions(tmp_path: Path) -> None:
     write_tiny_bert(tmp_path, positions=64, max_tokens=48)
     tokenizer = tmp_path / "tokenizer_config.json"
     tokenizer.write_text('{"model_max_length": 40}')

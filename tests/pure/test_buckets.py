@@ -85,7 +85,7 @@ def test_mixed_lengths_waste_less_than_one_padded_batch() -> None:
     assert computed < 32 * 128 / 2
 
 
-def test_a_mixed_list_takes_a_ragged_variant_and_a_single_text_a_padded_one() -> None:
+def test_mixed_lists_run_ragged_and_single_texts_padded() -> None:
     lengths = list(itertools.islice(itertools.cycle([6, 9, 14, 30, 12, 60, 8, 120]), 24))
     batches = cut(lengths, LADDER + RAGGED)
     assert [b.variant for b in batches] == [RAGGED[1]]
@@ -94,7 +94,7 @@ def test_a_mixed_list_takes_a_ragged_variant_and_a_single_text_a_padded_one() ->
         assert single.variant == ModelVariant.encoder(1, seq)
 
 
-def test_where_all_rows_are_computed_a_mixed_list_takes_the_run_of_least_rows() -> None:
+def test_where_all_rows_are_computed_the_least_rows_win() -> None:
     lengths = [120, 60, *[9] * 8]  # 252 tokens
     batches = cut(lengths, LADDER + RAGGED, packed=False)
     assert [b.variant for b in batches] == [RAGGED[0]]
@@ -110,7 +110,7 @@ def test_a_ragged_variant_takes_no_more_rows_than_it_has() -> None:
         cut([101], (ModelVariant.encoder(64, 256).with_extra(2, 100),))
 
 
-def test_past_the_largest_variant_names_both_numbers_and_the_row_to_add() -> None:
+def test_past_the_largest_variant_both_numbers_are_named() -> None:
     with pytest.raises(InputError) as caught:
         cut([3, 300])
     text = str(caught.value)

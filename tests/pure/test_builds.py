@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import asyncio
 
-from rlx_ray.config.spec import StoreSpec
-from rlx_ray.errors import CompileError
-from rlx_ray.job.build import Limits
+from rlx_ray.config.schema import StoreSpec
+from rlx_ray.errors import CompileError, Failure
+from rlx_ray.job.build import BuildLimits
+from rlx_ray.job.build_task import BuildOutcome
 from rlx_ray.spec import BuildSpec
-from rlx_serve.builds import Builds, Record, Run
-from rlx_serve.problems import Failure
+from rlx_serve.builds import Builds, Run
 from rlx_serve.variants import Held
 from tests.support.specs import make_spec
 
@@ -21,16 +21,16 @@ class Clock:
 
 def make(run: Run) -> tuple[Builds, Clock]:
     clock = Clock()
-    return Builds(StoreSpec("memory://x", "/nowhere"), Limits(), run, clock), clock
+    return Builds(StoreSpec("memory://x", "/nowhere"), BuildLimits(), run, clock), clock
 
 
 def digest(spec_json: bytes) -> str:
     return BuildSpec.loads(spec_json).digest
 
 
-async def built(spec_json: bytes) -> Record:
+async def built(spec_json: bytes) -> BuildOutcome:
     await asyncio.sleep(0.01)
-    return Record(digest(spec_json), "built", 0.01)
+    return BuildOutcome(digest(spec_json), "built", 0.01)
 
 
 def test_all_who_ask_for_one_variant_share_one_build() -> None:
@@ -69,8 +69,8 @@ def test_a_client_that_leaves_does_not_end_the_build() -> None:
 
 
 def test_what_another_had_built_is_not_counted() -> None:
-    async def present(spec_json: bytes) -> Record:
-        return Record(digest(spec_json), "present", 0.0)
+    async def present(spec_json: bytes) -> BuildOutcome:
+        return BuildOutcome(digest(spec_json), "present", 0.0)
 
     async def scene() -> None:
         builds, _ = make(present)
@@ -80,8 +80,8 @@ def test_what_another_had_built_is_not_counted() -> None:
     asyncio.run(scene())
 
 
-def test_a_failure_comes_back_typed_and_is_tried_again_after_a_few_seconds() -> None:
-    async def fail(spec_json: bytes) -> Record:
+def test_a_failure_is_typed_and_is_tried_again_after_seconds() -> None:
+    async def fail(spec_json: bytes) -> BuildOutcome:
         raise CompileError("it does not compile.", "Mend it.")
 
     async def scene() -> None:

@@ -12,13 +12,15 @@ from types import SimpleNamespace
 import pytest
 
 from rlx_ray.job import child
-from rlx_ray.job.child import Ended, Limit
+from rlx_ray.job.child import ChildExit, Limit
 
 MIB = 1 << 20
 TAKE = "import time; held = b'1' * ({} << 20); time.sleep({})"
 
 
-def run(code: str, *words: str, given: bytes = b"", seconds: float = 60.0, mib: int = 512) -> Ended:
+def run(
+    code: str, *words: str, given: bytes = b"", seconds: float = 60.0, mib: int = 512
+) -> ChildExit:
     return child.run([sys.executable, "-c", code, *words], given, seconds, mib * MIB)
 
 

@@ -97,7 +97,7 @@ def test_variant_keys_are_equal_exactly_when_the_variants_are(
 
 
 @given(COMPOSITIONS, COMPOSITIONS)
-def test_composition_keys_are_equal_exactly_when_the_compositions_are(
+def test_composition_keys_are_equal_as_the_compositions_are(
     one: LayerComposition, other: LayerComposition
 ) -> None:
     assert (composition_key(one) == composition_key(other)) == (one == other)

@@ -383,6 +383,6 @@ def test_a_profile_mapping_changes_the_preset_of_each_rows_phase(tmp_path: Path)
     assert profiles(tmp_path, "encoder", None, change)[2] == over(Preset.LLAMA32_DECODE)
 
 
-def test_a_bad_profile_of_the_model_is_refused_even_if_no_row_uses_it(tmp_path: Path) -> None:
+def test_a_bad_profile_is_refused_even_if_no_row_uses_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\$\.models\[0\]\.profile\.zzz"):
         profiles(tmp_path, {"zzz": 1}, "auto", "auto")

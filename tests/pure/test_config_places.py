@@ -48,7 +48,7 @@ def test_relative_places_are_taken_from_the_configs_folder(
     assert config.models[0].source == source.format(up=tmp_path)
 
 
-def test_the_override_replaces_the_store_and_is_relative_to_the_working_directory(
+def test_a_store_override_is_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,7 +59,7 @@ def test_the_override_replaces_the_store_and_is_relative_to_the_working_director
         assert load(path, store_override="s3://b/x").store.url == "s3://b/x"
 
 
-def test_host_is_the_best_target_of_this_machine_and_no_target_counts_twice(tmp_path: Path) -> None:
+def test_host_is_this_machines_best_target_and_counts_once(tmp_path: Path) -> None:
     best = this_host().best()
     assert loaded(tmp_path, (("targets",), ["host"])).targets == (best,)
     assert loaded(tmp_path, (("targets",), ["host", best.name])).targets == (best,)
@@ -90,7 +90,7 @@ def test_serve_reads_every_field(tmp_path: Path) -> None:
     assert loaded(tmp_path, (("serve",), {"warm": []})).serve == ServeSpec()
 
 
-def test_a_targets_entry_counts_before_its_kinds_and_that_before_the_default(
+def test_a_targets_entry_wins_over_its_kinds_and_the_default(
     tmp_path: Path,
 ) -> None:
     values = {

@@ -123,9 +123,7 @@ def test_copies_there_and_back_are_whole_whatever_their_size(
     assert {stream for _, _, stream in fake.of("copy")} == {device.stream.ptr}
 
 
-def test_small_copies_do_not_wait_and_staged_bytes_are_not_overwritten(
-    fake: FakeCupy, device: CudaDevice
-) -> None:
+def test_small_copies_do_not_wait_and_staged_bytes_stay(fake: FakeCupy, device: CudaDevice) -> None:
     memory = device.allocate(1 << 20)
     for _ in range(4):
         device.write(memory.address, np.zeros(1 << 20, np.uint8))
@@ -150,9 +148,7 @@ def test_memory_is_given_back_with_its_holder(fake: FakeCupy, device: CudaDevice
     assert fake.held["memory"] == before
 
 
-def test_kernels_are_launched_with_addresses_on_the_devices_stream(
-    fake: FakeCupy, device: CudaDevice
-) -> None:
+def test_kernels_get_addresses_on_the_devices_stream(fake: FakeCupy, device: CudaDevice) -> None:
     module = device.module(b"cubin", {"norm": 60000, "add": 0})
     assert fake.of("load") == [(b"cubin",)]
     assert fake.of("attribute") == [(4, 8, 60000), (3, 8, 0)]
@@ -177,7 +173,7 @@ def test_code_that_is_refused_says_by_whom(
     assert type(caught.value) is kind
 
 
-def test_code_is_unloaded_under_the_context_whichever_thread_lets_it_go(
+def test_code_is_unloaded_under_the_context_on_any_thread(
     fake: FakeCupy, device: CudaDevice
 ) -> None:
     held = [device.module(b"cubin", {"norm": 0, "other": 0})]
@@ -229,7 +225,7 @@ def test_statuses_are_typed(
     assert fake.held["current"] == 0
 
 
-def test_a_capture_holds_what_is_enqueued_and_is_ended_where_that_fails(
+def test_a_capture_holds_what_is_enqueued_and_ends_on_failure(
     fake: FakeCupy, device: CudaDevice
 ) -> None:
     module = device.module(b"cubin", {"norm": 0})

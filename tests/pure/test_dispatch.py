@@ -18,7 +18,7 @@ from rlx_ray.errors import (
     VariantMissing,
 )
 from rlx_ray.inference.fallback import PASSED_ON
-from rlx_serve.dispatch import Answer, Call, CallResult, Lane, Route, embed
+from rlx_serve.embedding import Answer, Call, CallResult, Lane, Route, embed
 
 VARIANTS = tuple(ModelVariant.encoder(b, s) for b in (1, 4) for s in (8, 16))
 
@@ -67,7 +67,7 @@ def test_vectors_come_back_in_the_order_of_the_texts() -> None:
     assert answer.embedded.truncated == 2
 
 
-def test_headers_list_each_variant_once_with_its_key_and_first_tier() -> None:
+def test_headers_list_each_variant_once_with_its_first_tier() -> None:
     fake = Fake()
     headers = run(texts(*[2] * 9, 16), lane(fake)).headers()
     variants = headers["x-rlx-variant"].split(", ")
@@ -119,7 +119,7 @@ def test_other_errors_are_not_passed_on(error: Exception) -> None:
     assert not second.calls
 
 
-def test_a_text_past_the_largest_variant_goes_to_an_executor_that_has_a_larger_one() -> None:
+def test_a_long_text_goes_to_an_executor_with_a_larger_variant() -> None:
     small, large = lane(Fake(), variants=VARIANTS[:1]), lane(Fake(), "cpu-b")
     assert run(texts(12), small, large).used[0][0].variant == "encoder:b1:s16"
     with pytest.raises(InputError, match=r"17 tokens.* takes 16.*models\[0\].matrix"):

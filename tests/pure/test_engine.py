@@ -79,7 +79,7 @@ def test_who_names_no_length_gets_what_the_cache_has_room_for() -> None:
     engine.close()
 
 
-def test_a_fault_of_the_scheduler_ends_every_stream_and_closes_the_engine(
+def test_a_scheduler_fault_ends_all_streams_and_the_engine(
     flaky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, engine = flaky

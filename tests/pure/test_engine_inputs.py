@@ -142,9 +142,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("sampling", KINDS, ids=str)
-def test_penalties_biases_and_logprobs_are_the_devices_and_as_the_hosts(
-    device, sampling: Sampling
-) -> None:
+def test_penalties_biases_and_logprobs_equal_the_hosts(device, sampling: Sampling) -> None:
     decoder, on_device = device
     on_host = engine(Drawing("logits"))
     request = Request((1, 2), 2, sampling)
@@ -166,7 +164,7 @@ def test_the_device_counts_what_it_has_drawn(device) -> None:
     assert decoder.changed == [1, 2, 3, 4]
 
 
-def test_a_stream_with_more_changes_than_there_is_room_for_is_drawn_from_the_logits(device) -> None:
+def test_adjustments_past_the_room_are_drawn_on_the_host(device) -> None:
     decoder, on_device = device
     on_host = engine(Drawing("logits"))
     long = Request((1, 2, 3, 4, 5), 3, Sampling(seed=1, repetition_penalty=1.5))
@@ -176,7 +174,7 @@ def test_a_stream_with_more_changes_than_there_is_room_for_is_drawn_from_the_log
     on_host.close()
 
 
-def test_a_stream_that_outgrows_the_room_goes_on_alike_beside_any_other(device) -> None:
+def test_a_stream_that_outgrows_the_room_goes_on_alike(device) -> None:
     """From the step on in which it has ROOM + 1 different tokens."""
     decoder, on_device = device
     growing = Request((1, 2), 6, Sampling(temperature=0, repetition_penalty=100.0))

@@ -29,7 +29,7 @@ def box(*devices: str) -> Host:
     return Host("x86_64", frozenset(V3.features), "some", devices)
 
 
-def test_this_machine_alone_gets_what_it_runs_and_says_why_not_the_rest() -> None:
+def test_one_machine_gets_what_it_runs_and_reasons_for_the_rest() -> None:
     fleet = choose(ALL, ServeSpec(), box(), OWN)
     assert fleet.targets == (V3,)
     assert {name: fleet.passed_over[name] for name in ("cuda-sm_90", "cpu-aarch64")} == {
@@ -49,11 +49,11 @@ def test_executors_here_claim_no_more_devices_than_there_are() -> None:
     assert choose(ALL, two, box("sm_90"), OWN).targets == (V3,)
 
 
-def test_a_cluster_of_several_nodes_gets_all_from_a_head_without_a_gpu() -> None:
+def test_a_head_without_a_gpu_places_all_on_several_nodes() -> None:
     assert choose(ALL, ServeSpec(), box(), Cluster(2, 0, own=False)).targets == ALL
 
 
-def test_a_lone_node_gets_cuda_executors_if_it_has_a_gpu_or_the_config_says_where() -> None:
+def test_a_lone_node_gets_cuda_with_a_gpu_or_if_placed() -> None:
     lone = Cluster(1, 0, own=False)
     fleet = choose(ALL, ServeSpec(), box(), lone)
     assert fleet.targets == (V3,)
@@ -107,7 +107,7 @@ CRASH = ("DEPLOY_FAILED", 0, "Failed 3 times.\nTraceback:\n \x1b[36mConfigError\
 MODELS = {"m": ("gpu", "cpu")}
 
 
-def test_an_executor_is_absent_while_no_replica_runs_and_says_why() -> None:
+def test_an_executor_without_replicas_is_absent_and_says_why() -> None:
     app = deployed(**CORE, cpu=UP, gpu=WAITING, slow=NEW, bad=CRASH, half=("UNHEALTHY", 1, "x"))
     assert absences(app, ("gpu", "cpu", "slow", "bad", "half", "none")) == {
         "gpu": "its executor has no replica yet: a has 1 replicas that have taken more than 30s.",
@@ -129,7 +129,7 @@ def test_an_executor_is_absent_while_no_replica_runs_and_says_why() -> None:
         (CRASH, CRASH, False, True, True),
     ],
 )
-def test_a_model_is_served_by_any_executor_and_lost_with_the_last(
+def test_a_model_is_served_until_its_last_executor_is_lost(
     gpu, cpu, served: bool, done: bool, failed: bool
 ) -> None:
     app = deployed(**CORE, gpu=gpu, cpu=cpu)

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 
 from rlx_ray.checkpoint import folder
-from rlx_ray.checkpoint.source import open_checkpoint
+from rlx_ray.checkpoint.checkpoint import open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.errors import CheckpointError, ConfigError, RlxError
 from tests.support.gguf_file import TINY, gguf_bytes, tiny_gguf, tiny_tensors

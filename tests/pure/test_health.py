@@ -9,25 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlx_ray.errors import DeviceError, DeviceLost, EngineError
-from rlx_serve.executor import Executor
+from rlx_ray.errors import DeviceError, DeviceLost, EngineError, Failure
+from rlx_serve.health import DeviceHealth
 from rlx_serve.holding import Holding
-from rlx_serve.problems import Failure
 from rlx_serve.speaking import Speakers
 
 
-def test_a_lost_device_fails_the_health_check_and_a_refused_call_does_not() -> None:
-    replica = Executor.__new__(Executor)
-    replica._lost = None
-    replica._speakers = SimpleNamespace(check=lambda: None)
-    assert replica._failure(DeviceError("refused.")) == Failure("DeviceError", "refused.", "")
-    replica.check_health()
-    assert replica._failure(DeviceLost("gone.")) == Failure("DeviceLost", "gone.", "")
+def test_only_a_lost_device_fails_the_health_check() -> None:
+    health = DeviceHealth()
+    assert health.failure(DeviceError("refused.")) == Failure("DeviceError", "refused.", "")
+    health.check()
+    assert health.failure(DeviceLost("gone.")) == Failure("DeviceLost", "gone.", "")
     with pytest.raises(DeviceLost, match="gone"):
-        replica.check_health()
+        health.check()
 
 
-def test_a_failed_engine_fails_the_health_check_and_an_open_one_does_not() -> None:
+def test_only_a_failed_engine_fails_the_health_check() -> None:
     async def story() -> None:
         with ThreadPoolExecutor() as threads:
             holding = Holding(8, 1 << 30, lambda spec: None, threads, threads)

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError
-from rlx_serve.dispatch import Route
+from rlx_serve.embedding import Route
 from rlx_serve.holding import Holding
 from rlx_serve.problems import problem
-from rlx_serve.slots import SlotKey, State
+from rlx_serve.slots import SlotKey, SlotState
 
 
 class Memory:
@@ -90,7 +90,7 @@ async def ask(held: Holding, device: Device, digest: str) -> int:
     return int(outputs["y"][0])
 
 
-def test_a_load_on_a_full_device_evicts_idle_slots_and_tries_once_more(device, threads) -> None:
+def test_a_load_on_a_full_device_evicts_idle_slots_once(device, threads) -> None:
     async def story() -> None:
         held = holding(device, threads)
         for digest in ("1", "2", "3", "3"):
@@ -104,7 +104,7 @@ def test_a_load_on_a_full_device_evicts_idle_slots_and_tries_once_more(device, t
     asyncio.run(story())
 
 
-def test_loads_that_find_a_device_full_at_once_share_the_room_that_is_made(device, threads) -> None:
+def test_loads_on_a_full_device_share_the_room_that_is_made(device, threads) -> None:
     async def story() -> None:
         held = holding(device, threads)
         for digest in ("1", "2"):
@@ -117,7 +117,7 @@ def test_loads_that_find_a_device_full_at_once_share_the_room_that_is_made(devic
     asyncio.run(story())
 
 
-def test_a_device_that_stays_full_sheds_the_load_and_serves_what_it_holds(device, threads) -> None:
+def test_a_full_device_sheds_loads_and_serves_what_it_holds(device, threads) -> None:
     async def story() -> None:
         held = holding(device, threads)
         for digest in ("1", "2"):
@@ -134,7 +134,7 @@ def test_a_device_that_stays_full_sheds_the_load_and_serves_what_it_holds(device
     asyncio.run(story())
 
 
-def test_a_run_without_room_is_tried_once_more_without_the_idle_slots(device, threads) -> None:
+def test_a_run_without_room_is_retried_without_idle_slots(device, threads) -> None:
     async def story() -> None:
         held = holding(device, threads)
         for digest in ("1", "2"):
@@ -222,7 +222,7 @@ def test_a_load_is_told_when_it_begins_and_when_it_is_through(device, threads) -
     async def story() -> None:
         held = holding(device, threads)
         asked = asyncio.create_task(ask(held, device, "1"))
-        for state in (State.LOADING, State.LOADED):
+        for state in (SlotState.LOADING, SlotState.LOADED):
             await held.changed.wait()
             held.changed.clear()
             assert list(held.slots.states().values()) == [state]

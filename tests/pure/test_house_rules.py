@@ -7,6 +7,7 @@ import graphlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_ray_is_started_and_joined_in_one_place() -> None:
 
 
 KINDS = {"cpu", "cuda"}
-TABLES = {"rlx_ray/compiler/backend.py", "rlx_ray/runtime/load.py"}
+TABLES = {"rlx_ray/compiler/backend.py", "rlx_ray/runtime/loaders.py"}
 """Where what depends on a target's kind is looked up; replicas are placed by it as a name in a
 config (`config/serve.py`). All else is a field of Target."""
 
@@ -144,3 +145,63 @@ def test_the_kind_of_a_target_is_asked_in_tables_alone() -> None:
     assert {name for name, ways in found.items() if "table" in ways} == TABLES
     assert {name: ways for name, ways in found.items() if ways - {"table"}} == {}
     assert asked(ast.parse('x = 1 if target.kind == "cuda" else 2')) == {"comparison"}
+
+
+ONE_SUBJECT = {
+    "backend": "each backend's entry, and the choice among them",
+    "bert": "one family: its checkpoints, its graph",
+    "embedding": "plan and merge, and what a request does with them",
+    "llama": "one family: its checkpoints, its graph",
+    "lower": "one level to the next",
+    "plan": "a room's work and its command",
+    "prebuild": "a room's work and its command",
+    "printer": "the text of each level",
+    "reader": "strict reading: of a config, of a component's JSON",
+    "sampling": "tokens from logits: on the host, on a device",
+    "serve": "what a config says of it, and its command",
+    "verify": "the verifier of each level",
+}
+"""Modules of one name in several rooms, and the subject that they share."""
+
+
+def test_modules_of_one_name_share_a_subject() -> None:
+    rooms = Counter(file.stem for file in sources().values() if file.stem != "__init__")
+    assert {name for name, count in rooms.items() if count > 1} == set(ONE_SUBJECT)
+
+
+def test_no_two_rooms_have_a_public_class_of_one_name() -> None:
+    names = Counter(
+        node.name
+        for file in sources().values()
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_a_tests_name_has_at_most_60_characters() -> None:
+    names = [
+        node.name
+        for file in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert len(names) > 1000
+    assert [name for name in names if name.startswith("test_") and len(name) > 60] == []
+
+
+def test_a_section_of_the_design_fits_a_screen() -> None:
+    sections = re.split(r"^## ", (ROOT / "DESIGN.md").read_text(), flags=re.M)
+    assert len(sections) > 15
+    assert {s.splitlines()[0]: s.count("\n") for s in sections if s.count("\n") > 45} == {}
+
+
+def test_files_that_the_design_names_are_there() -> None:
+    files = list(ROOT.glob("*.*"))
+    for folder in ("rlx_ray", "serve", "tests", "docs", "k8s", "configs"):
+        files += (ROOT / folder).rglob("*.*")
+    named = re.findall(
+        r"`([\w/*.-]+\.(?:py|c|h|cu|cuh|md|toml))`", (ROOT / "DESIGN.md").read_text()
+    )
+    assert len(named) > 100
+    assert [name for name in named if not any(file.match(name) for file in files)] == []

@@ -296,7 +296,7 @@ def test_an_unknown_output_is_refused(site: Site) -> None:
 ENGINE = ("model", "replica", "state", "cache_bytes")
 
 
-def test_variants_have_a_row_each_with_the_replicas_that_hold_them(site: Site) -> None:
+def test_variants_are_listed_with_the_replicas_that_hold_them(site: Site) -> None:
     answer = site("GET", "/variants").json()
     rows = answer["rows"]
     names = {"model", "target", "variant", "cache_key", "digest", "status", "reason", "seconds"}
@@ -308,7 +308,7 @@ def test_variants_have_a_row_each_with_the_replicas_that_hold_them(site: Site) -
     assert answer["engines"] == [engine]
 
 
-def test_who_names_no_length_is_not_given_one_that_the_cache_may_lack() -> None:
+def test_a_length_that_is_not_named_fits_the_cache() -> None:
     template = SimpleNamespace(render=lambda messages: "hi")
     tokenizer = SimpleNamespace(encode=lambda text, special=True: [1, 2])
     speaker = Speaker("s", 8, frozenset(), tokenizer, template, (), (), None)

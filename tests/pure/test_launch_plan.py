@@ -6,16 +6,16 @@ import json
 
 import pytest
 
-from rlx_ray.artifact.launch_plan import NULL, GemmStep, KernelStep, LaunchPlan, Slot
+from rlx_ray.artifact.launch_plan import NULL, Address, GemmStep, KernelStep, LaunchPlan
 from rlx_ray.dtype import DType
 from rlx_ray.errors import ArtifactError
 
 PLAN = LaunchPlan(
     "sm_90",
     (
-        KernelStep("k0", (4, 1, 2), 128, 60000, (Slot("arena", 256), NULL), "layer.0.norm1"),
+        KernelStep("k0", (4, 1, 2), 128, 60000, (Address("arena", 256), NULL), "layer.0.norm1"),
         GemmStep(
-            *(Slot("arena", 0), Slot("param", 64, 3), Slot("cache", 8)),
+            *(Address("arena", 0), Address("param", 64, 3), Address("cache", 8)),
             *(2, 3, 4, 4, 4, 3, 5, 8, 12, 6),
             transposed=False,
             dtype=DType.F16,
@@ -34,7 +34,7 @@ def test_a_plan_is_read_as_it_was_written() -> None:
     assert LaunchPlan.loads(data).dumps() == data
 
 
-def test_a_kernel_gets_the_most_shared_memory_that_a_launch_wants() -> None:
+def test_a_kernel_gets_the_most_shared_memory_of_its_launches() -> None:
     assert PLAN.kernels == {"k0": 60000}
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx_ray.artifact.launch_plan import GemmStep, LaunchPlan, Slot
+from rlx_ray.artifact.launch_plan import Address, GemmStep, LaunchPlan
 from rlx_ray.compiler.cuda import emit as cuda
-from rlx_ray.compiler.cuda.launches import Call, Launches
+from rlx_ray.compiler.cuda.launches import KernelLaunch, Launches
 from rlx_ray.compiler.cuda.printer import launches_text
 from rlx_ray.compiler.cuda.verify import verify_launches
 from rlx_ray.compiler.cuda.writer import Writer
@@ -42,11 +42,11 @@ def decoder(
 
 
 def names(program: Launches) -> list[str]:
-    return [s.kernel.template if isinstance(s, Call) else "gemm" for s in program.steps]
+    return [s.kernel.template if isinstance(s, KernelLaunch) else "gemm" for s in program.steps]
 
 
 def constants(program: Launches, template: str) -> list[dict]:
-    calls = [s for s in program.steps if isinstance(s, Call)]
+    calls = [s for s in program.steps if isinstance(s, KernelLaunch)]
     return [dict(c.kernel.constants) for c in calls if c.kernel.template == template]
 
 
@@ -89,13 +89,13 @@ def test_layers_share_their_kernels() -> None:
     assert cuda.emit(many).count("#define RLX_NAME") == len(many.kernels)
 
 
-def test_a_norm_whose_rows_have_no_room_beside_a_product_is_a_launch_of_its_own() -> None:
+def test_a_norm_without_room_beside_a_product_is_launched_alone() -> None:
     big = {"layers": 1, "hidden": 4096, "intermediate": 64, "heads": 2, "kv_heads": 2, "dim": 16}
     assert names(decoder(32, 1, **big)).count("rms_norm") == 3
     assert "rms_norm" not in names(decoder(1, 1, **big))
 
 
-def test_a_norm_that_too_many_blocks_would_repeat_is_a_launch_of_its_own() -> None:
+def test_a_norm_that_many_blocks_would_repeat_is_launched_alone() -> None:
     large = {**WIDE, "layers": 1, "vocab": 131072}
     assert "rms_norm" not in names(decoder(4, 1, **large))  # 8192 blocks, 1 KiB of rows
     found = names(decoder(5, 1, **large))
@@ -103,7 +103,7 @@ def test_a_norm_that_too_many_blocks_would_repeat_is_a_launch_of_its_own() -> No
     assert found.count("rms_norm") == 1
 
 
-def test_gates_that_end_within_a_tile_are_not_read_with_their_ups() -> None:
+def test_gates_ending_within_a_tile_are_read_without_their_ups() -> None:
     together, apart = (decoder(1, 1, **{**WIDE, "intermediate": n}) for n in (128, 120))
     assert [c["gated"] for c in constants(together, "matvec")].count(1) == 2
     assert not any(c["gated"] for c in constants(apart, "matvec"))
@@ -125,15 +125,15 @@ def test_tickets_of_attention_are_zero_before_and_after() -> None:
     program = decoder(1, 1, 1000)
     ((offset, size),) = program.zeroed
     slots = {dict(s.arguments)["tickets"] for s in program.steps if _is_step(s)}
-    assert slots == {Slot("arena", offset)}
+    assert slots == {Address("arena", offset)}
     (buffer,) = (b for b in program.arena.buffers if b.name == "tickets")
     assert (buffer.first, buffer.last) == (0, len(program.steps) - 1)
     assert size == 2 * 4  # a count for each head of keys
     assert not decoder(1, 1, 20).zeroed  # one split needs none
 
 
-def _is_step(step: Call | GemmStep) -> bool:
-    return isinstance(step, Call) and step.kernel.template == "attention_step"
+def _is_step(step: KernelLaunch | GemmStep) -> bool:
+    return isinstance(step, KernelLaunch) and step.kernel.template == "attention_step"
 
 
 @pytest.mark.parametrize("precision", ["f32", "f16", "bf16"])
@@ -156,7 +156,7 @@ def test_types_are_the_profiles_but_for_vectors_and_outputs(precision: str) -> N
     assert program.page == 2 * 2 * 2 * 32 * 10 * t.size
 
 
-def test_float32_products_are_exact_unless_the_profile_says_otherwise() -> None:
+def test_float32_products_are_exact_unless_the_profile_says() -> None:
     fast = PROFILE.override({"backend": {"tf32": True}})
     half = fast.override({"precision": {"compute": "f16"}})
     for profile, wanted in ((PROFILE, False), (fast, True), (half, False)):
@@ -176,7 +176,7 @@ def test_inputs_lie_side_by_side_and_stay() -> None:
 
 
 @pytest.mark.parametrize("vocab", [5, 50, 9000])
-def test_changes_have_the_same_room_for_a_sequence_in_every_variant(vocab: int) -> None:
+def test_adjustments_have_equal_room_in_every_variant(vocab: int) -> None:
     few, many = decoder(1, 1, vocab=vocab), decoder(3, 16, 0, vocab=vocab)
     room = [one.inputs[-1].shape for one in (few, many)]
     assert room == [(min(vocab, 4096), 4), (3 * min(vocab, 4096), 4)]
@@ -210,20 +210,20 @@ def test_the_verifier_names_what_is_broken() -> None:
     program = encoder(8, 16)
     assert verify_launches(program) is program
 
-    def broken(at: int, step: Call | GemmStep) -> Launches:
+    def broken(at: int, step: KernelLaunch | GemmStep) -> Launches:
         return replace(program, steps=(*program.steps[:at], step, *program.steps[at + 1 :]))
 
     at = next(i for i, s in enumerate(program.steps) if isinstance(s, GemmStep))
     product, call = program.steps[at], program.steps[at - 1]
     assert isinstance(product, GemmStep)
-    assert isinstance(call, Call)
-    with pytest.raises(VerifyError, match=r"qkv\): Slot.* is not there"):
+    assert isinstance(call, KernelLaunch)
+    with pytest.raises(VerifyError, match=r"qkv\): Address.* is not there"):
         verify_launches(broken(at, replace(product, n=product.n + 10**6)))
     with pytest.raises(VerifyError, match="is not there"):
-        verify_launches(broken(at, replace(product, b=Slot("param", 0, len(program.params)))))
+        verify_launches(broken(at, replace(product, b=Address("param", 0, len(program.params)))))
     with pytest.raises(VerifyError, match="arguments are not"):
         verify_launches(broken(at - 1, replace(call, arguments=call.arguments[:-1])))
-    gone = tuple((name, Slot("arena", program.arena.size)) for name, _ in call.arguments)
+    gone = tuple((name, Address("arena", program.arena.size)) for name, _ in call.arguments)
     with pytest.raises(VerifyError, match="is not there"):
         verify_launches(broken(at - 1, replace(call, arguments=gone)))
     squeezed = tuple(replace(b, offset=0) for b in program.arena.buffers)
@@ -247,7 +247,7 @@ def test_the_text_has_a_line_for_each_launch() -> None:
     )
 
 
-def test_a_graph_without_the_inputs_that_launches_need_is_refused() -> None:
+def test_a_graph_without_the_inputs_of_launches_is_refused() -> None:
     hir = bert()
     odd = tuple(replace(t, name="tokens") if t.name == "input_ids" else t for t in hir.inputs)
     nodes = tuple(
@@ -258,12 +258,12 @@ def test_a_graph_without_the_inputs_that_launches_need_is_refused() -> None:
         stages(replace(hir, inputs=odd, nodes=nodes), 1, 4, target=SM_90)
 
 
-def test_common_lowerings_that_mix_rows_are_refused_where_rows_are_ragged() -> None:
+def test_common_lowerings_that_mix_ragged_rows_are_refused() -> None:
     with pytest.raises(CompileError, match="operations of a ragged variant mix rows"):
         stages(bert(), 4, 8, one_common("LayerNorm"), target=SM_90, rows=16)
 
 
-def test_launches_that_no_device_takes_are_refused_with_the_reason() -> None:
+def test_launches_that_no_device_takes_are_refused_by_reason() -> None:
     heads = {"heads": 1, "kv_heads": 1, "dim": 64}
     writer = Writer()
     with pytest.raises(
@@ -288,7 +288,7 @@ def test_presets_of_both_policies_give_the_same_launches() -> None:
     assert names(one) == names(other)
 
 
-def test_a_ragged_encoder_finds_its_rows_once_and_layers_are_as_in_a_rectangle() -> None:
+def test_a_ragged_encoder_finds_its_rows_once() -> None:
     padded = names(encoder(8, 16))
     ragged = stages(bert(), 8, 16, target=SM_90, rows=64).program
     assert names(ragged) == ["starts", *padded]

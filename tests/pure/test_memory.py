@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from rlx_ray.errors import DeviceMemoryError
-from rlx_ray.runtime.cpu import CpuExecutable
-from rlx_ray.runtime.memory import free_bytes
+from rlx_ray.runtime.cpu import cache_pages
+from rlx_ray.runtime.free_memory import free_bytes
 
 GIB = 1 << 30
 
@@ -70,8 +69,6 @@ def test_this_machine_has_some() -> None:
     assert 1 << 20 < free_bytes() < 1 << 50
 
 
-def test_a_cache_that_the_host_does_not_give_is_told_as_a_devices_would() -> None:
-    variant = CpuExecutable.__new__(CpuExecutable)
-    variant.binding = SimpleNamespace(page=1 << 20)  # type: ignore[assignment]
+def test_a_cache_without_host_memory_is_a_device_memory_error() -> None:
     with pytest.raises(DeviceMemoryError, match=f"no room for a cache of {1 << 60} bytes"):
-        variant.make_cache(1 << 40)
+        cache_pages(1 << 40, 1 << 20)

@@ -39,7 +39,7 @@ def stored(data: np.ndarray, one: Binding, dtype: type, shape: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("t", NUMPY, ids=str)
-def test_matrices_are_rows_and_tables_as_they_are_in_the_type_of_the_profile(t: DType) -> None:
+def test_matrices_are_rows_in_the_type_of_the_profile(t: DType) -> None:
     found = sources()
     data, bindings = pack(PARAMS, found.__getitem__, t, {}, nobody)
     table, gain, weight, bias = bindings
@@ -54,7 +54,7 @@ def test_matrices_are_rows_and_tables_as_they_are_in_the_type_of_the_profile(t: 
     assert all(b.offset % 256 == 0 for b in bindings)
 
 
-def test_parameters_whose_bytes_are_multiples_of_256_follow_each_other_closely() -> None:
+def test_parameters_of_multiples_of_256_bytes_have_no_gaps() -> None:
     gate, up = (ParamSpec(n, (32, 16), "matrix", (n,)) for n in ("gate", "up"))
     values = {n: np.full((16, 32), i, np.float32) for i, n in enumerate(("gate", "up"))}
     data, (first, second) = pack((gate, up), values.__getitem__, DType.F16, {}, nobody)
@@ -86,7 +86,7 @@ def test_quantised_parameters_are_tiles_and_rows_of_8_bits() -> None:
     assert (got == quantise(values["t"], scheme).f32()).all()
 
 
-def test_numbers_that_f16_cannot_hold_are_refused_with_the_tensors_name() -> None:
+def test_numbers_past_f16_are_refused_with_the_tensors_name() -> None:
     found = sources()
     found["kv"][2, 3] = 65519.0
     pack(PARAMS, found.__getitem__, DType.F16, {}, nobody)

@@ -182,7 +182,7 @@ def test_bias_activation_and_residual_become_epilogues() -> None:
     assert Fn("gelu", (Fn("add", (Acc(), In(0))),)) in epilogues
 
 
-def test_the_fusable_policy_and_the_direct_one_reach_the_same_program() -> None:
+def test_the_fusable_and_the_direct_policy_reach_one_program() -> None:
     fusable = CompileProfile.preset(Preset.ENCODER).override({"fusion": {"policy": "fusable"}})
     a = stages(bert(), 2, 4, target=V3).mir
     b = stages(bert(), 2, 4, profile=fusable, target=V3).mir

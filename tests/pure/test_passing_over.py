@@ -25,7 +25,7 @@ def asked(site: Site) -> dict[str, int]:
     return {name: len(backend.inputs) for name, backend in site.backends.items()}
 
 
-def test_an_executor_that_does_not_answer_is_passed_over_with_its_reason(pair: Site) -> None:
+def test_a_silent_executor_is_passed_over_with_its_reason(pair: Site) -> None:
     assert pair.embed("fox").status_code == 200
     assert asked(pair) == {"cpu-aarch64": 1, "cpu-x86_64-v3": 0}
     absent = {"cpu-aarch64": "its executor has no replica yet: no node"}
@@ -41,7 +41,7 @@ def test_an_executor_that_does_not_answer_is_passed_over_with_its_reason(pair: S
     assert "no node" in pair("GET", "/").text
 
 
-def test_where_no_executor_answers_a_request_waits_for_one_that_comes(pair: Site) -> None:
+def test_where_none_answers_a_request_waits_for_one_that_comes(pair: Site) -> None:
     starting = dict.fromkeys(pair.backends, "its executor is starting")
 
     async def come() -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def test_what_one_target_cannot_do_the_next_one_does(pair: Site, error: Exceptio
     assert type(error).__name__ in reply.json()["error"]["message"]
 
 
-def test_a_generation_starts_on_the_first_executor_that_answers_and_takes_it() -> None:
+def test_a_generation_starts_on_the_first_executor_to_take_it() -> None:
     presence = Presence("", "abc", {})
     asked = []
 

@@ -12,10 +12,10 @@ import pytest
 
 from rlx_ray.component import KernelDispatchConfig, KernelDispatchPolicy, ModelVariant, OpKind
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import ModelSpec
+from rlx_ray.config.schema import ModelSpec
 from rlx_ray.errors import ConfigError
 from rlx_ray.inference.catalog import open_model
-from rlx_ray.job.plan import DEFAULT_SECONDS, Row, absent, make_plan, select
+from rlx_ray.job.plan import DEFAULT_SECONDS, VariantStatus, absent, make_plan, select
 from rlx_ray.job.prebuild import Report, look_up
 from rlx_ray.job.report import html
 from rlx_ray.job.toolchains import refusals
@@ -87,7 +87,7 @@ def test_exclude_include_and_overrides(tmp_path: Path) -> None:
     assert not cells[0].spec.profile.fusion.skip
 
 
-def test_equal_rows_stand_once_and_an_equal_key_of_another_build_is_refused(
+def test_equal_rows_stand_once_and_equal_keys_are_refused(
     tmp_path: Path,
 ) -> None:
     row = "      - {phase: encoder, batch: 1, seq: 8%s}\n"
@@ -114,7 +114,7 @@ def test_what_the_model_cannot_do_is_named(tmp_path: Path, row: str, message: st
         cells_of(tmp_path, f"      - {row}")
 
 
-def test_what_this_version_cannot_build_is_unsupported_with_a_reason(tmp_path: Path) -> None:
+def test_what_this_version_cannot_build_says_why(tmp_path: Path) -> None:
     rows = """
       - {phase: encoder, batch: 4, seq: 8, rows: 16, dispatch: {policy: force_common}}
       - {phase: encoder, batch: 1, seq: 8, profile: {precision: {compute: f16}}}
@@ -189,7 +189,7 @@ def test_the_plan_is_the_matrix_minus_the_store(tmp_path: Path) -> None:
     assert make_plan(cells[1:], lookups).estimate == pytest.approx(3 * DEFAULT_SECONDS)
 
 
-def test_what_the_builders_cannot_build_is_unsupported_unless_it_is_there(tmp_path: Path) -> None:
+def test_what_builders_cannot_build_is_unsupported_or_present(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "      - {phase: encoder, batch: [1, 2], seq: 8}")
     store = open_store("memory://refused")
     store.put(make_artifact(cells[0].spec))
@@ -260,14 +260,18 @@ def test_selection(tmp_path: Path) -> None:
         select(cells, limit=0)
 
 
-def report(rows: tuple[Row, ...], **more: object) -> Report:
+def report(rows: tuple[VariantStatus, ...], **more: object) -> Report:
     return Report(rows, 1.5, "x86_64 Linux", **more)
 
 
 ROWS = (
-    Row("a<b", "cpu-x86_64-v3", "encoder:b1:s8", "0" * 16, "1" * 64, "compiled", "", 0.5, 2048),
-    Row("a<b", "cpu-x86_64-v3", "encoder:b2:s16", "2" * 16, "3" * 64, "present", "", 0.4, 100),
-    Row(
+    VariantStatus(
+        "a<b", "cpu-x86_64-v3", "encoder:b1:s8", "0" * 16, "1" * 64, "compiled", "", 0.5, 2048
+    ),
+    VariantStatus(
+        "a<b", "cpu-x86_64-v3", "encoder:b2:s16", "2" * 16, "3" * 64, "present", "", 0.4, 100
+    ),
+    VariantStatus(
         "a<b",
         "cpu-x86_64-v3",
         "decode:b1:s1:p64",

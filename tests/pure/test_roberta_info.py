@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx_ray.checkpoint.source import open_checkpoint
+from rlx_ray.checkpoint.checkpoint import open_checkpoint
 from rlx_ray.compiler.graphs import builder
 from rlx_ray.compiler.ir.mir import Op
 from rlx_ray.component import Homogeneous, Pair, Single

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
+from rlx_ray.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rlx_ray.dtype import DType
 from rlx_ray.errors import CheckpointError
 from rlx_ray.weights.decode import to_f32

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlx_ray.engine.adjustments import LogitAdjustments
+from rlx_ray.engine.detokenizer import TextStream
 from rlx_ray.engine.sampling import Sampler, Sampling, _nucleus
-from rlx_ray.engine.text import TextStream
 from rlx_ray.errors import InputError
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 0.5], np.float32)
@@ -36,7 +36,7 @@ def test_greedy_takes_the_best_and_a_seed_repeats() -> None:
     assert one == two
 
 
-def test_a_nucleus_is_the_shortest_beginning_of_the_sorted_vocabulary() -> None:
+def test_a_nucleus_is_the_shortest_head_of_the_sorted_tokens() -> None:
     rng = np.random.default_rng(0)
     for size, spread, share in ((5, 1, 0.9), (3000, 0.1, 0.95), (3000, 4, 0.5), (3000, 1, 0.999)):
         weights = np.exp(rng.normal(0, spread, size)).round(2)
@@ -99,7 +99,7 @@ _tokens = st.integers(0, 9)
         st.sampled_from([1.0, 1.3, 0.5]), st.sampled_from([0, 0.7]), st.sampled_from([0, -0.25])
     ),
 )
-def test_changes_are_the_biases_and_penalties_of_the_tokens_so_far(
+def test_adjustments_are_biases_and_penalties_of_tokens_so_far(
     scores, bias, prompt, answer, penalties
 ) -> None:
     changes = LogitAdjustments(bias, prompt, *penalties)
@@ -192,7 +192,7 @@ def test_characters_come_whole() -> None:
     assert rest.finish() == ""
 
 
-def test_broken_bytes_come_as_one_mark_when_nothing_else_can_follow() -> None:
+def test_broken_bytes_end_as_one_replacement_character() -> None:
     found, rest = pieces(b"a\xe6\x9d")
     assert "".join(found) == "a"
     assert rest.finish() == "\N{REPLACEMENT CHARACTER}"
@@ -209,7 +209,7 @@ def test_stop_strings_across_token_borders(stop: str) -> None:
     assert rest.finish() == ""
 
 
-def test_what_could_become_a_stop_string_is_handed_out_in_the_end() -> None:
+def test_a_half_stop_string_is_handed_out_in_the_end() -> None:
     found, rest = pieces(b"one EN", ("END",))
     assert "".join(found) == "one "
     assert rest.finish() == "EN"

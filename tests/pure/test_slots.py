@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlx_serve.slots import SlotKey, Slots, State, Step, engine_key
+from rlx_serve.slots import NextStep, SlotKey, Slots, SlotState, engine_key
 
 
 class Clock:
@@ -26,46 +26,46 @@ def make(max_slots: int = 3, max_bytes: int = 1000) -> tuple[Slots[str], Clock]:
 
 def fill(slots: Slots[str], *numbers: int, nbytes: int = 10) -> None:
     for number in numbers:
-        assert slots.hold(key(number)) is Step.LOAD
+        assert slots.hold(key(number)) is NextStep.LOAD
         slots.loaded(key(number), f"v{number}", nbytes)
         slots.release(key(number))
 
 
-def test_the_first_to_ask_loads_the_next_ones_wait_and_later_ones_run() -> None:
+def test_the_first_loads_the_next_wait_and_later_ones_run() -> None:
     slots, _ = make()
     assert slots.state(key()) is None
-    assert slots.hold(key()) is Step.LOAD
-    assert slots.state(key()) is State.LOADING
-    assert slots.hold(key()) is Step.WAIT
+    assert slots.hold(key()) is NextStep.LOAD
+    assert slots.state(key()) is SlotState.LOADING
+    assert slots.hold(key()) is NextStep.WAIT
     slots.loaded(key(), "code", 10)
-    assert slots.hold(key()) is Step.RUN
+    assert slots.hold(key()) is NextStep.RUN
     assert slots.value(key()) == "code"
 
 
 def test_one_digest_of_two_models_is_two_slots() -> None:
     slots, _ = make()
     fill(slots, 0)
-    assert slots.hold(key(0, "other")) is Step.LOAD
+    assert slots.hold(key(0, "other")) is NextStep.LOAD
 
 
-def test_a_failure_is_the_answer_for_a_few_seconds_and_then_loads_again() -> None:
+def test_a_failure_is_the_answer_for_seconds_then_loads_again() -> None:
     slots, clock = make()
     slots.hold(key())
     slots.failed(key(), ValueError("no"))
     slots.release(key())
     clock.now += 2.9
-    assert slots.hold(key()) is Step.FAIL
+    assert slots.hold(key()) is NextStep.FAIL
     assert str(slots.error(key())) == "no"
     slots.release(key())
     clock.now += 0.2
-    assert slots.hold(key()) is Step.LOAD
+    assert slots.hold(key()) is NextStep.LOAD
     assert slots.error(key()) is None
 
 
 def test_the_least_recently_used_slot_goes_first() -> None:
     slots, _ = make()
     fill(slots, 0, 1, 2)
-    assert slots.hold(key(0)) is Step.RUN
+    assert slots.hold(key(0)) is NextStep.RUN
     slots.release(key(0))
     fill(slots, 3)
     assert list(slots.states()) == [key(2), key(0), key(3)]
@@ -86,7 +86,7 @@ def test_a_failed_slot_goes_before_any_loaded_one() -> None:
 def test_a_slot_that_somebody_holds_stays_until_it_is_released() -> None:
     slots, _ = make(max_slots=1)
     fill(slots, 0)
-    assert slots.hold(key(0)) is Step.RUN
+    assert slots.hold(key(0)) is NextStep.RUN
     fill(slots, 1)
     assert slots.value(key(0)) == "v0"
     slots.release(key(0))
@@ -104,10 +104,10 @@ def test_bytes_count_each_slot_and_the_weights_of_a_model_once() -> None:
     assert slots.nbytes == 950
 
 
-def test_a_slot_larger_than_the_budget_is_kept_while_it_is_the_latest() -> None:
+def test_a_slot_larger_than_the_budget_stays_while_the_latest() -> None:
     slots, _ = make(max_bytes=100)
     fill(slots, 0, nbytes=1000)
-    assert slots.hold(key(0)) is Step.RUN
+    assert slots.hold(key(0)) is NextStep.RUN
     slots.release(key(0))
     fill(slots, 1, nbytes=10)
     assert list(slots.states()) == [key(1)]
@@ -147,7 +147,7 @@ def ending(max_bytes: int = 1000) -> tuple[Slots[str], list[str]]:
 
 def speak(slots: Slots[str], model: str, cache: int, *numbers: int, nbytes: int = 10) -> None:
     """A stream of a model, whose engine is made for it and keeps some variants; it goes on."""
-    assert slots.hold(engine_key(model), cache) is Step.LOAD
+    assert slots.hold(engine_key(model), cache) is NextStep.LOAD
     for number in numbers:
         slots.hold(key(number, model))
         slots.loaded(key(number, model), "code", nbytes)
@@ -163,11 +163,11 @@ def test_a_cache_counts_from_the_time_that_it_is_asked_for() -> None:
     assert slots.nbytes == 600
     slots.loaded(engine_key("m"), "m", 480)
     assert slots.nbytes == 580
-    assert slots.engines() == {"m": (State.LOADED, 480)}
+    assert slots.engines() == {"m": (SlotState.LOADED, 480)}
     assert slots.states() == {}, "variants alone"
 
 
-def test_an_engine_fits_if_what_is_used_leaves_room_for_its_weights_and_its_cache() -> None:
+def test_an_engine_fits_if_weights_and_cache_find_room() -> None:
     slots, told = ending()
     slots.weigh("m", 200)
     slots.weigh("n", 300)
@@ -184,7 +184,7 @@ def test_an_engine_fits_if_what_is_used_leaves_room_for_its_weights_and_its_cach
     assert told == []
 
 
-def test_the_least_recently_used_of_variants_and_engines_goes_first() -> None:
+def test_the_least_recently_used_goes_first() -> None:
     slots, told = ending()
     speak(slots, "m", 400, 0)
     fill(slots, 7, nbytes=100)
@@ -194,7 +194,7 @@ def test_the_least_recently_used_of_variants_and_engines_goes_first() -> None:
     assert slots.nbytes == 960
     fill(slots, 9, nbytes=100)
     assert told == ["m"]
-    assert slots.engines() == {"m": (State.ENDING, 400)}
+    assert slots.engines() == {"m": (SlotState.ENDING, 400)}
     assert list(slots.states()) == [key(0), key(8), key(9)]
     assert slots.nbytes == 660
 
@@ -203,7 +203,7 @@ def test_what_an_engine_keeps_goes_with_it_and_not_before() -> None:
     slots, told = ending(100)
     speak(slots, "m", 40, 0, 1)
     slots.release(engine_key("m"))
-    assert slots.hold(engine_key("m")) is Step.RUN
+    assert slots.hold(engine_key("m")) is NextStep.RUN
     fill(slots, 5, nbytes=90)
     assert {key(0), key(1)} <= set(slots.states())
     slots.release(engine_key("m"))
@@ -221,10 +221,10 @@ def test_an_engine_with_a_stream_never_ends() -> None:
     fill(slots, 5, 6, nbytes=90)
     assert slots.evict_idle() == 1
     assert told == []
-    assert slots.hold(engine_key("m")) is Step.RUN
+    assert slots.hold(engine_key("m")) is NextStep.RUN
 
 
-def test_an_engine_that_ends_is_asked_for_again_once_it_has_ended() -> None:
+def test_an_ending_engine_is_asked_for_again_once_ended() -> None:
     slots, _ = ending()
     speak(slots, "m", 90, 0)
     slots.release(engine_key("m"))
@@ -235,7 +235,7 @@ def test_an_engine_that_ends_is_asked_for_again_once_it_has_ended() -> None:
     with pytest.raises(ValueError, match="not there"):
         slots.keep(key(0))
     slots.ended(engine_key("m"))
-    assert slots.hold(engine_key("m"), 90) is Step.LOAD
+    assert slots.hold(engine_key("m"), 90) is NextStep.LOAD
     with pytest.raises(ValueError, match="loading, not ending"):
         slots.ended(engine_key("m"))
 
@@ -250,5 +250,5 @@ def test_what_an_engine_kept_that_could_not_be_made_is_idle() -> None:
     assert slots.evict_idle() == 0
     slots.failed(engine_key("m"), ValueError("no room"))
     assert slots.nbytes == 10
-    assert slots.hold(engine_key("m"), 90) is Step.FAIL
+    assert slots.hold(engine_key("m"), 90) is NextStep.FAIL
     assert slots.evict_idle() == 1

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rlx_serve.slots import SlotKey, Slots, State, Step, engine_key
+from rlx_serve.slots import NextStep, SlotKey, Slots, SlotState, engine_key
 
 MODELS = st.sampled_from(["m", "n", "o"])
 VARIANTS = st.builds(SlotKey, MODELS, st.sampled_from("abcd"), st.sampled_from("wx"))
@@ -44,14 +44,14 @@ class SlotsMachine(RuleBasedStateMachine):
         if key.is_engine:
             self.kept = {variant for variant in self.kept if variant.model != key.model}
 
-    def state(self, key: SlotKey) -> State | None:
+    def state(self, key: SlotKey) -> SlotState | None:
         return self.slots.state(key)
 
     @rule(key=KEYS)
     def hold(self, key: SlotKey) -> None:
         if key in self.ending:
             return
-        if key.is_engine and self.state(key) not in (State.LOADED, State.LOADING):
+        if key.is_engine and self.state(key) not in (SlotState.LOADED, SlotState.LOADING):
             if not self.slots.fits(key.model, CACHE):
                 return
             self.ask(key)
@@ -62,13 +62,13 @@ class SlotsMachine(RuleBasedStateMachine):
     def ask(self, key: SlotKey) -> None:
         step = self.slots.hold(key, CACHE if key.is_engine else 0)
         self.held[key] += 1
-        assert (step is Step.WAIT) == (key in self.loading)
-        if step is Step.LOAD:
+        assert (step is NextStep.WAIT) == (key in self.loading)
+        if step is NextStep.LOAD:
             self.loading.add(key)
             self.sizes[key] = CACHE if key.is_engine else 0
-        if step is Step.RUN:
+        if step is NextStep.RUN:
             assert self.slots.value(key) == key
-        if step is Step.FAIL:
+        if step is NextStep.FAIL:
             assert self.slots.error(key) is not None
 
     @rule(key=KEYS)
@@ -93,8 +93,8 @@ class SlotsMachine(RuleBasedStateMachine):
 
     @rule(key=VARIANTS)
     def keep(self, key: SlotKey) -> None:
-        there = self.state(engine_key(key.model)) in (State.LOADED, State.LOADING)
-        if there and self.held[key] and self.state(key) is State.LOADED:
+        there = self.state(engine_key(key.model)) in (SlotState.LOADED, SlotState.LOADING)
+        if there and self.held[key] and self.state(key) is SlotState.LOADED:
             self.kept.add(key)
             self.slots.keep(key)
 
@@ -120,7 +120,7 @@ class SlotsMachine(RuleBasedStateMachine):
     @rule()
     def evict_idle(self) -> None:
         self.slots.evict_idle()
-        assert self.idle() == [] or all(self.state(key) is State.FAILED for key in self.idle())
+        assert self.idle() == [] or all(self.state(key) is SlotState.FAILED for key in self.idle())
 
     @rule(seconds=st.floats(0, 5))
     def wait(self, seconds: float) -> None:
@@ -139,16 +139,16 @@ class SlotsMachine(RuleBasedStateMachine):
         there = set(self.there())
         assert {key for key, count in self.held.items() if count} <= there
         assert self.kept <= there
-        assert {key for key in there if self.state(key) is State.LOADING} == self.loading
+        assert {key for key in there if self.state(key) is SlotState.LOADING} == self.loading
 
     @invariant()
     def what_is_kept_has_its_engine(self) -> None:
-        live = (State.LOADED, State.LOADING)
+        live = (SlotState.LOADED, SlotState.LOADING)
         assert all(self.state(engine_key(key.model)) in live for key in self.kept)
 
     @invariant()
     def engines_that_are_ending_are_those_that_were_told_to(self) -> None:
-        assert {k for k in self.slots._slots if self.state(k) is State.ENDING} == self.ending
+        assert {k for k in self.slots._slots if self.state(k) is SlotState.ENDING} == self.ending
 
     @invariant()
     def the_bounds_hold_unless_nothing_more_can_go(self) -> None:
@@ -162,7 +162,7 @@ class SlotsMachine(RuleBasedStateMachine):
         counted = [
             key
             for key in self.there()
-            if self.state(key) is State.LOADED or (key.is_engine and key in self.loading)
+            if self.state(key) is SlotState.LOADED or (key.is_engine and key in self.loading)
         ]
         weights = sum(WEIGHTS.get(model, 0) for model in {key.model for key in counted})
         assert self.slots.nbytes == sum(self.sizes[key] for key in counted) + weights

@@ -7,18 +7,17 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rlx_ray.component import CompilationMode
 from rlx_ray.engine.generation import Request
-from rlx_ray.errors import Busy, DeviceMemoryError, EngineError, RlxError
-from rlx_serve import executor
+from rlx_ray.errors import Busy, DeviceMemoryError, EngineError, Failure, RlxError
 from rlx_serve.holding import slot_key
-from rlx_serve.problems import Failure, problem
-from rlx_serve.slots import SlotKey, State, engine_key
+from rlx_serve.preload import preload
+from rlx_serve.problems import problem
+from rlx_serve.slots import SlotKey, SlotState, engine_key
 from tests.support.scripted_decoders import (
     CACHE,
     CODE,
@@ -44,13 +43,13 @@ def card() -> Iterator[Card]:
         event.set()
 
 
-def test_models_take_turns_and_what_the_one_had_is_free_before_the_other_has_its_own(card) -> None:
+def test_models_take_turns_and_free_before_they_take(card) -> None:
     async def story(replica: Replica) -> None:
         gc.disable()  # memory is free because nobody holds it
         try:
             for model in ("ann", "bob", "ann", "cid"):
                 assert await replica.say(model) == [MODELS.index(model)] * 5
-                assert replica.engines == {model: State.LOADED}
+                assert replica.engines == {model: SlotState.LOADED}
                 assert {talker._model for talker in card.code} == {model}
                 assert (len(card.caches), card.held) == (1, CACHE + 2 * CODE)
                 assert replica.holding.slots.nbytes == card.held
@@ -68,13 +67,13 @@ def test_where_there_is_room_for_both_both_stay(card) -> None:
                 [0] * 5,
                 [1] * 5,
             ]
-        assert replica.engines == {"ann": State.LOADED, "bob": State.LOADED}
+        assert replica.engines == {"ann": SlotState.LOADED, "bob": SlotState.LOADED}
         assert replica.holding.slots.evictions == 0
 
     play(card, story, 2 * ROOM_FOR_ONE)
 
 
-def test_a_model_with_a_stream_is_not_cut_and_the_other_is_told_to_come_again(card) -> None:
+def test_a_streaming_model_is_not_cut_for_another(card) -> None:
     async def story(replica: Replica) -> None:
         card.go_on["ann"].clear()
         first = asyncio.create_task(replica.say("ann", 20))
@@ -105,7 +104,7 @@ def test_who_comes_while_an_engine_ends_waits_for_a_new_one(card) -> None:
         with pytest.raises(asyncio.CancelledError):
             await dropped
         bob = asyncio.create_task(replica.say("bob"))
-        await until(lambda: replica.engines.get("ann") is State.ENDING)
+        await until(lambda: replica.engines.get("ann") is SlotState.ENDING)
         again = [asyncio.create_task(replica.say("ann")) for _ in range(3)]
         await asyncio.sleep(0.05)
         assert not bob.done(), "it has no room before the step of the other one is through"
@@ -129,7 +128,7 @@ def test_an_ending_engines_own_model_gets_a_new_one(card) -> None:
         del cache
         room = asyncio.create_task(replica.holding.make_room(DeviceMemoryError("full")))
         await asyncio.sleep(0)
-        assert replica.engines == {"ann": State.ENDING}
+        assert replica.engines == {"ann": SlotState.ENDING}
         assert await asyncio.gather(replica.say("ann"), replica.say("ann", 3)) == [[0] * 5, [0] * 3]
         await room
         assert old() is None
@@ -143,7 +142,7 @@ def test_a_full_device_has_room_once_an_idle_engine_has_ended(card) -> None:
         card.room = ROOM_FOR_ONE
         assert await replica.say("ann") == [0] * 5
         assert await replica.say("bob") == [1] * 5
-        assert replica.engines == {"bob": State.LOADED}
+        assert replica.engines == {"bob": SlotState.LOADED}
 
     play(card, story, 1 << 30)
 
@@ -167,7 +166,7 @@ def test_a_device_that_is_full_of_streams_sheds_the_other_model(card) -> None:
     play(card, story, 1 << 30)
 
 
-def test_a_variant_that_a_stream_needs_is_loaded_in_the_room_of_what_is_idle(card) -> None:
+def test_a_variant_of_a_stream_takes_the_room_of_idle_ones(card) -> None:
     async def story(replica: Replica) -> None:
         idle = row("bob", VARIANTS[0])
         with contextlib.ExitStack() as stack:
@@ -187,14 +186,14 @@ def test_an_engine_that_waits_for_a_variant_does_not_end(card) -> None:
         card.may_load.clear()  # the decode step's variant is being built
         card.go_on["ann"].set()
         decode = SlotKey("ann", str(VARIANTS[1]), WEIGHTS)
-        await until(lambda: replica.holding.slots.state(decode) is State.LOADING)
+        await until(lambda: replica.holding.slots.state(decode) is SlotState.LOADING)
         dropped.cancel()
         with pytest.raises(asyncio.CancelledError):
             await dropped
         with pytest.raises(Busy):
             await replica.say("bob")
         card.may_load.set()
-        await until(lambda: replica.holding.slots.state(decode) is State.LOADED)
+        await until(lambda: replica.holding.slots.state(decode) is SlotState.LOADED)
         await until(lambda: replica.holding.slots.fits("bob", CACHE))
         assert await replica.say("bob") == [1] * 5
 
@@ -215,7 +214,7 @@ def test_an_engine_that_is_ending_gets_no_variant(card) -> None:
     play(card, story)
 
 
-def test_a_cache_without_a_single_page_is_refused_with_both_sizes(card) -> None:
+def test_a_cache_without_one_page_is_refused_with_both_sizes(card) -> None:
     async def story(replica: Replica) -> None:
         replica.speakers._cache_bytes = PAGE - 1
         with pytest.raises(RlxError, match=r"kv_cache_bytes is 9, too few for a page of 10"):
@@ -230,7 +229,7 @@ def test_a_failed_engine_is_made_anew_and_leaves_nothing(card) -> None:
         for _ in range(2):
             with pytest.raises(DeviceMemoryError):
                 await replica.say("ann")
-        assert replica.holding.slots.state(engine_key("ann")) is State.FAILED
+        assert replica.holding.slots.state(engine_key("ann")) is SlotState.FAILED
         assert replica.holding.slots.nbytes == CODE
         card.room = 1 << 20
         replica.holding.slots._clock = lambda: float("inf")
@@ -271,28 +270,23 @@ def test_any_crowd_is_answered_within_the_budget(card, seed: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [CompilationMode.EAGER, CompilationMode.LAZY])
-def test_what_is_eager_stays_for_good_and_what_is_warm_as_long_as_there_is_room(
-    card, mode: CompilationMode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eager_variants_stay_and_warm_ones_while_there_is_room(card, mode: CompilationMode) -> None:
     checked: list[int] = []
 
-    def check(_config, _table, _target, _budget, code: int = 0) -> None:
-        checked.append(code)
-
-    monkeypatch.setattr(executor, "check_budget", check)
-
     async def story(replica: Replica) -> None:
-        made = executor.Executor.__new__(executor.Executor)
         rows = [row("ann", variant) for variant in VARIANTS]
         for one in rows:
             one.mode = mode
-        made._rows = {str(one.variant): one for one in rows}
-        made._config = SimpleNamespace(serve=SimpleNamespace(warm=("ann",)))
-        made._target, made._budget, made._eager = None, None, contextlib.ExitStack()
-        made._holding, made._speakers = replica.holding, replica.speakers
-        made._advertise = executor._marker
-        await made._warm_up(None)
-        assert replica.engines == {"ann": State.LOADED}
+        told: list[str] = []
+
+        async def advertise(route_id: str) -> None:
+            told.append(route_id)
+
+        kept = await preload(
+            rows, ["ann"], replica.holding, replica.speakers, advertise, checked.append
+        )
+        assert set(told) == {one.route.route_id for one in rows}
+        assert replica.engines == {"ann": SlotState.LOADED}
         assert card.held == CACHE + 2 * CODE
         eager = mode is CompilationMode.EAGER
         assert checked == [0, 2 * CODE * eager]
@@ -302,7 +296,7 @@ def test_what_is_eager_stays_for_good_and_what_is_warm_as_long_as_there_is_room(
         else:
             assert await replica.say("bob") == [1] * 5
         await replica.holding.make_room(DeviceMemoryError("full"))
-        assert replica.engines == ({"ann": State.LOADED} if eager else {})
-        made._eager.close()
+        assert replica.engines == ({"ann": SlotState.LOADED} if eager else {})
+        kept.close()
 
     play(card, story)

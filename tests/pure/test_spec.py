@@ -50,7 +50,7 @@ def test_the_digest_is_the_sha256_of_the_json_without_placement() -> None:
     assert make_spec().digest == json_digest(value)
 
 
-def test_flipping_any_field_changes_the_digest_unless_it_is_placement() -> None:
+def test_any_field_but_placement_changes_the_digest() -> None:
     silent: set[str] = set()
     loud: set[str] = set()
     there: set[str] = set()
@@ -66,7 +66,7 @@ def test_flipping_any_field_changes_the_digest_unless_it_is_placement() -> None:
     assert not empty, "SPECS leave these fields empty everywhere"
 
 
-def test_flipping_any_leaf_of_the_json_changes_its_bytes_and_its_digest() -> None:
+def test_any_leaf_of_the_json_changes_bytes_and_digest() -> None:
     """What is written is what is hashed: no leaf of the text is outside the digest."""
     for spec in SPECS:
         value = json.loads(spec.dumps())
@@ -77,7 +77,7 @@ def test_flipping_any_leaf_of_the_json_changes_its_bytes_and_its_digest() -> Non
             assert json_digest(changed) != spec.digest, path
 
 
-def test_the_store_name_does_not_depend_on_the_mode_and_does_on_the_digest() -> None:
+def test_the_store_name_depends_on_the_digest_not_the_mode() -> None:
     names = {make_spec(mode=mode).store_name for mode in ("eager", "lazy", "aot")}
     assert names == {make_spec().store_name}
     name = make_spec().store_name
@@ -86,7 +86,7 @@ def test_the_store_name_does_not_depend_on_the_mode_and_does_on_the_digest() -> 
     assert make_spec(model="other").store_name == name
 
 
-def test_the_order_of_a_force_list_counts_in_the_key_and_not_in_the_digest() -> None:
+def test_a_force_lists_order_counts_in_the_key_alone() -> None:
     spec = rich_spec()
     dispatch = spec.component.dispatch
     turned = dataclasses.replace(dispatch, force_common=dispatch.force_common[::-1])
@@ -124,7 +124,7 @@ def test_a_manifest_with_any_leaf_altered_is_refused(kind: str) -> None:
             loads(canonical_json(changed))
 
 
-def test_a_manifest_whose_spec_is_altered_is_refused_even_if_it_was_sealed_again() -> None:
+def test_an_altered_manifest_is_refused_even_if_sealed_again() -> None:
     value = json.loads(make_artifact().manifest.dumps())
     value["spec"]["fingerprint"] = "0" * 64
     with pytest.raises(ArtifactError, match="contradicts itself"):

@@ -78,7 +78,7 @@ def test_an_unknown_target_hints_at_the_nearest() -> None:
         (("sm_80", "sm_90"), ["cuda-sm_90", "cuda-sm_80", "cuda-compute_80"]),
     ],
 )
-def test_a_device_runs_its_own_cubins_those_of_lower_minors_and_ptx(devices, names) -> None:
+def test_a_device_runs_cubins_of_lower_minors_and_ptx(devices, names) -> None:
     host = Host("x86_64", V3, "some processor", devices)
     assert [t.name for t in host.ladder()] == [*names, "cpu-x86_64-v3"]
     assert host.best().name == "cpu-x86_64-v3"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlx_ray.checkpoint.source import open_checkpoint
+from rlx_ray.checkpoint.checkpoint import open_checkpoint
 from rlx_ray.checkpoint.tokenizer import Tokenizer
 from rlx_ray.errors import CheckpointError, ConfigError
 from tests.support.needs import needs_minilm
@@ -34,14 +34,14 @@ def test_minilm_gives_the_token_ids_of_transformers() -> None:
     assert all(set(one.type_ids) == {0} for one in encoded)
 
 
-def test_minilm_is_neither_padded_nor_truncated_at_the_128_of_its_file() -> None:
+def test_minilm_is_not_truncated_at_the_128_of_its_file() -> None:
     short, long = real(256).encode_batch(["a", "word " * 200])
     assert len(short.ids) == 3
     assert len(long.ids) == 202
     assert not long.truncated
 
 
-def test_truncation_keeps_the_special_tokens_around_the_first_tokens() -> None:
+def test_truncation_keeps_the_special_tokens_at_both_ends() -> None:
     (cut,) = real(256).encode_batch(["word " * 300])
     assert cut.truncated
     assert len(cut.ids) == 256

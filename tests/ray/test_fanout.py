@@ -17,9 +17,9 @@ from rlx_ray.compiler.cpu.zig import installed_version
 from rlx_ray.compiler.cuda import nvrtc
 from rlx_ray.config.load import load
 from rlx_ray.inference.catalog import open_model
-from rlx_ray.job.build import Limits
+from rlx_ray.job.build import BuildLimits
 from rlx_ray.job.cluster import connected
-from rlx_ray.job.plan import Plan
+from rlx_ray.job.plan import BuildPlan
 from rlx_ray.job.prebuild import prebuild
 from rlx_ray.job.toolchains import refusals
 from rlx_ray.matrix.expand import expand
@@ -103,7 +103,7 @@ def test_one_that_fails_fails_no_other(tmp_path: Path) -> None:
         "real = b.build\n"
         "def build(spec, limits):\n"
         "    if spec.component.variant.seq == 16:\n"
-        "        limits = b.Limits(0.01, limits.memory)\n"
+        "        limits = b.BuildLimits(0.01, limits.memory)\n"
         "    return real(spec, limits)\n"
         "b.build = build\n"
     )
@@ -137,7 +137,7 @@ def test_two_modes_share_a_build_and_keep_their_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_toolchain_rows_are_unsupported_and_say_how_to_get_it(tmp_path: Path) -> None:
+def test_without_the_toolchain_rows_say_how_to_get_it(tmp_path: Path) -> None:
     config = write_config(tmp_path, "[1]")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sitecustomize.py").write_text(
@@ -161,18 +161,18 @@ def test_without_the_toolchain_rows_are_unsupported_and_say_how_to_get_it(tmp_pa
     assert "rlx_ray[build]" in done.stderr
 
 
-def test_what_the_builders_can_build_counts_not_what_the_driver_can(
+def test_what_builders_can_build_counts_not_the_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load(write_config(tmp_path, "[1]"))
     model = open_model(config.models[0])
     cells = expand(model.spec, model.family, model.info, {})
-    plans: list[Plan] = []
+    plans: list[BuildPlan] = []
     with connected(None, num_cpus=1, object_store_memory=100 << 20):
         # Ray's workers are processes of their own: they have the compiler that is hidden here.
         monkeypatch.setattr("rlx_ray.compiler.cpu.zig.installed_version", lambda: None)
         report = prebuild(
-            cells, [model], config.store, Limits(), "auto", plans.append, lambda _: None
+            cells, [model], config.store, BuildLimits(), "auto", plans.append, lambda _: None
         )
     assert refusals([(cells[0].spec.target, cells[0].spec.toolchain)])
     assert [len(p.todo) for p in plans] == [2]
@@ -207,7 +207,7 @@ def test_the_compiler_ends_with_the_worker_that_started_it(tmp_path: Path) -> No
         time.sleep(0.05)
 
 
-def test_an_interrupt_leaves_whole_artifacts_and_a_partial_report(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_whole_artifacts_and_a_report(tmp_path: Path) -> None:
     config = write_config(tmp_path, "[1, 2, 3, 4, 5]")
     child = start("prebuild", str(config), "--json")
     assert child.stderr is not None

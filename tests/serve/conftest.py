@@ -14,7 +14,7 @@ from ray import serve
 
 from rlx_ray.component import CompilationMode
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.inference.catalog import open_model
 from rlx_ray.job.build import build
 from rlx_ray.job.cluster import connected

@@ -24,7 +24,7 @@ from tests.support.command import serving
 from tests.support.serving import tiny_model, write_config
 
 
-def test_more_eager_variants_than_slots_are_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_more_eager_variants_than_slots_are_refused_at_once(tmp_path: Path) -> None:
     config = write_config(tmp_path, [tiny_model(tmp_path, "ann", 1, mode="eager")], max_slots=3)
     with pytest.raises(
         ConfigError, match=r"max_slots is 3, but 4 variants .*max_slots to at least 4"

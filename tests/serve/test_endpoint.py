@@ -66,7 +66,7 @@ def test_the_openai_client_lists_models_and_sees_typed_errors(site: Site) -> Non
             api.embeddings.create(model="ann", input=[])
 
 
-def test_two_models_of_one_shape_on_one_replica_answer_each_their_own(site: Site) -> None:
+def test_two_models_of_one_shape_answer_each_their_own(site: Site) -> None:
     for name, seed in (("ann", 1), ("bob", 2), ("ann", 1)):
         assert np.abs(vectors(site, name, TEXTS) - reference(site, name, seed)).max() < 2e-6
     rows = {name: {row["digest"] for row in site.rows(name)} for name in ("ann", "bob")}

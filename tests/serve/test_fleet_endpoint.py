@@ -25,7 +25,7 @@ TARGETS = ["cuda-sm_90", "host"]
 pytestmark = pytest.mark.skipif(bool(visible_devices().archs), reason="this machine has a GPU")
 
 
-def test_cuda_executors_without_a_node_or_a_driver_keep_nobody_waiting(
+def test_cuda_executors_without_a_node_keep_nobody_waiting(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presence, "_PATIENCE_S", 1.0)
@@ -79,7 +79,7 @@ def passed_over(site: Site) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_command_serves_from_the_cpu_where_there_is_no_gpu_and_says_so_once(
+def test_without_a_gpu_the_cpu_serves_and_it_is_said_once(
     tmp_path: Path,
 ) -> None:
     config = write_config(

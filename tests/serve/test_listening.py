@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.errors import ClusterError
-from rlx_ray.job.cluster import Cluster
+from rlx_ray.job.cluster import RayConnection
 from rlx_serve import listening
 from rlx_serve.ports import free_port
 from tests.support.clusters import MODE, foreign
@@ -48,7 +48,7 @@ serve.run(Other.bind(), name="other", route_prefix="/other")
 )
 def test_a_wildcard_is_asked_where_the_proxy_is(host: str, own: bool, url: str) -> None:
     ray: Any = SimpleNamespace(nodes=lambda: [HEAD])
-    assert listening.url_of(host, 80, Cluster(ray, own=own)) == url
+    assert listening.url_of(host, 80, RayConnection(ray, own=own)) == url
 
 
 def test_a_url_that_does_not_answer_is_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import pytest
 from ray import serve
 
 from rlx_ray.engine.sampling import Sampling
-from rlx_ray.inference.text import TextModel
-from rlx_ray.job.local import load as open_local
+from rlx_ray.inference.text_model import TextModel
+from rlx_ray.job.compile_miss import load as open_local
 from rlx_serve.budget import needs
 from rlx_serve.table import open_table
 from tests.serve.conftest import Site, deploy

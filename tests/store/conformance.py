@@ -319,7 +319,7 @@ class StoreConformance:
         assert store.put_weights(manifest, data) is True
         assert store.find_weights(key) == manifest
 
-    def test_another_build_under_the_same_key_is_named_with_its_reason(self, place: Place) -> None:
+    def test_another_build_under_a_key_is_named_with_its_reason(self, place: Place) -> None:
         store = place.store()
         store.put(make_artifact(make_spec(build_id="0" * 16)))
         store.put(make_artifact(make_spec(target=target("cpu-aarch64"))))

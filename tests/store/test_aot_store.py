@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx_ray.config.spec import StoreSpec
+from rlx_ray.config.schema import StoreSpec
 from rlx_ray.errors import ConfigError, StoreError
 from rlx_ray.store import AotStore, Hit, Miss, check_shared, open_store
 from rlx_ray.store.fs import FsspecFiles
@@ -67,7 +67,7 @@ def test_wrong_credentials_name_the_remedy(s3: S3Server) -> None:
         store.put(make_artifact())
 
 
-def test_a_server_that_does_not_answer_is_unreachable_and_not_absent() -> None:
+def test_a_silent_server_is_unreachable_and_not_absent() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses at once
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"

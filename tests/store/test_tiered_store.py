@@ -30,7 +30,7 @@ def _cut_off(tiered: TieredStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlx_ray.store.fs.FsspecFiles.read", refuse)
 
 
-def test_the_first_fetch_comes_from_the_store_and_the_next_from_disk(
+def test_the_first_fetch_is_from_the_store_the_next_from_disk(
     tiered: TieredStore,
 ) -> None:
     artifact = make_artifact()
@@ -102,9 +102,7 @@ def test_a_cold_or_altered_disk_does_not(
     assert found.kind == "unreachable"
 
 
-def test_a_blob_altered_in_the_store_is_a_miss_and_not_an_exception(
-    tiered: TieredStore, place: Place
-) -> None:
+def test_a_blob_altered_in_the_store_is_a_miss(tiered: TieredStore, place: Place) -> None:
     artifact = make_artifact()
     tiered.store.put(artifact)
     place.write(blob_of(artifact), b"x" * len(artifact.blobs[0]))

@@ -19,13 +19,13 @@ import fsspec
 import pytest
 
 from rlx_ray.checkpoint import folder as folders
+from rlx_ray.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rlx_ray.checkpoint.folder import open_folder
-from rlx_ray.checkpoint.source import Checkpoint, open_checkpoint
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import StoreSpec
+from rlx_ray.config.schema import StoreSpec
 from rlx_ray.errors import CheckpointError
 from rlx_ray.inference.catalog import OpenModel, ensure_weights, open_model
-from rlx_ray.job.build import Limits
+from rlx_ray.job.build import BuildLimits
 from rlx_ray.job.prebuild import prebuild
 from rlx_ray.matrix.expand import expand
 from rlx_ray.spec import BuildSpec
@@ -301,7 +301,7 @@ def test_prebuild_tells_of_a_checkpoint_that_changed(folder: Path) -> None:
     model.weights_digest()
     overwrite(folder / "model" / WEIGHTS, folder / "other" / WEIGHTS)
     place = StoreSpec(str(folder / "store"), str(folder / "cache"))
-    report = prebuild(cells, [model], place, Limits(), None, lambda _: None, lambda _: None)
+    report = prebuild(cells, [model], place, BuildLimits(), None, lambda _: None, lambda _: None)
     assert report.failed == len(cells) == 2
     for kind, message in report.weights:
         assert kind == "CheckpointError"

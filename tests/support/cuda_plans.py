@@ -25,7 +25,7 @@ from rlx_ray.dtype import DType
 from rlx_ray.inference.catalog import OpenModel, load_weights, open_model
 from rlx_ray.matrix.expand import BuildCell, expand
 from rlx_ray.runtime.device_context import DeviceContext, DeviceWeights
-from rlx_ray.runtime.launches import LaunchExecutable
+from rlx_ray.runtime.launch_executable import LaunchExecutable
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.store import HostCache, TieredStore, open_store
 from rlx_ray.target import target

@@ -1,4 +1,4 @@
-"""A host with an emulated card: what `runtime.load` makes there, and what its driver refuses."""
+"""A host with an emulated card: what `runtime.loaders` makes there, and what its driver refuses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from rlx_ray.artifact.launch_plan import LaunchPlan
 from rlx_ray.artifact.manifest import BindingManifest
 from rlx_ray.errors import DeviceError
-from rlx_ray.runtime import cuda, load
-from rlx_ray.runtime.launches import LaunchExecutable
+from rlx_ray.runtime import cuda, loaders
+from rlx_ray.runtime.launch_executable import LaunchExecutable
 from rlx_ray.runtime.weights import Weights
 from tests.support.cuda_device import EmulatedDevice
 
 
-class EmulatedLoader(load.DeviceLoader):
+class EmulatedLoader(loaders.DeviceLoader):
     """A device loader that tells its emulated device the text of each cubin.
 
     Args:
@@ -45,6 +45,6 @@ def put_in_card(
     """Have this process see one emulated sm_90 device."""
     device = EmulatedDevice(folder, level="-O1")
     monkeypatch.setattr(cuda, "visible_devices", lambda: cuda.Visible(("sm_90",)))
-    monkeypatch.setattr(load, "CudaDevice", lambda: device)
-    monkeypatch.setattr(load, "DeviceLoader", lambda found: EmulatedLoader(found, refused))
+    monkeypatch.setattr(loaders, "CudaDevice", lambda: device)
+    monkeypatch.setattr(loaders, "DeviceLoader", lambda found: EmulatedLoader(found, refused))
     return device

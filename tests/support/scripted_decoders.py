@@ -18,10 +18,10 @@ from rlx_ray.engine.generation import Request
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.errors import DeviceMemoryError
 from rlx_ray.inference.loader import Loaded
-from rlx_serve.dispatch import Route
+from rlx_serve.embedding import Route
 from rlx_serve.holding import Holding
 from rlx_serve.outbox import Spoken
-from rlx_serve.slots import State
+from rlx_serve.slots import SlotState
 from rlx_serve.speaking import Speakers
 
 WEIGHTS = "a5" * 32
@@ -129,7 +129,7 @@ class Replica:
         return [chosen.token for batch in batches for chosen in batch.chosen]
 
     @property
-    def engines(self) -> dict[str, State]:
+    def engines(self) -> dict[str, SlotState]:
         return {model: state for model, (state, _) in self.holding.slots.engines().items()}
 
 
@@ -147,7 +147,7 @@ def play(card: Card, story: Story, max_bytes: int = ROOM_FOR_ONE) -> None:
                 while replica.holding._loads:
                     await asyncio.wait(replica.holding._loads.values())
                 await replica.holding.make_room(DeviceMemoryError("the end"))
-            assert set(replica.engines.values()) <= {State.FAILED}
+            assert set(replica.engines.values()) <= {SlotState.FAILED}
             assert card.held == replica.holding.slots.nbytes == 0
 
     asyncio.run(whole())

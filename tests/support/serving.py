@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.host import this_host
 from tests.support.tiny import write_tiny_bert
 

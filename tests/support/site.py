@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 
 from rlx_ray.store import AotStore
-from rlx_serve.dispatch import CallResult, Lane, Route
+from rlx_serve.embedding import CallResult, Lane, Route
 from rlx_serve.ingress import make_app
 from rlx_serve.presence import Presence
 from rlx_serve.service import Service, served

@@ -20,7 +20,7 @@ from rlx_ray.compiler.cpu import zig
 from rlx_ray.digest import canonical_json
 from rlx_ray.errors import BuildLimitError, CompileError, ToolchainMismatch, ToolchainMissing
 from rlx_ray.identity import build_id, packing_id
-from rlx_ray.job.build import Limits, build
+from rlx_ray.job.build import BuildLimits, build
 from rlx_ray.spec import SAYS, BuildSpec, FamilySource
 from rlx_ray.target import CPU_TARGETS, Target, toolchain_for
 from tests.support.programs import TINY, Bench
@@ -133,7 +133,7 @@ def failing(body: str) -> str:
 
 def failure(bench: Bench, memory: int = 4 << 30) -> CompileError:
     with pytest.raises(CompileError) as caught:
-        build(spec_for(bench.target), Limits(memory=memory))
+        build(spec_for(bench.target), BuildLimits(memory=memory))
     return caught.value
 
 
@@ -147,7 +147,7 @@ def script(tmp_path: Path, body: str) -> Path:
 
 def test_a_build_past_its_time_is_killed_and_named(bench: Bench) -> None:
     with pytest.raises(BuildLimitError, match=r"longer than 0\.05 s, its time limit"):
-        build(spec_for(bench.target), Limits(seconds=0.05))
+        build(spec_for(bench.target), BuildLimits(seconds=0.05))
 
 
 @pytest.mark.parametrize("mib", [8, 24, 96], ids=["start", "compiler", "zig"])

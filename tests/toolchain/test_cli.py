@@ -263,7 +263,7 @@ def test_doctor_says_what_is_wrong_and_the_remedy(bench: Bench, run, config: str
     assert "->" in line
 
 
-def test_doctor_builds_for_every_gpu_and_says_what_it_sees_of_one(run) -> None:
+def test_doctor_builds_for_every_gpu_and_says_what_it_sees(run) -> None:
     code, out, _ = run("doctor", "--json")
     assert code == 0, out
     checks = {c["subject"]: c for c in json.loads(out)["checks"]}

@@ -17,8 +17,8 @@ from rlx_ray.compiler.cpu.schedule import schedule
 from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
 from rlx_ray.engine.sampling import Sampling
-from rlx_ray.inference.text import TextModel
-from rlx_ray.job.local import load as open_local
+from rlx_ray.inference.text_model import TextModel
+from rlx_ray.job.compile_miss import load as open_local
 from tests.support.needs import needs_smollm2
 from tests.support.programs import COMMON, NATIVE, TINY_LLAMA, Bench, llama, one_common, stages
 from tests.support.tiny_llama import KINDS, oracle_logits, tiny_params

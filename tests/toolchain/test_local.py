@@ -11,11 +11,11 @@ import pytest
 
 from rlx_ray.component import CompilationMode, ModelVariant
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.errors import ConfigError, InputError, UnknownModelError, VariantMissing
 from rlx_ray.inference.catalog import open_model
 from rlx_ray.job import build as job_build
-from rlx_ray.job.local import load as open_local
+from rlx_ray.job.compile_miss import load as open_local
 from tests.support.bert_reference import forward
 from tests.support.programs import Bench
 from tests.support.tiny import tiny_tensors, write_tiny_bert
@@ -71,7 +71,7 @@ def with_mode(config: Config, mode: CompilationMode) -> Config:
 
 
 @pytest.mark.parametrize("built", list(CompilationMode), ids=lambda m: m.spelling)
-def test_prebuilt_in_one_mode_loads_in_each_other_without_a_compile(
+def test_prebuilt_in_one_mode_loads_in_each_other(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: CompilationMode
 ) -> None:
     config = load(write_config(tmp_path))
@@ -79,7 +79,7 @@ def test_prebuilt_in_one_mode_loads_in_each_other_without_a_compile(
     for cell in model.cells:
         model.store.store.put(job_build.build(cell.spec))
     builds: list[object] = []
-    monkeypatch.setattr("rlx_ray.job.local.build", lambda spec, limits: builds.append(spec))
+    monkeypatch.setattr("rlx_ray.job.compile_miss.build", lambda spec, limits: builds.append(spec))
     for mode in CompilationMode:
         other = open_local(with_mode(config, mode), "tiny")
         assert other.embed(TEXTS).vectors.shape == (4, 32)
@@ -104,9 +104,7 @@ def damage(folder: Path) -> None:
             kept.unlink()
 
 
-def test_a_damaged_artifact_is_rebuilt_in_lazy_mode_and_refused_in_aot(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_a_damaged_artifact_is_rebuilt_in_lazy_refused_in_aot(bench: Bench, tmp_path: Path) -> None:
     config = load(write_config(tmp_path))
     first = open_local(config, "tiny")
     want = first.embed(["ray"]).vectors

@@ -18,9 +18,9 @@ from rlx_ray.component import (
     Preset,
 )
 from rlx_ray.config.load import load
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.inference.local import LocalModel
-from rlx_ray.job.local import load as open_local
+from rlx_ray.job.compile_miss import load as open_local
 from rlx_ray.runtime.executable import pad_tokens
 from tests.support.needs import needs_minilm
 

@@ -129,7 +129,7 @@ def test_constants_are_checked_when_an_instance_is_made() -> None:
         instance("rms_norm", "k", t=DType.F16, rows=1, n=64, eps=1e-5, residul=1)
 
 
-def test_constants_that_do_not_go_together_are_refused_with_the_reason() -> None:
+def test_constants_that_disagree_are_refused_with_the_reason() -> None:
     wrong = instance("matvec", "wrong", t=DType.F16, rows=1, n=64, k=72, bits=4)
     with pytest.raises(CompileError, match=r"kernel 'wrong'(?s:.*)K is not whole blocks"):
         nvrtc.compile(unit([wrong]), "sm_80", sources())
@@ -145,7 +145,7 @@ def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch) -> None:
     nvrtc._library.cache_clear()
 
 
-def test_the_pinned_toolchain_is_here_and_another_one_is_told_apart() -> None:
+def test_the_pinned_toolchain_is_told_from_another() -> None:
     wanted = target("cuda-sm_90")
     toolchain = toolchain_for(wanted, {})
     nvrtc.check(toolchain)
@@ -157,7 +157,7 @@ def test_the_pinned_toolchain_is_here_and_another_one_is_told_apart() -> None:
         nvrtc.check(other)
 
 
-def test_targets_that_nvrtc_does_not_know_are_refused_with_the_reason(monkeypatch) -> None:
+def test_targets_unknown_to_nvrtc_are_refused_with_the_reason(monkeypatch) -> None:
     assert [nvrtc.refusal(one) for one in CUDA_TARGETS] == [""] * len(CUDA_TARGETS)
     old = replace(CUDA_TARGETS[0], cpu="sm_50")
     assert re.fullmatch(r"NVRTC 13\.\S+ does not compile for sm_50", nvrtc.refusal(old))

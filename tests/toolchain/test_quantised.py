@@ -17,7 +17,7 @@ from rlx_ray.compiler.cpu.c import head
 from rlx_ray.compiler.cpu.zig import compile_c
 from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
-from rlx_ray.job.local import load as open_local
+from rlx_ray.job.compile_miss import load as open_local
 from rlx_ray.runtime.cpu import cache_pages
 from rlx_ray.weights.blocks import Blocks
 from rlx_ray.weights.formats import FORMATS, MatrixFormat

@@ -60,7 +60,7 @@ def test_no_kernel_of_a_model_spills_its_registers(arch: str) -> None:
     assert max(one.resources.registers for one in found) > 128
 
 
-def test_blocks_fit_as_registers_warps_blocks_and_shared_memory_allow() -> None:
+def test_blocks_fit_as_registers_warps_and_memory_allow() -> None:
     ampere, ada, hopper = (LIMITS[arch] for arch in ("sm_80", "sm_89", "sm_90"))
     assert blocks(ampere, 32, 256, 0) == 8  # 64 warps
     assert blocks(ada, 32, 256, 0) == 6  # 48 warps
@@ -73,7 +73,7 @@ def test_blocks_fit_as_registers_warps_blocks_and_shared_memory_allow() -> None:
     assert blocks(ada, 32, 128, 99 << 10) == 1
 
 
-def test_a_log_is_read_by_kernel_and_one_of_another_form_is_refused() -> None:
+def test_a_log_is_read_by_kernel_and_unknown_forms_are_refused() -> None:
     log = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'one' for 'sm_90'
 ptxas info    : Function properties for one

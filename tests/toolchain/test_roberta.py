@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlx_ray.config.load import load
-from rlx_ray.job.local import load as open_local
+from rlx_ray.job.compile_miss import load as open_local
 from tests.support.programs import Bench
 from tests.support.tiny import write_tiny_roberta
 

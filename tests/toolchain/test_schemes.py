@@ -11,7 +11,7 @@ import pytest
 
 from rlx_ray.component import ModelVariant, QuantScheme
 from rlx_ray.config.load import load
-from rlx_ray.job.local import load as open_local
+from rlx_ray.job.compile_miss import load as open_local
 from rlx_ray.runtime.cpu import cache_pages
 from rlx_ray.weights.blocks import quantise
 from rlx_ray.weights.small_floats import FP8

@@ -11,8 +11,8 @@ from rlx_ray.component import ModelVariant
 from rlx_ray.config.load import load
 from rlx_ray.engine.pages import NULL_PAGE, PagePool
 from rlx_ray.engine.scheduler import Scheduler, Step, Stream
-from rlx_ray.inference.text import TextModel
-from rlx_ray.job.local import load as open_local
+from rlx_ray.inference.text_model import TextModel
+from rlx_ray.job.compile_miss import load as open_local
 from tests.support import llama_reference
 from tests.support.gguf_file import TINY, gguf_bytes, tiny_tensors
 from tests.support.programs import NATIVE, Bench, one_common

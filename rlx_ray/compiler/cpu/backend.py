@@ -14,7 +14,7 @@ from rlx_ray.compiler.cpu.precision import lower_precision
 from rlx_ray.compiler.cpu.printer import lir_text
 from rlx_ray.compiler.cpu.schedule import schedule
 from rlx_ray.compiler.cpu.verify import verify_lir
-from rlx_ray.compiler.ir.memory import Plan, bind
+from rlx_ray.compiler.ir.memory import MemoryPlan, bind
 from rlx_ray.compiler.ir.mir import LOGICAL, Mir
 from rlx_ray.compiler.ir.program import Backend, Order, Step
 from rlx_ray.target import Target, Toolchain
@@ -62,7 +62,7 @@ def _printer(lir: Lir, target: Target) -> Mapping[str, Callable[[], Any]]:
     return {"lir": lambda: lir_text(lir)}
 
 
-def _memory(lir: Lir) -> Mapping[str, Plan]:
+def _memory(lir: Lir) -> Mapping[str, MemoryPlan]:
     return {"arena": lir.arena, "scratch_per_thread": lir.scratch}
 
 

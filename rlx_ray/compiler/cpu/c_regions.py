@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlx_ray.compiler.cpu.lir import Call, Lir, Packing, Region, Slot, Space
+from rlx_ray.compiler.cpu.lir import KernelCall, Lir, Packing, Region, Space, TileArgument
 from rlx_ray.compiler.cpu.templates import Kernel
 
 ENTRY = "rlx_run"
@@ -74,34 +74,34 @@ def _region(
     return _Printed(run, "\n".join(begin), tuple(table.values), note)
 
 
-def _call(call: Call, name: str, own: _Own) -> str:
-    inputs = [_slot(s, own) for s in call.inputs]
+def _call(call: KernelCall, name: str, own: _Own) -> str:
+    inputs = [_argument(s, own) for s in call.inputs]
     template = call.kernel.template
     inputs += ["0"] * (template.inputs - len(inputs))
     inputs += ["f->cache", own.place(call.layer)] if template.cache else []
-    operands = ", ".join(_slot(s, own) for s in call.operands)
+    operands = ", ".join(_argument(s, own) for s in call.operands)
     table = f"((const float *const[]){{{operands}}})" if operands else "0"
-    scratch = _slot(call.scratch, own)
+    scratch = _argument(call.scratch, own)
     scratch = scratch if scratch == "0" else f"(float *)({scratch})"
-    output = f"(float *)({_slot(call.output, own)})"
+    output = f"(float *)({_argument(call.output, own)})"
     return f"{name}({', '.join([output, *inputs, table, scratch, '&span', 'tile'])})"
 
 
-def _slot(slot: Slot | None, own: _Own) -> str:
-    if slot is None:
+def _argument(argument: TileArgument | None, own: _Own) -> str:
+    if argument is None:
         return "0"
-    moves = f" + {slot.shift}" if slot.shift else ""
-    steps = (("tile", slot.stride), ("span.row", slot.row), ("span.seq", slot.sequence))
+    moves = f" + {argument.shift}" if argument.shift else ""
+    steps = (("tile", argument.stride), ("span.row", argument.row), ("span.seq", argument.sequence))
     moves += "".join(f" + {name} * {step}" for name, step in steps if step)
-    match slot.space:
+    match argument.space:
         case Space.PARAM if moves:
-            return f"(const void *)((const char *)p[{own.place(slot.offset)}]{moves})"
+            return f"(const void *)((const char *)p[{own.place(argument.offset)}]{moves})"
         case Space.PARAM:
-            return f"p[{own.place(slot.offset)}]"
+            return f"p[{own.place(argument.offset)}]"
         case Space.ARENA:
-            return f"(const void *)(f->arena + {slot.offset}{moves})"
+            return f"(const void *)(f->arena + {argument.offset}{moves})"
         case Space.SCRATCH:
-            return f"(const void *)(s + {slot.offset}{moves})"
+            return f"(const void *)(s + {argument.offset}{moves})"
 
 
 def print_regions(lir: Lir, names: dict[Kernel, str], *, counters: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rlx_ray.compiler.cpu.layout import Layout
-from rlx_ray.compiler.cpu.lir import Call, Slot, Space
+from rlx_ray.compiler.cpu.lir import KernelCall, Space, TileArgument
 from rlx_ray.compiler.cpu.op_rule import Domain, Lowered, Part, Site
 from rlx_ray.compiler.cpu.regions import Group, RegionAnalysis, reads_whole, value_bytes
 from rlx_ray.compiler.cpu.rules import lower_packed, lower_padded
@@ -40,7 +40,7 @@ class Calls:
             if b.name.endswith(".scratch")
         }
 
-    def calls(self, index: int, group: Group) -> tuple[Call, ...]:
+    def calls(self, index: int, group: Group) -> tuple[KernelCall, ...]:
         """What computes one tile of a node; empty if the node before it has done so."""
         node = self._mir.nodes[index]
         if not self._known.packed or not self._known.batched[index]:
@@ -53,7 +53,7 @@ class Calls:
             return (self._by_columns(index, group),)
         return (self._packed(index, group),)
 
-    def _by_columns(self, index: int, group: Group) -> Call:
+    def _by_columns(self, index: int, group: Group) -> KernelCall:
         """A matmul in tiles of columns: weights, operands and result move along them."""
         node = self._mir.nodes[index]
         depth, columns = self._mir.nodes[node.inputs[1]].shape
@@ -63,8 +63,8 @@ class Calls:
         assert weight is not None
         form = matrix_format(self._mir.nodes[node.inputs[1]])
         operands = tuple(
-            _moved(slot, own * 4) if self._mir.nodes[i].shape[-1] == columns else slot
-            for slot, i in zip(call.operands, node.inputs[2:], strict=True)
+            _moved(argument, own * 4) if self._mir.nodes[i].shape[-1] == columns else argument
+            for argument, i in zip(call.operands, node.inputs[2:], strict=True)
         )
         panels = own // self._panel * form.panel_bytes(depth, self._panel)
         return replace(
@@ -74,7 +74,7 @@ class Calls:
             operands=operands,
         )
 
-    def _pair(self, index: int, group: Group) -> tuple[Call, ...]:
+    def _pair(self, index: int, group: Group) -> tuple[KernelCall, ...]:
         """A hidden value and its reader, some columns at a time."""
         mir, (reader, chunk) = self._mir, self._layout.pairs[index]
         up, down = mir.nodes[index], mir.nodes[reader]
@@ -83,8 +83,8 @@ class Calls:
         for at in range(0, hidden, chunk):
             first = self._packed(index, group, Part(chunk, depth, depth, chunk))
             operands = tuple(
-                _shifted(slot, at * 4) if mir.nodes[i].shape[-1] == hidden else slot
-                for slot, i in zip(first.operands, up.inputs[2:], strict=True)
+                _shifted(argument, at * 4) if mir.nodes[i].shape[-1] == hidden else argument
+                for argument, i in zip(first.operands, up.inputs[2:], strict=True)
             )
             inputs = (first.inputs[0], _shifted(first.inputs[1], at * depth * 4))
             origin = f"{up.origin} at {at}"
@@ -95,7 +95,7 @@ class Calls:
             made.append(replace(second, inputs=inputs, origin=f"{down.origin} at {at}"))
         return tuple(made)
 
-    def _packed(self, index: int, group: Group, part: Part | None = None) -> Call:
+    def _packed(self, index: int, group: Group, part: Part | None = None) -> KernelCall:
         """A node over packed rows: shared values move with the tile's span."""
         node, domain = self._mir.nodes[index], self._known.domain[index]
         assert domain is not None
@@ -104,45 +104,45 @@ class Calls:
         source = self._place if reads_whole(node, group.axis) else self._in_span
         return self._call(index, lower_packed(site), self._in_span, source)
 
-    def _padded(self, index: int, tiles: int) -> Call:
+    def _padded(self, index: int, tiles: int) -> KernelCall:
         """A node of a program that is not packed, or one that does not depend on the batch."""
         node, shape = self._mir.nodes[index], self._in_tile(index, tiles)
         shapes = tuple(self._in_tile(i, tiles) for i in node.inputs)
         site = Site(node, shape, shapes, elements(shape[:-1]), "sequences", tiles)
 
-        def slot(value: int) -> Slot:
+        def argument(value: int) -> TileArgument:
             place = self._place(value)
             moves = place.space is Space.ARENA and self._known.batched[value]
             return _moved(place, value_bytes(self._mir.nodes[value]) // tiles) if moves else place
 
-        return self._call(index, lower_padded(site), slot, slot)
+        return self._call(index, lower_padded(site), argument, argument)
 
     def _call(
         self,
         index: int,
         lowered: Lowered,
-        slot: Callable[[int], Slot],
-        source: Callable[[int], Slot],
-    ) -> Call:
-        """A node's call; `slot` finds its output and operands, `source` its inputs."""
+        argument: Callable[[int], TileArgument],
+        source: Callable[[int], TileArgument],
+    ) -> KernelCall:
+        """A node's call; `argument` finds its output and operands, `source` its inputs."""
         node, extra = self._mir.nodes[index], self._extra.get(index)
-        return Call(
+        return KernelCall(
             lowered.kernel,
-            slot(index),
+            argument(index),
             tuple(None if i is None else source(node.inputs[i]) for i in lowered.inputs),
-            tuple(slot(node.inputs[i]) for i in lowered.operands),
-            None if extra is None else Slot(Space.SCRATCH, extra),
+            tuple(argument(node.inputs[i]) for i in lowered.operands),
+            None if extra is None else TileArgument(Space.SCRATCH, extra),
             node.origin,
             0 if node.attr("layer") is None else node.number("layer"),
         )
 
-    def _place(self, value: int) -> Slot:
+    def _place(self, value: int) -> TileArgument:
         """Where a value begins."""
         if self._mir.nodes[value].op is Op.PARAM:
-            return Slot(Space.PARAM, self._table[value])
-        return Slot(*self._layout.place[self._known.root[value]])
+            return TileArgument(Space.PARAM, self._table[value])
+        return TileArgument(*self._layout.place[self._known.root[value]])
 
-    def _in_span(self, value: int) -> Slot:
+    def _in_span(self, value: int) -> TileArgument:
         """Where a tile's rows of a value begin, if tiles share it."""
         made, place = self._mir.nodes[value], self._place(value)
         if place.space is not Space.ARENA or made.op is Op.INPUT:
@@ -164,12 +164,12 @@ class Calls:
         return (shape[0] // tiles, *shape[1:])
 
 
-def _moved(slot: Slot, stride: int) -> Slot:
-    """A slot that moves by `stride` bytes from tile to tile."""
-    return replace(slot, stride=stride)
+def _moved(argument: TileArgument, stride: int) -> TileArgument:
+    """An argument that moves by `stride` bytes from tile to tile."""
+    return replace(argument, stride=stride)
 
 
-def _shifted(slot: Slot | None, shift: int) -> Slot:
-    """A slot that begins `shift` bytes later."""
-    assert slot is not None
-    return replace(slot, shift=shift)
+def _shifted(argument: TileArgument | None, shift: int) -> TileArgument:
+    """An argument that begins `shift` bytes later."""
+    assert argument is not None
+    return replace(argument, shift=shift)

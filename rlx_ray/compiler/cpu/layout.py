@@ -16,7 +16,7 @@ from rlx_ray.compiler.cpu.regions import (
     value_bytes,
 )
 from rlx_ray.compiler.cpu.rules import partition, rule
-from rlx_ray.compiler.ir.memory import Buffer, Plan
+from rlx_ray.compiler.ir.memory import Buffer, MemoryPlan
 from rlx_ray.compiler.ir.mir import Mir, Node, Op
 from rlx_ray.compiler.passes.arena import plan
 from rlx_ray.target import Target
@@ -43,8 +43,8 @@ class Layout:
     """
 
     groups: tuple[Group, ...]
-    arena: Plan
-    scratch: Plan
+    arena: MemoryPlan
+    scratch: MemoryPlan
     place: dict[int, tuple[Space, int]]
     pairs: dict[int, tuple[int, int]]
 

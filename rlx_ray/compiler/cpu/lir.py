@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from rlx_ray.compiler.cpu.templates import Kernel
-from rlx_ray.compiler.ir.memory import Plan, Tensor
+from rlx_ray.compiler.ir.memory import MemoryPlan, Tensor
 from rlx_ray.compiler.ir.mir import Note
 
 
@@ -19,7 +19,7 @@ class Space(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class TileArgument:
     """An argument: a buffer, and how far in it a tile's part begins.
 
     Attributes:
@@ -39,17 +39,17 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class KernelCall:
     """A kernel on one tile: the output, the inputs in the template's order, the operands.
 
     `layer` is whose keys and values in the cache it uses, where it uses the cache.
     """
 
     kernel: Kernel
-    output: Slot
-    inputs: tuple[Slot | None, ...]
-    operands: tuple[Slot, ...] = ()
-    scratch: Slot | None = None
+    output: TileArgument
+    inputs: tuple[TileArgument | None, ...]
+    operands: tuple[TileArgument, ...] = ()
+    scratch: TileArgument | None = None
     origin: str = ""
     layer: int = 0
 
@@ -69,12 +69,12 @@ class Region:
 
     axis: str
     tiles: int
-    calls: tuple[Call, ...]
+    calls: tuple[KernelCall, ...]
     reason: str
-    begin: tuple[Call, ...] = ()
+    begin: tuple[KernelCall, ...] = ()
 
     @property
-    def all_calls(self) -> tuple[Call, ...]:
+    def all_calls(self) -> tuple[KernelCall, ...]:
         """What it runs at its beginning, then what it runs on a tile."""
         return (*self.begin, *self.calls)
 
@@ -104,8 +104,8 @@ class Lir:
     params: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     regions: tuple[Region, ...]
-    arena: Plan
-    scratch: Plan
+    arena: MemoryPlan
+    scratch: MemoryPlan
     flops: int
     packing: Packing | None = None
     notes: tuple[Note, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlx_ray.compiler.cpu.lir import Call, Lir, Slot
+from rlx_ray.compiler.cpu.lir import KernelCall, Lir, TileArgument
 from rlx_ray.compiler.cpu.templates import Argument, Extent
 from rlx_ray.compiler.ir import expr
 
@@ -32,15 +32,15 @@ def _argument_text(value: Argument) -> str:
     return value.value if isinstance(value, Extent) else str(value)
 
 
-def _call_text(call: Call, name: str) -> str:
-    inputs = ", ".join(_slot_text(s) for s in (*call.inputs, *call.operands))
-    return f"{_slot_text(call.output)} = {name}({inputs})  ; {call.origin}"
+def _call_text(call: KernelCall, name: str) -> str:
+    inputs = ", ".join(_tile_argument_text(s) for s in (*call.inputs, *call.operands))
+    return f"{_tile_argument_text(call.output)} = {name}({inputs})  ; {call.origin}"
 
 
-def _slot_text(slot: Slot | None) -> str:
-    if slot is None:
+def _tile_argument_text(argument: TileArgument | None) -> str:
+    if argument is None:
         return "-"
-    steps = ((slot.stride, "tile"), (slot.row, "row"), (slot.sequence, "sequence"))
-    moves = f"+{slot.shift}" if slot.shift else ""
+    steps = ((argument.stride, "tile"), (argument.row, "row"), (argument.sequence, "sequence"))
+    moves = f"+{argument.shift}" if argument.shift else ""
     moves += "".join(f"+{n}*{name}" for n, name in steps if n)
-    return f"{slot.space.value}[{slot.offset}{moves}]"
+    return f"{argument.space.value}[{argument.offset}{moves}]"

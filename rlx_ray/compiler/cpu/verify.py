@@ -8,7 +8,7 @@ from rlx_ray.errors import VerifyError
 
 
 def verify_lir(lir: Lir) -> Lir:
-    """Plans do not overlap, slots lie in their space, tiles move within their buffers.
+    """Plans do not overlap, arguments lie in their space, tiles move within their buffers.
 
     Raises:
         VerifyError: a rule is broken.
@@ -24,16 +24,16 @@ def verify_lir(lir: Lir) -> Lir:
         if region.tiles < 1 or not region.calls:
             raise VerifyError(f"LIR: an empty region ({region.axis}).")
         for call in region.all_calls:
-            slots = (call.output, *call.inputs, *call.operands, call.scratch)
-            for slot in slots:
-                if slot is None:
+            arguments = (call.output, *call.inputs, *call.operands, call.scratch)
+            for argument in arguments:
+                if argument is None:
                     continue
-                end = slot.offset
-                if slot.space is not Space.PARAM:
-                    end += slot.stride * (region.tiles - 1) + slot.shift
-                if slot.offset < 0 or end >= limits[slot.space]:
-                    raise VerifyError(f"LIR: {call.origin!r} leaves its {slot.space.value}.")
-            if lir.packing is None and any(s and (s.row or s.sequence) for s in slots):
+                end = argument.offset
+                if argument.space is not Space.PARAM:
+                    end += argument.stride * (region.tiles - 1) + argument.shift
+                if argument.offset < 0 or end >= limits[argument.space]:
+                    raise VerifyError(f"LIR: {call.origin!r} leaves its {argument.space.value}.")
+            if lir.packing is None and any(s and (s.row or s.sequence) for s in arguments):
                 raise VerifyError(f"LIR: {call.origin!r} moves by rows that are not packed.")
             if call.output.space is Space.PARAM:
                 raise VerifyError(f"LIR: {call.origin!r} writes a parameter.")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rlx_ray.artifact.launch_plan import Slot
+from rlx_ray.artifact.launch_plan import Address
 from rlx_ray.compiler.cuda.analysis import ProgramAnalysis
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.kernel_table import named
-from rlx_ray.compiler.cuda.state import State
+from rlx_ray.compiler.cuda.state import Lowering
 from rlx_ray.compiler.cuda.writer import Place
 from rlx_ray.compiler.ir.mir import Node, Note, Op
 from rlx_ray.shape import PAGE, elements
@@ -21,7 +21,7 @@ _QUERIES = 16
 """Rows of queries of a tile in decode.cuh."""
 
 
-def attention(s: State, index: int) -> None:
+def attention(s: Lowering, index: int) -> None:
     """Attention within sequences of whole rows."""
     node = s.analysis.node(index)
     heads = node.number("heads")
@@ -49,13 +49,13 @@ def layer_elements(node: Node) -> int:
     return node.number("kv_heads") * 2 * PAGE * node.number("dim")
 
 
-def cache(s: State, node: Node) -> tuple[dict[str, Value], Place]:
+def cache(s: Lowering, node: Node) -> tuple[dict[str, Value], Place]:
     """The constants of a layer's part of the cache, and where it begins in page 0."""
     own = layer_elements(node)
     table = s.analysis.shape(_tables(node)[2])[1]
     constants: dict[str, Value] = {"kv_heads": node.number("kv_heads"), "dim": node.number("dim")}
     constants |= {"table": table, "page_stride": node.number("layers") * own}
-    return constants, Slot("cache", node.number("layer") * own * s.t.size)
+    return constants, Address("cache", node.number("layer") * own * s.t.size)
 
 
 def _tables(node: Node) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ def _tables(node: Node) -> tuple[int, ...]:
     return node.inputs[3:6] if node.op is Op.CACHE_WRITE else node.inputs[1:4]
 
 
-def tables(s: State, node: Node) -> dict[str, Place]:
+def tables(s: Lowering, node: Node) -> dict[str, Place]:
     """The arguments that say where in the cache a sequence's tokens are."""
     return {
         name: s.place(i)
@@ -71,12 +71,12 @@ def tables(s: State, node: Node) -> dict[str, Place]:
     }
 
 
-def rope_cache(s: State, index: int) -> None:
+def rope_cache(s: Lowering, index: int) -> None:
     """Queries turned, keys and values into the cache; the step of one token does it by itself."""
     if _step_of(s.analysis, index) is not None:
         return
     node = s.analysis.node(index)
-    constants, places = _turns(s, node)
+    constants, places = _cos_sin(s, node)
     rows, seq = node.shape[0], node.number("tokens")
     given: dict[str, Value] = {"t": s.t, "rows": rows, "seq": seq, **constants}
     q = s.make(index)
@@ -92,7 +92,7 @@ def _step_of(analysis: ProgramAnalysis, index: int) -> int | None:
     return users[0] if analysis.node(users[0]).op is Op.CACHED_ATTENTION else None
 
 
-def _turns(s: State, node: Node) -> tuple[dict[str, Value], dict[str, Place]]:
+def _cos_sin(s: Lowering, node: Node) -> tuple[dict[str, Value], dict[str, Place]]:
     """Constants and arguments that turning heads and keeping keys takes."""
     cos_sin, *gains = node.inputs[4:]
     raw = s.take(node.inputs[0])
@@ -107,7 +107,7 @@ def _turns(s: State, node: Node) -> tuple[dict[str, Value], dict[str, Place]]:
     return constants, {**places, **tables(s, node), "cache": place}
 
 
-def cached_attention(s: State, index: int) -> None:
+def cached_attention(s: Lowering, index: int) -> None:
     """Attention over the cache: of one token, of few that share out the keys, or of many."""
     analysis, node = s.analysis, s.analysis.node(index)
     rope = node.inputs[0]
@@ -133,7 +133,7 @@ def _group(node: Node) -> int:
 
 
 def _split(
-    s: State, node: Node, given: dict[str, Value], places: dict[str, Place], out: Place
+    s: Lowering, node: Node, given: dict[str, Value], places: dict[str, Place], out: Place
 ) -> None:
     """Attention of few tokens, each over parts of its keys, and the parts put together."""
     heads, dim = node.number("heads"), node.number("dim")
@@ -149,7 +149,7 @@ def _split(
         s.writer.call("attention_combine", node.origin, sizes, **parts, **lengths, out=out)
 
 
-def _parts(s: State, node: Node, rows: int, splits: int) -> dict[str, Place]:
+def _parts(s: Lowering, node: Node, rows: int, splits: int) -> dict[str, Place]:
     """Room for the parts of each row and head; none where there is but one."""
     if splits == 1:
         return {}
@@ -160,10 +160,10 @@ def _parts(s: State, node: Node, rows: int, splits: int) -> dict[str, Place]:
     }
 
 
-def _step(s: State, index: int, rope: Node) -> None:
+def _step(s: Lowering, index: int, rope: Node) -> None:
     """One new token of each sequence, from its product to its result."""
     node, batch = s.analysis.node(index), s.analysis.batch
-    constants, places = _turns(s, rope)
+    constants, places = _cos_sin(s, rope)
     given: dict[str, Value] = {"t": s.t, "batch": batch, "window": node.number("window")}
     given |= constants
     splits = named("attention_step", **given).launch.grid[0]
@@ -176,7 +176,7 @@ def _step(s: State, index: int, rope: Node) -> None:
     s.writer.call("attention_step", node.origin, given, **places, out=out)
 
 
-def _tickets(s: State, nbytes: int) -> Place:
+def _tickets(s: Lowering, nbytes: int) -> Place:
     """Counters that all layers share: each launch leaves them as it found them, zero."""
     if "tickets" not in s.zeroed:
         s.zeroed["tickets"] = (s.writer.buffer("tickets", nbytes), nbytes)

@@ -11,7 +11,7 @@ from rlx_ray.compiler.cuda.launches import ALIGNMENT, Launches
 from rlx_ray.compiler.cuda.lower import drop_single_rows, lower
 from rlx_ray.compiler.cuda.printer import launches_text
 from rlx_ray.compiler.cuda.verify import verify_launches
-from rlx_ray.compiler.ir.memory import Plan, bind
+from rlx_ray.compiler.ir.memory import MemoryPlan, bind
 from rlx_ray.compiler.ir.mir import LOGICAL, Mir
 from rlx_ray.compiler.ir.program import Backend, Order, Step
 from rlx_ray.target import Target, Toolchain
@@ -50,7 +50,7 @@ def _printer(program: Launches, target: Target) -> Mapping[str, Callable[[], Any
     }
 
 
-def _memory(program: Launches) -> Mapping[str, Plan]:
+def _memory(program: Launches) -> Mapping[str, MemoryPlan]:
     return {"arena": program.arena}
 
 

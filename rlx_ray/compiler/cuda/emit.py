@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlx_ray.artifact.launch_plan import GemmStep, KernelStep, LaunchPlan, Step
-from rlx_ray.compiler.cuda.launches import Call, Launches
+from rlx_ray.compiler.cuda.launches import KernelLaunch, Launches
 from rlx_ray.compiler.cuda.source import unit
 from rlx_ray.target import Target
 
@@ -19,9 +19,9 @@ def plan(program: Launches, target: Target) -> LaunchPlan:
     return LaunchPlan(target.cpu, steps, program.zeroed, program.adjacent)
 
 
-def _step(step: Call | GemmStep) -> Step:
+def _step(step: KernelLaunch | GemmStep) -> Step:
     if isinstance(step, GemmStep):
         return step
     how = step.kernel.launch
-    slots = tuple(slot for _, slot in step.arguments)
-    return KernelStep(step.kernel.name, how.grid, how.block, how.shared, slots, step.origin)
+    addresses = tuple(address for _, address in step.arguments)
+    return KernelStep(step.kernel.name, how.grid, how.block, how.shared, addresses, step.origin)

@@ -76,7 +76,7 @@ def _terms(expr: Expr) -> tuple[Expr, list[int]] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class GatedMatmuls:
     """Gate and up of a gated feed-forward: act(x gate) * (x up), with one weight behind the other.
 
     Attributes:
@@ -91,7 +91,7 @@ class Pair:
     bytes: int
 
 
-def pair(analysis: ProgramAnalysis, index: int) -> Pair | None:
+def pair(analysis: ProgramAnalysis, index: int) -> GatedMatmuls | None:
     """The pair whose value a matmul has, if it is one and its kernels can read it."""
     node = analysis.node(index)
     match node.expr:
@@ -117,7 +117,7 @@ def pair(analysis: ProgramAnalysis, index: int) -> Pair | None:
     size = _neighbours(analysis, first, up) if whole or not (few or coded) else 0
     if size == 0 and (few or not coded):
         return None
-    return Pair(gate, ACTIVATIONS[act], size)
+    return GatedMatmuls(gate, ACTIVATIONS[act], size)
 
 
 def _neighbours(analysis: ProgramAnalysis, first: int, second: int) -> int:

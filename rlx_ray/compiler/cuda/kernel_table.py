@@ -19,7 +19,7 @@ from rlx_ray.errors import CompileError, nearest
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class KernelTemplate:
     """A kernel file.
 
     Attributes:
@@ -115,15 +115,15 @@ def _template(
     needs: str,
     defaults: Mapping[str, Value],
     how: Callable[[Constants], Launch],
-) -> Template:
-    return Template(tuple(arguments.split()), tuple(needs.split()), defaults, how)
+) -> KernelTemplate:
+    return KernelTemplate(tuple(arguments.split()), tuple(needs.split()), defaults, how)
 
 
 _NORM = {"seq": 0, "bias": 0, "residual": 0, "sum": 0}
 _BLOCKS = {"halves": 0, "offsets": 0}
 _CACHED = "t batch seq heads kv_heads dim table page_stride"
 
-TEMPLATES: dict[str, Template] = {
+TEMPLATES: dict[str, KernelTemplate] = {
     "rms_norm": _template("x residual bias gain lengths sum y", "t rows n eps", _NORM, grids.rows),
     "layer_norm": _template(
         "x residual bias gain shift lengths sum y", "t rows n eps", _NORM, grids.rows

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlx_ray.artifact.launch_plan import GemmStep, Slot
+from rlx_ray.artifact.launch_plan import Address, GemmStep
 from rlx_ray.compiler.cuda.kernel_table import Instance
-from rlx_ray.compiler.ir.memory import Plan, Tensor
+from rlx_ray.compiler.ir.memory import MemoryPlan, Tensor
 from rlx_ray.compiler.ir.mir import Note
 
 ALIGNMENT = 256
@@ -14,17 +14,17 @@ ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class KernelLaunch:
     """The launch of a kernel.
 
     Attributes:
         kernel: the instance.
-        arguments: a slot for each of its arguments, by name, in its order.
+        arguments: an address for each of its arguments, by name, in its order.
         origin: what part of the model it is.
     """
 
     kernel: Instance
-    arguments: tuple[tuple[str, Slot], ...]
+    arguments: tuple[tuple[str, Address], ...]
     origin: str = ""
 
 
@@ -49,8 +49,8 @@ class Launches:
     inputs: tuple[Tensor, ...]
     params: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    steps: tuple[Call | GemmStep, ...]
-    arena: Plan
+    steps: tuple[KernelLaunch | GemmStep, ...]
+    arena: MemoryPlan
     flops: int
     zeroed: tuple[tuple[int, int], ...] = ()
     adjacent: tuple[tuple[int, int, int], ...] = ()
@@ -60,5 +60,5 @@ class Launches:
     @property
     def kernels(self) -> tuple[Instance, ...]:
         """The distinct kernels, in the order of their first launch."""
-        calls = (step for step in self.steps if isinstance(step, Call))
+        calls = (step for step in self.steps if isinstance(step, KernelLaunch))
         return tuple(dict.fromkeys(call.kernel for call in calls))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from rlx_ray.artifact.launch_plan import Slot
+from rlx_ray.artifact.launch_plan import Address
 from rlx_ray.compiler.cuda import attention, matmuls, primitives, rows, sampling
 from rlx_ray.compiler.cuda.analysis import ProgramAnalysis, find
 from rlx_ray.compiler.cuda.launches import ALIGNMENT, Launches
-from rlx_ray.compiler.cuda.state import Array, State
+from rlx_ray.compiler.cuda.state import Array, Lowering
 from rlx_ray.compiler.cuda.writer import Local, Place, behind
 from rlx_ray.compiler.ir.memory import Tensor
 from rlx_ray.compiler.ir.mir import Mir, Node, Op, node_flops
@@ -21,7 +21,7 @@ from rlx_ray.errors import VerifyError
 from rlx_ray.shape import elements
 from rlx_ray.weights.formats import BLOCK, QUANT_ROWS, ROWS_LAYOUT, tiles_layout
 
-Rule = Callable[[State, int], None]
+Rule = Callable[[Lowering, int], None]
 
 RULES: dict[Op, Rule] = {
     Op.MATMUL: matmuls.matmul,
@@ -62,7 +62,7 @@ def lower(
         names: of the outputs.
     """
     t, tf32 = DType.parse(profile.precision.compute), bool(dict(profile.backend).get("tf32"))
-    s = State(find(mir, t, tf32, formats))
+    s = Lowering(find(mir, t, tf32, formats))
     inputs = _inputs(s)
     _place_tensors(s, _places(inputs))
     if s.analysis.ragged:
@@ -90,7 +90,7 @@ def _places(found: _Placed) -> dict[str, Place]:
     return {tensor.name: place for place, tensor in found}
 
 
-def _inputs(s: State) -> _Placed:
+def _inputs(s: Lowering) -> _Placed:
     """The program's inputs, one behind the other in a buffer, so that one copy fills them."""
     mir = s.analysis.mir
     nodes = [n for n in mir.nodes if n.op is Op.INPUT]
@@ -103,14 +103,14 @@ def _inputs(s: State) -> _Placed:
     return [(behind(whole, sum(sizes[:i])), tensor) for i, tensor in enumerate(found)]
 
 
-def _place_tensors(s: State, inputs: Mapping[str, Place]) -> None:
+def _place_tensors(s: Lowering, inputs: Mapping[str, Place]) -> None:
     """Inputs and parameters are in memory from the start."""
     for index, node in enumerate(s.analysis.mir.nodes):
         if node.op is Op.INPUT:
             s.values[index] = Array(inputs[str(node.attr("name"))], node.dtype)
         elif node.op is Op.PARAM:
-            slot = Slot("param", 0, s.analysis.table[index])
-            s.values[index] = Array(slot, s.analysis.param_dtype(index))
+            address = Address("param", 0, s.analysis.table[index])
+            s.values[index] = Array(address, s.analysis.param_dtype(index))
 
 
 def drop_single_rows(mir: Mir) -> Mir:
@@ -126,7 +126,7 @@ def drop_single_rows(mir: Mir) -> Mir:
     return drop_dead(replace(mir, nodes=tuple(nodes), outputs=outputs))
 
 
-def _finish(s: State, inputs: _Placed, outputs: _Placed) -> Launches:
+def _finish(s: Lowering, inputs: _Placed, outputs: _Placed) -> Launches:
     """The program with its arena planned."""
     for place, _ in outputs:
         s.writer.keep(place)

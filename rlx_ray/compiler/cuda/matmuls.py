@@ -8,7 +8,7 @@ from rlx_ray.compiler.cuda.analysis import FEW_ROWS
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.fusion import (
     Epilogue,
-    Pair,
+    GatedMatmuls,
     epilogue,
     is_gate,
     matvec_constants,
@@ -17,14 +17,14 @@ from rlx_ray.compiler.cuda.fusion import (
     pair,
     takes,
 )
-from rlx_ray.compiler.cuda.state import Array, Raw, State
+from rlx_ray.compiler.cuda.state import Array, Lowering, Raw
 from rlx_ray.compiler.cuda.writer import Place, behind
 from rlx_ray.compiler.ir.expr import Acc, Expr, In, rewrite
 from rlx_ray.dtype import DType
 from rlx_ray.shape import elements
 
 
-def matmul(s: State, index: int) -> None:
+def matmul(s: Lowering, index: int) -> None:
     """Launches of a native matmul."""
     node = s.analysis.node(index)
     if is_gate(s.analysis, index):
@@ -38,7 +38,7 @@ def matmul(s: State, index: int) -> None:
 # Few rows ---------------------------------------------------------------------------------------
 
 
-def matvec(s: State, index: int) -> None:
+def matvec(s: Lowering, index: int) -> None:
     """One launch, with the norm before it and the epilogue behind it."""
     analysis, node = s.analysis, s.analysis.node(index)
     two = pair(analysis, index)
@@ -65,7 +65,7 @@ def matvec(s: State, index: int) -> None:
         finish(s, index, s.values[index])
 
 
-def _with_norm(s: State, index: int, norm: int, places: dict[str, Place]) -> dict[str, Value]:
+def _with_norm(s: Lowering, index: int, norm: int, places: dict[str, Place]) -> dict[str, Value]:
     """The constants and places of the norm before a matvec, which keeps its value for others."""
     analysis, node = s.analysis, s.analysis.node(norm)
     places |= {k: s.place(i) for k, i in zip(("x", "gain", "shift"), node.inputs, strict=False)}
@@ -82,7 +82,7 @@ def _with_norm(s: State, index: int, norm: int, places: dict[str, Place]) -> dic
 # Many rows --------------------------------------------------------------------------------------
 
 
-def product(s: State, index: int) -> None:
+def product(s: Lowering, index: int) -> None:
     """A product by the library; its epilogue goes into its reader, or into one more launch."""
     analysis, node = s.analysis, s.analysis.node(index)
     two = pair(analysis, index)
@@ -108,7 +108,7 @@ def product(s: State, index: int) -> None:
         finish(s, index, y)
 
 
-def _gated(s: State, index: int, two: Pair) -> None:
+def _gated(s: Lowering, index: int, two: GatedMatmuls) -> None:
     """Gate and up as one product of twice the width, and what is between them."""
     analysis, node = s.analysis, s.analysis.node(index)
     x, up = node.inputs[:2]
@@ -141,7 +141,7 @@ class Right:
 
 
 def multiply(
-    s: State,
+    s: Lowering,
     origin: str,
     x: Array,
     w: Right,
@@ -172,7 +172,7 @@ def multiply(
     )
 
 
-def right(s: State, index: int) -> Right:
+def right(s: Lowering, index: int) -> Right:
     """A node as the right factor; quantised weights are made plain."""
     analysis = s.analysis
     if not analysis.is_matrix(index) or analysis.form(index) is None:
@@ -183,7 +183,7 @@ def right(s: State, index: int) -> Right:
     return Right(Array(place, s.t), True)
 
 
-def dequantize(s: State, index: int, to: Place, n: int) -> None:
+def dequantize(s: Lowering, index: int, to: Place, n: int) -> None:
     """Launch the unpacking of n outputs of quantised weights."""
     form, k = s.analysis.form(index), s.analysis.shape(index)[0]
     assert form is not None
@@ -192,14 +192,14 @@ def dequantize(s: State, index: int, to: Place, n: int) -> None:
     s.writer.call("dequantize", s.analysis.node(index).origin, constants, w=s.place(index), y=to)
 
 
-def _settle(s: State, index: int) -> None:
+def _settle(s: Lowering, index: int) -> None:
     """Do the epilogue of a product whose reader turned out to need its value."""
     raw = s.raws.pop(index)
     s.values[index] = Array(raw.place, s.t)
     finish(s, index, s.values[index])
 
 
-def finish(s: State, index: int, made: Array) -> None:
+def finish(s: Lowering, index: int, made: Array) -> None:
     """The whole epilogue of a product in a launch of its own, in place."""
     node = s.analysis.node(index)
     assert node.expr is not None
@@ -223,7 +223,7 @@ def _over_operands(expr: Expr) -> Expr:
     return rewrite(expr, leaf)
 
 
-def dot(s: State, index: int) -> None:
+def dot(s: Lowering, index: int) -> None:
     """A common product, of matrices or of a batch of them."""
     analysis, node = s.analysis, s.analysis.node(index)
     a, b = node.inputs

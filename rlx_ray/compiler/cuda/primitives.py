@@ -5,13 +5,13 @@ from __future__ import annotations
 from rlx_ray.compiler.cuda.attention import cache, tables
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.rows import unit_length
-from rlx_ray.compiler.cuda.state import State
+from rlx_ray.compiler.cuda.state import Lowering
 from rlx_ray.compiler.passes.operands import REDUCTIONS, grid
 from rlx_ray.dtype import DType
 from rlx_ray.shape import elements
 
 
-def elementwise(s: State, index: int) -> None:
+def elementwise(s: Lowering, index: int) -> None:
     """A fused region; the last node of a unit-length pattern is that pattern."""
     analysis, node = s.analysis, s.analysis.node(index)
     if index in analysis.inner:
@@ -25,12 +25,12 @@ def elementwise(s: State, index: int) -> None:
     s.elementwise(index, node.expr, operands, s.values[index])
 
 
-def reshape(s: State, index: int) -> None:
+def reshape(s: Lowering, index: int) -> None:
     """The same bytes under another shape."""
     s.values[index] = s.array(s.analysis.node(index).inputs[0])
 
 
-def reduce(s: State, index: int) -> None:
+def reduce(s: Lowering, index: int) -> None:
     """One axis away."""
     node = s.analysis.node(index)
     if index in s.analysis.inner:
@@ -43,7 +43,7 @@ def reduce(s: State, index: int) -> None:
     s.writer.call("reduce", node.origin, constants, x=x.place, y=s.make(index))
 
 
-def strided(s: State, index: int) -> None:
+def strided(s: Lowering, index: int) -> None:
     """A view of four axes as an array of its own."""
     node = s.analysis.node(index)
     extents, steps = node.attr("extents"), node.attr("steps")
@@ -56,7 +56,7 @@ def strided(s: State, index: int) -> None:
     s.writer.call("strided", node.origin, constants, x=x.place, y=s.make(index, x.dtype))
 
 
-def length_mask(s: State, index: int) -> None:
+def length_mask(s: Lowering, index: int) -> None:
     """1 where a token counts, else 0."""
     node = s.analysis.node(index)
     batch, tokens = node.shape
@@ -65,7 +65,7 @@ def length_mask(s: State, index: int) -> None:
     s.writer.call("length_mask", node.origin, constants, lengths=lengths, y=s.make(index))
 
 
-def iota(s: State, index: int) -> None:
+def iota(s: Lowering, index: int) -> None:
     """Positions, counted from what each sequence begins with where that is told."""
     node = s.analysis.node(index)
     constants: dict[str, Value] = {"rows": node.shape[0], "period": node.number("period")}
@@ -74,7 +74,7 @@ def iota(s: State, index: int) -> None:
     s.writer.call("iota", node.origin, constants, **places, y=s.make(index, DType.I32))
 
 
-def causal_mask(s: State, index: int) -> None:
+def causal_mask(s: Lowering, index: int) -> None:
     """1 where a new token sees a key, else 0."""
     node = s.analysis.node(index)
     batch, tokens, keys = node.shape
@@ -84,7 +84,7 @@ def causal_mask(s: State, index: int) -> None:
     s.writer.call("causal_mask", node.origin, constants, past=past, y=s.make(index))
 
 
-def concat(s: State, index: int) -> None:
+def concat(s: Lowering, index: int) -> None:
     """Rows of two values side by side."""
     a, b = s.analysis.node(index).inputs
     (rows, m), (_, n) = grid(s.analysis.shape(a)), grid(s.analysis.shape(b))
@@ -94,7 +94,7 @@ def concat(s: State, index: int) -> None:
     s.writer.call("concat", origin, constants, **places, y=s.make(index))
 
 
-def cache_write(s: State, index: int) -> None:
+def cache_write(s: Lowering, index: int) -> None:
     """Keys and values into the cache; the value is that of the queries, which come after it."""
     node = s.analysis.node(index)
     queries, k, v = node.inputs[:3]
@@ -105,7 +105,7 @@ def cache_write(s: State, index: int) -> None:
     s.values[index] = s.array(queries)
 
 
-def cache_read(s: State, index: int) -> None:
+def cache_read(s: Lowering, index: int) -> None:
     """The keys or values that the cache holds."""
     node = s.analysis.node(index)
     given, place = cache(s, node)

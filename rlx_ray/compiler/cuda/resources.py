@@ -28,7 +28,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class MultiprocessorLimits:
     """What a multiprocessor has, at most, at once: warps, blocks, bytes of shared memory."""
 
     warps: int
@@ -37,12 +37,12 @@ class Limits:
 
 
 LIMITS = {
-    "sm_80": Limits(64, 32, 164 << 10),
-    "sm_86": Limits(48, 16, 100 << 10),
-    "sm_89": Limits(48, 24, 100 << 10),
-    "sm_90": Limits(64, 32, 228 << 10),
-    "sm_100": Limits(64, 32, 228 << 10),
-    "sm_120": Limits(48, 24, 100 << 10),
+    "sm_80": MultiprocessorLimits(64, 32, 164 << 10),
+    "sm_86": MultiprocessorLimits(48, 16, 100 << 10),
+    "sm_89": MultiprocessorLimits(48, 24, 100 << 10),
+    "sm_90": MultiprocessorLimits(64, 32, 228 << 10),
+    "sm_100": MultiprocessorLimits(64, 32, 228 << 10),
+    "sm_120": MultiprocessorLimits(48, 24, 100 << 10),
 }
 """By architecture."""
 
@@ -122,7 +122,7 @@ def parse(log: str) -> dict[str, Resources]:
     return found
 
 
-def blocks(limits: Limits, registers: int, block: int, shared: int) -> int:
+def blocks(limits: MultiprocessorLimits, registers: int, block: int, shared: int) -> int:
     """Blocks that a multiprocessor has at once.
 
     Args:
@@ -138,7 +138,7 @@ def blocks(limits: Limits, registers: int, block: int, shared: int) -> int:
     return min(held // warps, limits.warps // warps, limits.blocks, by_shared)
 
 
-def _usage(one: Instance, own: Resources, limits: Limits) -> Usage:
+def _usage(one: Instance, own: Resources, limits: MultiprocessorLimits) -> Usage:
     how = one.launch
     shared = own.shared + how.shared
     fit = blocks(limits, own.registers, how.block, shared)

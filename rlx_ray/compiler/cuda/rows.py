@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlx_ray.compiler.cuda.analysis import ProgramAnalysis
 from rlx_ray.compiler.cuda.constants import Value
 from rlx_ray.compiler.cuda.fusion import norm_for
-from rlx_ray.compiler.cuda.state import Array, Ragged, State
+from rlx_ray.compiler.cuda.state import Array, Lowering, Ragged
 from rlx_ray.compiler.cuda.writer import Place
 from rlx_ray.compiler.ir.mir import Node, Op
 from rlx_ray.compiler.passes.operands import POOLS, grid
@@ -15,7 +15,7 @@ _TOKENS = {Op.ATTENTION: "keys", Op.GATHER: "period", Op.POOL: "tokens"}
 """Attributes that say how many tokens a sequence has at most."""
 
 
-def find_starts(s: State) -> None:
+def find_starts(s: Lowering) -> None:
     """Where the sequences of a ragged program begin, from the lengths of each run."""
     analysis, size = s.analysis, DType.I32.size
     made = Ragged(
@@ -30,7 +30,7 @@ def find_starts(s: State) -> None:
     s.ragged = made
 
 
-def norm(s: State, index: int) -> None:
+def norm(s: Lowering, index: int) -> None:
     """A layer norm or RMS norm; it waits where a `matvec` can compute it."""
     if norm_for(s.analysis, index) is None:
         _norm(s, index)
@@ -38,7 +38,7 @@ def norm(s: State, index: int) -> None:
         s.late[index] = lambda: _norm(s, index)
 
 
-def _norm(s: State, index: int) -> None:
+def _norm(s: Lowering, index: int) -> None:
     """The launch, of a value or of a product that waits for its bias and residual."""
     node = s.analysis.node(index)
     x, *gains = node.inputs
@@ -60,7 +60,7 @@ def _norm(s: State, index: int) -> None:
     s.writer.call(node.op.value, node.origin, constants, **places)
 
 
-def gather(s: State, index: int) -> None:
+def gather(s: Lowering, index: int) -> None:
     """Rows of embedding tables; what is summed is read in one launch."""
     if index in s.analysis.inner:
         return
@@ -103,7 +103,7 @@ def _positions(analysis: ProgramAnalysis, node: Node) -> dict[str, Value]:
     return {"seq": seq, "ragged": ragged, "positions": extent, "first": node.number("first")}
 
 
-def take(s: State, index: int) -> None:
+def take(s: Lowering, index: int) -> None:
     """Rows of a table, of the common lowering."""
     table, ids = s.analysis.node(index).inputs
     rows, n = grid(s.analysis.shape(index))
@@ -120,13 +120,13 @@ def take(s: State, index: int) -> None:
     s.writer.call("embed", s.analysis.node(index).origin, constants, **places, y=s.make(index, t))
 
 
-def pool(s: State, index: int) -> None:
+def pool(s: Lowering, index: int) -> None:
     """Token rows to one row a sequence; what only brings it to unit length does it too."""
     if not _ends_in_unit(s.analysis, index):
         _pool(s, index, index)
 
 
-def unit_length(s: State, index: int) -> None:
+def unit_length(s: Lowering, index: int) -> None:
     """Rows to unit length, together with the pooling before it."""
     analysis, x = s.analysis, s.analysis.units[index]
     if analysis.node(x).op is Op.POOL and _ends_in_unit(analysis, x):
@@ -145,7 +145,7 @@ def _ends_in_unit(analysis: ProgramAnalysis, index: int) -> bool:
     return last is not None and set(analysis.users[index]) <= own and not analysis.is_output(index)
 
 
-def _pool(s: State, index: int, last: int) -> None:
+def _pool(s: Lowering, index: int, last: int) -> None:
     """Pooling at one node; the value is that of another one where it has unit length."""
     node = s.analysis.node(index)
     batch, n = node.shape
@@ -159,7 +159,7 @@ def _pool(s: State, index: int, last: int) -> None:
     s.writer.call("pool", origin, constants, **places, y=s.make(last, out))
 
 
-def softmax(s: State, index: int) -> None:
+def softmax(s: Lowering, index: int) -> None:
     """Softmax of rows."""
     node = s.analysis.node(index)
     (rows, n), x = grid(node.shape), s.array(node.inputs[0])

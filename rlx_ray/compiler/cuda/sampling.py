@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rlx_ray.artifact.manifest import PREFIX
 from rlx_ray.compiler.cuda.constants import Value
-from rlx_ray.compiler.cuda.state import State
+from rlx_ray.compiler.cuda.state import Lowering
 from rlx_ray.compiler.cuda.writer import Place
 from rlx_ray.compiler.ir.memory import Tensor
 from rlx_ray.dtype import DType
@@ -49,7 +49,7 @@ def sampling_outputs(batch: int, vocab: int) -> list[Tensor]:
 
 
 def sample(
-    s: State, logits: Place, shape: tuple[int, ...], inputs: Mapping[str, Place]
+    s: Lowering, logits: Place, shape: tuple[int, ...], inputs: Mapping[str, Place]
 ) -> list[tuple[Place, Tensor]]:
     """Draw a token of each sequence from its logits [batch, vocab]; gives the new outputs."""
     batch, vocab = shape

@@ -59,7 +59,7 @@ class Ragged:
 
 
 @dataclass(slots=True)
-class State:
+class Lowering:
     """A program while it is lowered.
 
     Attributes:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rlx_ray.artifact.launch_plan import GemmStep, Slot
-from rlx_ray.compiler.cuda.launches import ALIGNMENT, Call, Launches
+from rlx_ray.artifact.launch_plan import Address, GemmStep
+from rlx_ray.compiler.cuda.launches import ALIGNMENT, KernelLaunch, Launches
 from rlx_ray.compiler.ir.verify import verify_plan
 from rlx_ray.errors import VerifyError
 
 
 def verify_launches(program: Launches) -> Launches:
-    """Buffers do not overlap; every slot lies in a buffer that lives, a parameter or the cache.
+    """Buffers do not overlap; every address lies in a buffer that lives, a parameter or the cache.
 
     Raises:
         VerifyError: a rule is broken.
@@ -20,41 +20,41 @@ def verify_launches(program: Launches) -> Launches:
     for at, step in enumerate(program.steps):
         where = f"launch {at} ({step.origin})"
         match step:
-            case Call(kernel, arguments, _):
+            case KernelLaunch(kernel, arguments, _):
                 if tuple(name for name, _ in arguments) != kernel.arguments:
                     raise VerifyError(f"{where}: arguments are not {kernel.arguments}.")
-                for _, slot in arguments:
-                    _verify_slot(program, at, slot, 1, where)
+                for _, address in arguments:
+                    _verify_address(program, at, address, 1, where)
             case GemmStep():
-                for slot, nbytes in _extents(step):
-                    _verify_slot(program, at, slot, nbytes, where)
+                for address, nbytes in _extents(step):
+                    _verify_address(program, at, address, nbytes, where)
     for first, second, nbytes in program.adjacent:
         if second != first + 1 or nbytes % ALIGNMENT:
             raise VerifyError(f"launches: parameters {first} and {second} cannot be neighbours.")
     return program
 
 
-def _verify_slot(program: Launches, at: int, slot: Slot, nbytes: int, where: str) -> None:
-    """Some bytes from a slot on are there at a step."""
-    match slot.space:
+def _verify_address(program: Launches, at: int, address: Address, nbytes: int, where: str) -> None:
+    """Some bytes from an address on are there at a step."""
+    match address.space:
         case "arena":
-            end = slot.offset + nbytes
+            end = address.offset + nbytes
             fits = any(
-                b.first <= at <= b.last and b.offset <= slot.offset and end <= b.offset + b.size
+                b.first <= at <= b.last and b.offset <= address.offset and end <= b.offset + b.size
                 for b in program.arena.buffers
             )
         case "param":
-            fits = slot.index < len(program.params)
+            fits = address.index < len(program.params)
         case "cache":
-            fits = slot.offset < program.page
+            fits = address.offset < program.page
         case _:
             fits = nbytes == 1  # a product reads all its operands
     if not fits:
-        raise VerifyError(f"{where}: {slot} is not there.")
+        raise VerifyError(f"{where}: {address} is not there.")
 
 
-def _extents(step: GemmStep) -> tuple[tuple[Slot, int], ...]:
-    """The slots of a product, and the bytes from each of them on that it touches."""
+def _extents(step: GemmStep) -> tuple[tuple[Address, int], ...]:
+    """The addresses of a product, and the bytes from each of them on that it touches."""
 
     def nbytes(rows: int, columns: int, pitch: int, stride: int, size: int) -> int:
         return ((step.batch - 1) * stride + (rows - 1) * pitch + columns) * size

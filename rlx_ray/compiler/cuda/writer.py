@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlx_ray.artifact.launch_plan import NULL, GemmStep, Slot
+from rlx_ray.artifact.launch_plan import NULL, Address, GemmStep
 from rlx_ray.compiler.cuda.constants import Value, refusal
 from rlx_ray.compiler.cuda.kernel_table import named
-from rlx_ray.compiler.cuda.launches import ALIGNMENT, Call
-from rlx_ray.compiler.ir.memory import Buffer, Plan
+from rlx_ray.compiler.cuda.launches import ALIGNMENT, KernelLaunch
+from rlx_ray.compiler.ir.memory import Buffer, MemoryPlan
 from rlx_ray.compiler.passes.arena import plan
 from rlx_ray.errors import CompileError, VerifyError
 
@@ -23,8 +23,8 @@ class Local:
     offset: int = 0
 
 
-Place = Local | Slot
-"""Where a value lies; a slot is a parameter or the cache."""
+Place = Local | Address
+"""Where a value lies; an address is a parameter or the cache."""
 
 
 def behind(place: Place, nbytes: int) -> Place:
@@ -34,9 +34,9 @@ def behind(place: Place, nbytes: int) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step whose places are to become slots."""
+    """A step whose places are to become addresses."""
 
-    step: Call | GemmStep
+    step: KernelLaunch | GemmStep
     places: tuple[tuple[str, Place], ...]
 
 
@@ -82,14 +82,14 @@ class Writer:
             raise VerifyError(f"CUDA kernel {template!r} has no argument {unknown[0]!r}.")
         arguments = tuple((name, places.get(name, NULL)) for name in kernel.arguments)
         empty = tuple((name, NULL) for name in kernel.arguments)
-        self._append(Call(kernel, empty, origin), arguments)
+        self._append(KernelLaunch(kernel, empty, origin), arguments)
 
     def gemm(self, origin: str, a: Place, b: Place, c: Place, **fields: Any) -> None:
         """Append a matrix product; `fields` are those of GemmStep."""
         step = GemmStep(NULL, NULL, NULL, origin=origin, **fields)
         self._append(step, (("a", a), ("b", b), ("c", c)))
 
-    def _append(self, step: Call | GemmStep, places: tuple[tuple[str, Place], ...]) -> None:
+    def _append(self, step: KernelLaunch | GemmStep, places: tuple[tuple[str, Place], ...]) -> None:
         index = len(self._steps)
         for _, place in places:
             if isinstance(place, Local):
@@ -97,8 +97,8 @@ class Writer:
                 self._lives[place.buffer] = (first, index)
         self._steps.append(_Step(step, places))
 
-    def finish(self) -> tuple[tuple[Call | GemmStep, ...], Plan, dict[str, int]]:
-        """The steps with their slots, the plan of the arena, and each buffer's offset."""
+    def finish(self) -> tuple[tuple[KernelLaunch | GemmStep, ...], MemoryPlan, dict[str, int]]:
+        """The steps with their addresses, the plan of the arena, and each buffer's offset."""
         end = max(len(self._steps) - 1, 0)
         buffers = []
         for name, nbytes in self._sizes.items():
@@ -109,16 +109,16 @@ class Writer:
         made = plan(buffers, ALIGNMENT)
         offsets = {b.name: b.offset for b in made.buffers}
 
-        def slot(place: Place) -> Slot:
-            if isinstance(place, Slot):
+        def address(place: Place) -> Address:
+            if isinstance(place, Address):
                 return place
-            return Slot("arena", offsets[place.buffer] + place.offset)
+            return Address("arena", offsets[place.buffer] + place.offset)
 
-        steps: list[Call | GemmStep] = []
+        steps: list[KernelLaunch | GemmStep] = []
         for one in self._steps:
-            slots: dict[str, Any] = {name: slot(place) for name, place in one.places}
-            if isinstance(one.step, Call):
-                steps.append(replace(one.step, arguments=tuple(slots.items())))
+            addresses: dict[str, Any] = {name: address(place) for name, place in one.places}
+            if isinstance(one.step, KernelLaunch):
+                steps.append(replace(one.step, arguments=tuple(addresses.items())))
             else:
-                steps.append(replace(one.step, **slots))
+                steps.append(replace(one.step, **addresses))
         return tuple(steps), made, offsets

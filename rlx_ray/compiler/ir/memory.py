@@ -22,7 +22,7 @@ class Buffer:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """Memory of one space: its buffers, its size, and the least that liveness allows (bytes)."""
 
     buffers: tuple[Buffer, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from rlx_ray.compiler.ir.expr import Expr, size
-from rlx_ray.component.dispatch import OpKind
+from rlx_ray.component.kernel_dispatch import OpKind
 from rlx_ray.dtype import DType
 from rlx_ray.shape import PAGE, elements
 

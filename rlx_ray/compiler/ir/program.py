@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlx_ray.artifact.manifest import BindingManifest
-from rlx_ray.compiler.ir.memory import Plan, Tensor
+from rlx_ray.compiler.ir.memory import MemoryPlan, Tensor
 from rlx_ray.compiler.ir.mir import Mir, Note
-from rlx_ray.component.dispatch import KernelDispatchConfig, OpKind
+from rlx_ray.component.kernel_dispatch import KernelDispatchConfig, OpKind
 from rlx_ray.component.profile import CompileProfile
 from rlx_ray.target import Target, Toolchain
 
@@ -28,7 +28,7 @@ class Program(Protocol):
     @property
     def outputs(self) -> tuple[Tensor, ...]: ...  # noqa: D102
     @property
-    def arena(self) -> Plan: ...  # noqa: D102
+    def arena(self) -> MemoryPlan: ...  # noqa: D102
     @property
     def flops(self) -> int: ...  # noqa: D102
     @property
@@ -92,7 +92,7 @@ class Backend:
     build: Callable[[str, Target, Toolchain], bytes]
     beside: Callable[[Any, Target, Toolchain], Mapping[str, bytes]]
     printer: Callable[[Any, Target], Mapping[str, Callable[[], Any]]]
-    memory: Callable[[Any], Mapping[str, Plan]]
+    memory: Callable[[Any], Mapping[str, MemoryPlan]]
     check: Callable[[Toolchain], None]
     refusal: Callable[[Target], str]
     probe: Callable[[Target, Toolchain], bytes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlx_ray.compiler.ir.expr import Acc, Expr, Fn, In, Lit
 from rlx_ray.compiler.ir.hir import Hir
-from rlx_ray.compiler.ir.memory import Plan
+from rlx_ray.compiler.ir.memory import MemoryPlan
 from rlx_ray.compiler.ir.mir import OPS, SCALAR_FUNCTIONS, Mir, Node, Op, broadcast
 from rlx_ray.errors import VerifyError
 from rlx_ray.shape import elements
@@ -96,7 +96,7 @@ def _verify_expr(expr: Expr, operands: int, acc: bool, where: str) -> None:
             pass
 
 
-def verify_plan(plan: Plan, what: str) -> None:
+def verify_plan(plan: MemoryPlan, what: str) -> None:
     """No two buffers that live at one time overlap, and all lie inside the plan.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rlx_ray.compiler.ir.memory import Buffer, Plan
+from rlx_ray.compiler.ir.memory import Buffer, MemoryPlan
 
 ALIGNMENT = 64
 
@@ -21,7 +21,7 @@ def liveness_bound(buffers: Sequence[Buffer]) -> int:
     return max((sum(b.size for b in buffers if b.first <= s <= b.last) for s in steps), default=0)
 
 
-def plan(buffers: Sequence[Buffer], alignment: int = ALIGNMENT) -> Plan:
+def plan(buffers: Sequence[Buffer], alignment: int = ALIGNMENT) -> MemoryPlan:
     """Offsets for buffers so that no two that live at one step overlap.
 
     Greedy by size: each buffer, the largest first, goes into the smallest gap that fits between
@@ -37,7 +37,7 @@ def plan(buffers: Sequence[Buffer], alignment: int = ALIGNMENT) -> Plan:
     best = min((_place(order) for order in orders), key=_extent)
     order = {b.name: i for i, b in enumerate(sized)}
     placed = tuple(sorted(best, key=lambda b: order[b.name]))
-    return Plan(placed, _extent(placed), liveness_bound(sized))
+    return MemoryPlan(placed, _extent(placed), liveness_bound(sized))
 
 
 def _extent(placed: Sequence[Buffer]) -> int:

@@ -9,7 +9,7 @@ from rlx_ray.compiler.ir.expr import Fn, In
 from rlx_ray.compiler.ir.mir import LOGICAL, Mir, Node, Note, Op
 from rlx_ray.compiler.passes.common import COMMON
 from rlx_ray.compiler.passes.lower import MirBuilder
-from rlx_ray.component.dispatch import KernelDispatchConfig, OpKind, decide
+from rlx_ray.component.kernel_dispatch import KernelDispatchConfig, OpKind, decide
 
 
 def dispatch(mir: Mir, config: KernelDispatchConfig, supported: Collection[OpKind]) -> Mir:

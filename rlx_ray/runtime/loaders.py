@@ -16,8 +16,8 @@ from rlx_ray.runtime.cuda_device import CudaDevice
 from rlx_ray.runtime.device import Device
 from rlx_ray.runtime.device_context import DeviceContext
 from rlx_ray.runtime.executable import Executable
-from rlx_ray.runtime.launches import LaunchExecutable
-from rlx_ray.runtime.memory import free_bytes
+from rlx_ray.runtime.free_memory import free_bytes
+from rlx_ray.runtime.launch_executable import LaunchExecutable
 from rlx_ray.runtime.weights import Weights
 from rlx_ray.target import Target
 

@@ -15,8 +15,8 @@ from rlx_ray.engine.sampling import Sampling
 from rlx_ray.engine.template import ChatTemplate
 from rlx_ray.errors import ConfigError, RlxError, VariantMissing
 from rlx_ray.inference.fallback import PASSED_ON
-from rlx_ray.inference.generation import cache_pages, generating, make_engine
-from rlx_ray.inference.local import Lane, LocalModel
+from rlx_ray.inference.local import LocalModel, TargetVariants
+from rlx_ray.inference.text_engine import cache_pages, generating, make_engine
 from rlx_ray.runtime.executable import Executable
 
 CACHE_BYTES = 512 << 20
@@ -24,7 +24,7 @@ CACHE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class Completion:
     """A whole answer.
 
     Attributes:
@@ -56,7 +56,7 @@ class TextModel:
     def __init__(self, model: LocalModel, cache_bytes: int = CACHE_BYTES) -> None:
         self.model = model
         self._cache_bytes = cache_bytes
-        self._engines: dict[Lane, Engine] = {}
+        self._engines: dict[TargetVariants, Engine] = {}
         self._lock = threading.Lock()
         if not any(variants_of(lane) for lane in model.lanes):
             raise ConfigError(
@@ -74,7 +74,7 @@ class TextModel:
         assert first is not None
         raise first
 
-    def _engine(self, lane: Lane) -> Engine:
+    def _engine(self, lane: TargetVariants) -> Engine:
         """The engine of a lane, made at its first use.
 
         Raises:
@@ -85,7 +85,7 @@ class TextModel:
                 self._engines[lane] = self._make(lane)
             return self._engines[lane]
 
-    def _make(self, lane: Lane) -> Engine:
+    def _make(self, lane: TargetVariants) -> Engine:
         model, variants = self.model, variants_of(lane)
         if not variants:
             raise VariantMissing(f"{lane.target.name} has no prefill and decode variants.")
@@ -181,7 +181,7 @@ class TextModel:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
-    ) -> Ended:
+    ) -> Completion:
         """A whole answer; the arguments and errors are those of `start`."""
         tokens, text, finish = [], "", ""
         ran: dict[ModelVariant, None] = {}
@@ -190,7 +190,7 @@ class TextModel:
                 tokens.append(delta.chosen.token)
             text, finish = text + delta.text, delta.finish
             ran |= dict.fromkeys(delta.variants)
-        return Ended(tuple(tokens), text, finish, tuple(ran))
+        return Completion(tuple(tokens), text, finish, tuple(ran))
 
     def close(self) -> None:
         """End the engines; nothing can be generated after it."""
@@ -198,6 +198,6 @@ class TextModel:
             engine.close()
 
 
-def variants_of(lane: Lane) -> tuple[ModelVariant, ...]:
+def variants_of(lane: TargetVariants) -> tuple[ModelVariant, ...]:
     """The variants of a lane that generate text."""
     return generating(cell.spec.component.variant for cell in lane.cells)

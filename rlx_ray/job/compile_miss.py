@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from rlx_ray.config.load import load as load_config
-from rlx_ray.config.spec import Config
+from rlx_ray.config.schema import Config
 from rlx_ray.inference.local import LocalModel
-from rlx_ray.job.build import Limits, build
+from rlx_ray.job.build import BuildLimits, build
 from rlx_ray.spec import BuildSpec
 from rlx_ray.store import open_store
 
@@ -33,6 +33,6 @@ def load(config: str | Path | Config, model: str, threads: int = 0) -> LocalMode
 
 def compile_miss(config: Config, spec: BuildSpec, reason: str) -> None:
     """Compile a variant that a config's store lacks, and publish it."""
-    limits = Limits(config.serve.build_timeout_s, config.serve.build_memory_bytes)
+    limits = BuildLimits(config.serve.build_timeout_s, config.serve.build_memory_bytes)
     store = open_store(config.store.url, config.store.storage_options)
     store.put(build(spec, limits))

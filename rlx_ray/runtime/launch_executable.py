@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlx_ray.artifact.launch_plan import GemmStep, KernelStep, LaunchPlan, Slot
+from rlx_ray.artifact.launch_plan import Address, GemmStep, KernelStep, LaunchPlan
 from rlx_ray.artifact.manifest import PREFIX, Binding, BindingManifest
 from rlx_ray.errors import ArtifactError, DeviceError, DeviceLost, DeviceMemoryError, InputError
 from rlx_ray.runtime.device import Device, Graph, Module
@@ -198,14 +198,14 @@ class LaunchExecutable:
         """Launch every step in order."""
         bases = {"null": 0, "arena": arena, "cache": pages}
 
-        def at(slot: Slot) -> int:
-            base = self._params[slot.index] if slot.space == "param" else bases[slot.space]
-            return base + slot.offset
+        def at(address: Address) -> int:
+            base = self._params[address.index] if address.space == "param" else bases[address.space]
+            return base + address.offset
 
         for step in self._plan.steps:
             match step:
                 case KernelStep():
-                    self._module.launch(step, [at(slot) for slot in step.arguments])
+                    self._module.launch(step, [at(address) for address in step.arguments])
                 case GemmStep():
                     self._device.gemm(step, at(step.a), at(step.b), at(step.c))
 
@@ -254,18 +254,18 @@ def check_plan(plan: LaunchPlan, binding: BindingManifest, params: Sequence[int]
         ArtifactError: one does not, or two parameters that it reads as one are apart.
     """
     for step in plan.steps:
-        slots = step.arguments if isinstance(step, KernelStep) else (step.a, step.b, step.c)
-        for slot in slots:
+        addresses = step.arguments if isinstance(step, KernelStep) else (step.a, step.b, step.c)
+        for address in addresses:
             fits = {
                 "null": True,
-                "arena": slot.offset < binding.arena,
-                "param": slot.index < len(params),
+                "arena": address.offset < binding.arena,
+                "param": address.index < len(params),
                 "cache": bool(binding.page),
-            }[slot.space]
+            }[address.space]
             if not fits:
                 raise ArtifactError(
                     f"the launch plan's step {step.origin or type(step).__name__!r} names "
-                    f"{slot.to_json()}, which the binding does not have."
+                    f"{address.to_json()}, which the binding does not have."
                 )
     for offset, nbytes in plan.zeroed:
         if offset + nbytes > binding.arena:

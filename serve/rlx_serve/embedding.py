@@ -10,8 +10,15 @@ import numpy as np
 
 from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_ray.component import ModelVariant
-from rlx_ray.inference.embedding import OUTPUT, Embedded, Ran, drive_at_once, merge, plan
-from rlx_ray.inference.embedding import Call as PlannedCall
+from rlx_ray.inference.embedding import (
+    OUTPUT,
+    Embedded,
+    ForwardPass,
+    Ran,
+    drive_at_once,
+    merge,
+    plan,
+)
 from rlx_ray.routing.buckets import ShapeBucket
 
 _CALLS_AT_ONCE = 8
@@ -119,10 +126,10 @@ async def embed(texts: Sequence[Encoded], lanes: Sequence[Lane], model: str, pat
     """
     limit = asyncio.Semaphore(_CALLS_AT_ONCE)
 
-    def route_of(call: PlannedCall) -> Route:
+    def route_of(call: ForwardPass) -> Route:
         return lanes[call.lane].routes[call.batch.variant]
 
-    async def run(call: PlannedCall) -> Ran:
+    async def run(call: ForwardPass) -> Ran:
         async with limit:
             result = await lanes[call.lane].call(route_of(call), call.inputs(texts))
         return Ran(result.outputs[OUTPUT], result.tier)

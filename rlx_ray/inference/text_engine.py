@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from rlx_ray.component import ModelPhase, ModelVariant
+from rlx_ray.engine.detokenizer import Decode
 from rlx_ray.engine.generator import Decoder, Engine
-from rlx_ray.engine.text import Decode
 from rlx_ray.errors import ConfigError
 from rlx_ray.inference.catalog import OpenModel
 from rlx_ray.runtime.executable import Cache
