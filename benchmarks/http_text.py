@@ -222,7 +222,7 @@ def main() -> None:
         print(json.dumps({"engine": engine, "http": served}[sys.argv[2]](Path(sys.argv[3]))))
         return
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--haproxy", action="store_true", help="HAProxy before the ingress")
+    parser.add_argument("--haproxy", action="store_true", help="HAProxy before the gateway")
     args = parser.parse_args()
     path = prepare(args.threads)
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if args.haproxy else "0"

@@ -1,1 +1,1 @@
-"""The Ray Serve application: HTTP ingress, executors, and the cluster builder."""
+"""The Ray Serve application: gateway, executors, coordinator."""

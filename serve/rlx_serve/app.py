@@ -24,20 +24,20 @@ from rlx_ray.job.build import BuildLimits
 from rlx_ray.job.cluster import connected, named
 from rlx_ray.runtime.loaders import host_for
 from rlx_ray.store import check_shared, open_store
-from rlx_serve.budget import budget_of, check_budget
-from rlx_serve.builds import Builds
+from rlx_serve.coordinator.coordinator import Coordinator
 from rlx_serve.deployed import Deployed
-from rlx_serve.executor import Executor
-from rlx_serve.fleet import Cluster, Fleet, choose, deployment_options, executor_name
-from rlx_serve.ingress import make_app
-from rlx_serve.lanes import Handle, lanes
+from rlx_serve.gateway.availability import LOGS, Availability, wait_until_served
+from rlx_serve.gateway.lanes import lanes
+from rlx_serve.gateway.service import Service, served
+from rlx_serve.gateway.text_models import text_models
+from rlx_serve.http.routes import make_app
 from rlx_serve.listening import await_route, listen, url_of
+from rlx_serve.placement import Cluster, Fleet, choose, deployment_options, executor_name
 from rlx_serve.ports import free_port
-from rlx_serve.presence import LOGS, Presence, wait_until_served
-from rlx_serve.service import Service, served
-from rlx_serve.speech import speakers
+from rlx_serve.replica.budget import budget_of, check_budget
+from rlx_serve.replica.executor import Executor
 from rlx_serve.table import Table, open_table
-from rlx_serve.variants import Held
+from rlx_serve.wire import Handle, Held
 
 APP = "rlx"
 """Name of the Serve application."""
@@ -62,13 +62,13 @@ class AppArgs(BaseModel):
     store: str | None = None
 
 
-class Ingress:
+class Gateway:
     """The HTTP deployment: opens the models' tokenizers and ladders, loads no weights.
 
     Args:
         config: the whole config.
         executors: a handle for each target name.
-        builds: handle of the cluster's `Builds`.
+        builds: handle of the cluster's `Coordinator`.
         passed_over: why the config's other targets have no executor, by name.
         deployed: what is served of each model, by its name.
     """
@@ -77,7 +77,7 @@ class Ingress:
         self,
         config: Config,
         executors: Mapping[str, Handle],
-        builds: Handle,
+        coordinator: Handle,
         passed_over: Mapping[str, str],
         deployed: Mapping[str, Deployed],
     ) -> None:
@@ -88,22 +88,24 @@ class Ingress:
             if (found := lanes(table, name, executors))
         }
         app = serve.get_replica_context().app_name
-        self._presence = Presence(app, list(executors), passed_over)
+        self._availability = Availability(app, list(executors), passed_over)
 
         async def board() -> Mapping[str, Held]:
-            found: Mapping[str, Held] = await builds.board.remote()
+            found: Mapping[str, Held] = await coordinator.board.remote()
             return found
 
         async def ready(target: str, model: str) -> bool:
             return bool(await executors[target].ready.remote(model))
 
         store = open_store(config.store.url, config.store.storage_options)
-        said = speakers(table, executors, self._presence)
-        self._service = Service(config, table, models, store, board, ready, said, self._presence)
+        said = text_models(table, executors, self._availability)
+        self._service = Service(
+            config, table, models, store, board, ready, said, self._availability
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes; Serve calls it in the replica's loop once the constructor is through."""
-        self._watch = asyncio.get_running_loop().create_task(self._presence.watch())
+        self._watch = asyncio.get_running_loop().create_task(self._availability.watch())
         return make_app(self._service)
 
 
@@ -121,9 +123,9 @@ def build_app(args: AppArgs | dict[str, object]) -> serve.Application:
 
 
 def bind(config: Config) -> serve.Application:
-    """The application of a config: an ingress, one executor for each target, and the builder.
+    """The application of a config: a gateway, one executor for each target, and the coordinator.
 
-    On a cluster that scales by resources, a Serve config file gives the ingress and the builder
+    On a cluster that scales by resources, a Serve config file gives the gateway and the coordinator
     CPUs of their own; where executors run is in the config's `serve.executors`.
 
     Raises:
@@ -137,7 +139,7 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
     spec = config.serve
     limits = BuildLimits(spec.build_timeout_s, spec.build_memory_bytes)
     one = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
-    builds = _deploy(Builds, "Builds", spec, 100_000, one).bind(config.store, limits)
+    coordinator = _deploy(Coordinator, "Coordinator", spec, 100_000, one).bind(config.store, limits)
     executors = {}
     ongoing = spec.max_queued_requests
     for target in fleet.targets:
@@ -146,9 +148,9 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
         options = deployment_options(spec, placement)
         name = executor_name(target.name)
         deployment = _deploy(Executor, name, spec, spec.max_ongoing_requests, options)
-        executors[target.name] = deployment.bind(config, target, builds, table.deployed)
-    ingress = _deploy(serve.ingress()(Ingress), "Ingress", spec, ongoing, one)
-    return ingress.bind(config, executors, builds, fleet.passed_over, table.deployed)
+        executors[target.name] = deployment.bind(config, target, coordinator, table.deployed)
+    gateway = _deploy(serve.ingress()(Gateway), "Gateway", spec, ongoing, one)
+    return gateway.bind(config, executors, coordinator, fleet.passed_over, table.deployed)
 
 
 def _deploy(

@@ -76,7 +76,7 @@ def url_of(host: str, port: int, cluster: RayConnection) -> str:
 
 
 def await_route(url: str) -> None:
-    """Wait until the proxy has heard of the ingress.
+    """Wait until the proxy has heard of the gateway.
 
     Raises:
         ClusterError: it does not answer.

@@ -13,11 +13,11 @@ from rlx_ray.matrix.expand import expand
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
 from rlx_serve.deployed import Deployed, check, decide
-from rlx_serve.embedding import Route
+from rlx_serve.wire import Route
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ServedVariant:
     """One variant of one model for one target; `unsupported` says why it cannot be built."""
 
     route: Route
@@ -44,7 +44,7 @@ class Table:
 
     models: Mapping[str, OpenModel]
     deployed: Mapping[str, Deployed]
-    rows: tuple[Row, ...]
+    rows: tuple[ServedVariant, ...]
 
     def targets(self, model: str) -> tuple[Target, ...]:
         """The targets of a model, in serving order."""
@@ -63,7 +63,7 @@ class Table:
                 found.setdefault(row.variant, row.route)
         return found
 
-    def select(self, target: Target) -> tuple[Row, ...]:
+    def select(self, target: Target) -> tuple[ServedVariant, ...]:
         """The rows for a target that can be built."""
         return tuple(r for r in self.rows if r.spec.target == target and not r.unsupported)
 
@@ -97,7 +97,7 @@ def open_table(config: Config, deployed: Mapping[str, Deployed] | None = None) -
         deployed = decide(models, config.store)
     for name, model in models.items():
         check(name, model, deployed[name])
-    rows: list[Row] = []
+    rows: list[ServedVariant] = []
     for name, model in models.items():
         cells = expand(model.spec, model.family, model.info, dict(config.toolchain))
         for cell in cells:
@@ -110,7 +110,7 @@ def open_table(config: Config, deployed: Mapping[str, Deployed] | None = None) -
                 deployed[name].weights,
                 cell.spec.packed_rows,
             )
-            rows.append(Row(route, cell.spec, cell.unsupported))
+            rows.append(ServedVariant(route, cell.spec, cell.unsupported))
     _check_warm(config.serve.warm, rows)
     return Table(models, deployed, tuple(rows))
 
@@ -120,7 +120,7 @@ def names_of(route: Route) -> frozenset[str]:
     return frozenset((route.model, f"{route.model}/{route.variant}"))
 
 
-def _check_warm(warm: Iterable[str], rows: Iterable[Row]) -> None:
+def _check_warm(warm: Iterable[str], rows: Iterable[ServedVariant]) -> None:
     known = sorted({name for row in rows for name in names_of(row.route)})
     for place, name in enumerate(warm):
         if name not in known:

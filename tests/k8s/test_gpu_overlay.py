@@ -8,7 +8,7 @@ from rlx_ray.config.load import load
 from rlx_ray.config.schema import Config
 from rlx_ray.host import Host
 from rlx_ray.target import target
-from rlx_serve.fleet import Cluster, choose
+from rlx_serve.placement import Cluster, choose
 from tests.k8s.manifests import (
     BASE,
     K8S,

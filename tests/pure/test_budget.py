@@ -11,7 +11,7 @@ from rlx_ray.errors import ConfigError
 from rlx_ray.target import Target
 from rlx_ray.weights.packing import pack_for, packed_bytes
 from rlx_ray.weights.sources import SourceTensors
-from rlx_serve.budget import Budget, budget_of, check_budget, needs
+from rlx_serve.replica.budget import Budget, budget_of, check_budget, needs
 from rlx_serve.table import Table, open_table
 from tests.support.llama_checkpoint import write_tiny_llama
 from tests.support.serving import tiny_model, write_config

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from rlx_ray.errors import DeviceError, DeviceLost, EngineError, Failure
-from rlx_serve.health import DeviceHealth
-from rlx_serve.holding import Holding
-from rlx_serve.speaking import Speakers
+from rlx_serve.replica.health import DeviceHealth
+from rlx_serve.replica.residency import Residency
+from rlx_serve.replica.text_engines import TextEngines
 
 
 def test_only_a_lost_device_fails_the_health_check() -> None:
@@ -27,8 +27,8 @@ def test_only_a_lost_device_fails_the_health_check() -> None:
 def test_only_a_failed_engine_fails_the_health_check() -> None:
     async def story() -> None:
         with ThreadPoolExecutor() as threads:
-            holding = Holding(8, 1 << 30, lambda spec: None, threads, threads)
-            speakers = Speakers((), {}, holding, 1)
+            residency = Residency(8, 1 << 30, lambda spec: None, threads, threads)
+            engines = TextEngines((), {}, residency, 1)
             stack = contextlib.ExitStack()
 
             async def engine(closed: str) -> tuple[SimpleNamespace, int]:
@@ -37,12 +37,14 @@ def test_only_a_failed_engine_fails_the_health_check() -> None:
             async def refused() -> tuple[SimpleNamespace, int]:
                 raise DeviceError("no room.")
 
-            await holding.hold_engine("open", 1, lambda: engine(""), stack)
+            await residency.hold_engine("open", 1, lambda: engine(""), stack)
             with pytest.raises(DeviceError, match="no room"):
-                await holding.hold_engine("absent", 1, refused, stack)
-            speakers.check()
-            await holding.hold_engine("failed", 1, lambda: engine("the engine has failed."), stack)
+                await residency.hold_engine("absent", 1, refused, stack)
+            engines.check()
+            await residency.hold_engine(
+                "failed", 1, lambda: engine("the engine has failed."), stack
+            )
             with pytest.raises(EngineError, match="the engine has failed"):
-                speakers.check()
+                engines.check()
 
     asyncio.run(story())

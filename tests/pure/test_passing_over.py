@@ -10,8 +10,8 @@ import pytest
 
 from rlx_ray.engine.generator import Request
 from rlx_ray.errors import ArtifactError, Busy, DeviceMemoryError, ToolchainMissing, VariantMissing
-from rlx_serve.presence import Presence
-from rlx_serve.speech import Speaker, Stream
+from rlx_serve.gateway.availability import Availability
+from rlx_serve.gateway.text_models import ServedTextModel, Stream
 from tests.support.site import Site
 
 
@@ -29,7 +29,7 @@ def test_a_silent_executor_is_passed_over_with_its_reason(pair: Site) -> None:
     assert pair.embed("fox").status_code == 200
     assert asked(pair) == {"cpu-aarch64": 1, "cpu-x86_64-v3": 0}
     absent = {"cpu-aarch64": "its executor has no replica yet: no node"}
-    pair.presence.note(absent)
+    pair.availability.note(absent)
     pair.backends["cpu-aarch64"].seconds = 60  # what Serve does with a request for it
     assert pair.embed("fox").status_code == 200
     assert asked(pair) == {"cpu-aarch64": 1, "cpu-x86_64-v3": 1}
@@ -45,17 +45,17 @@ def test_where_none_answers_a_request_waits_for_one_that_comes(pair: Site) -> No
     starting = dict.fromkeys(pair.backends, "its executor is starting")
 
     async def come() -> tuple[str, ...]:
-        pair.presence.note(starting)
-        waiting = asyncio.ensure_future(pair.presence.present(list(pair.backends)))
+        pair.availability.note(starting)
+        waiting = asyncio.ensure_future(pair.availability.present(list(pair.backends)))
         for _ in range(3):
-            pair.presence.note(starting)
+            pair.availability.note(starting)
             await asyncio.sleep(0)
             assert not waiting.done()
-        pair.presence.note({"cpu-aarch64": "its executor is starting"})
+        pair.availability.note({"cpu-aarch64": "its executor is starting"})
         return await waiting
 
     assert asyncio.run(come()) == ("cpu-x86_64-v3",)
-    pair.presence.note(starting)
+    pair.availability.note(starting)
     assert pair("GET", "/v2/health/ready").status_code == 503
     pair.hurry()
     assert pair.embed("fox").status_code == 504
@@ -83,7 +83,7 @@ def test_what_one_target_cannot_do_the_next_one_does(pair: Site, error: Exceptio
 
 
 def test_a_generation_starts_on_the_first_executor_to_take_it() -> None:
-    presence = Presence("", "abc", {})
+    availability = Availability("", "abc", {})
     asked = []
 
     def stream_of(name: str, error: Exception | None = None) -> Stream:
@@ -96,13 +96,15 @@ def test_a_generation_starts_on_the_first_executor_to_take_it() -> None:
         return stream
 
     streams = (stream_of("a"), stream_of("b", DeviceMemoryError("full")), stream_of("c"))
-    speaker = Speaker("s", 8, frozenset(), None, None, ("a", "b", "c"), streams, presence.present)
-    presence.note({"a": "its executor is starting"})
-    first, _ = asyncio.run(speaker.start(None, 1, streamed=True))
+    text_model = ServedTextModel(
+        "s", 8, frozenset(), None, None, ("a", "b", "c"), streams, availability.present
+    )
+    availability.note({"a": "its executor is starting"})
+    first, _ = asyncio.run(text_model.start(None, 1, streamed=True))
     assert (first, asked) == ("c", ["b", "c"])
-    presence.note({"a": "starting", "c": "starting"})
+    availability.note({"a": "starting", "c": "starting"})
     with pytest.raises(DeviceMemoryError, match="full"):
-        asyncio.run(speaker.start(None, 1, streamed=True))
-    presence.note(dict.fromkeys("abc", "starting"))
+        asyncio.run(text_model.start(None, 1, streamed=True))
+    availability.note(dict.fromkeys("abc", "starting"))
     with pytest.raises(TimeoutError, match="first token"):
-        asyncio.run(speaker.start(None, 0.01, streamed=True))
+        asyncio.run(text_model.start(None, 0.01, streamed=True))

@@ -47,7 +47,7 @@ class Site:
             return client.post("/v1/embeddings", json={"model": model, "input": value})
 
     def builds(self) -> int:
-        handle = serve.get_deployment_handle("Builds", self.name)
+        handle = serve.get_deployment_handle("Coordinator", self.name)
         return int(handle.builds.remote().result(timeout_s=30))
 
     def rows(self, model: str) -> list[dict[str, object]]:

@@ -13,9 +13,10 @@ from ray import serve
 
 from rlx_ray.runtime.cuda import visible_devices
 from rlx_ray.store import AotStore, Hit
-from rlx_serve import app, presence
+from rlx_serve import app
 from rlx_serve.app import bind
-from rlx_serve.presence import wait_until_served
+from rlx_serve.gateway import availability as availability
+from rlx_serve.gateway.availability import wait_until_served
 from tests.serve.conftest import Site, specs
 from tests.support.command import serving
 from tests.support.serving import tiny_model, write_config
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(bool(visible_devices().archs), reason="this mach
 def test_cuda_executors_without_a_node_keep_nobody_waiting(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presence, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(availability, "_PATIENCE_S", 1.0)
     monkeypatch.setattr(app, "_STARTS", 1)
     targets = ["cuda-sm_90", "cuda-sm_80", "host"]
     labels = {"ray.io/accelerator-type": "H100"}  # of no node here
@@ -65,7 +66,7 @@ def test_cuda_executors_without_a_node_keep_nobody_waiting(
         # What the executor would ask for if its node came: CPU nodes build it.
         spec = specs(config, "ann")[0]
         assert spec.target.kind == "cuda"
-        builds = serve.get_deployment_handle("Builds", "fleet")
+        builds = serve.get_deployment_handle("Coordinator", "fleet")
         record = builds.ensure.remote(spec.dumps()).result(timeout_s=60)
         assert (record.status, record.failure) == ("built", None)
         assert isinstance(AotStore(config.store.url).lookup(spec), Hit)

@@ -18,11 +18,10 @@ from rlx_ray.engine.generation import Request
 from rlx_ray.engine.sampling import Sampling
 from rlx_ray.errors import DeviceMemoryError
 from rlx_ray.inference.loader import Loaded
-from rlx_serve.embedding import Route
-from rlx_serve.holding import Holding
-from rlx_serve.outbox import Spoken
-from rlx_serve.slots import SlotState
-from rlx_serve.speaking import Speakers
+from rlx_serve.replica.residency import Residency
+from rlx_serve.replica.text_engines import TextEngines
+from rlx_serve.replica.variant_cache import SlotState
+from rlx_serve.wire import Route, TokenBatch
 
 WEIGHTS = "a5" * 32
 VOCAB, PAGE, CACHE, CODE = 7, 10, 640, 20
@@ -104,23 +103,23 @@ def row(model: str, variant: ModelVariant) -> Any:
 
 
 class Replica:
-    """Speakers over a card."""
+    """Text engines over a device."""
 
     def __init__(self, card: Card, threads: ThreadPoolExecutor, max_bytes: int) -> None:
-        self.holding = Holding(8, max_bytes, card.load, threads, threads)
+        self.residency = Residency(8, max_bytes, card.load, threads, threads)
         rows = [row(model, variant) for model in MODELS for variant in VARIANTS]
         opened: Any = SimpleNamespace(
             tokenizer=lambda: SimpleNamespace(decode=lambda ids: "x" * len(ids)),
             info=SimpleNamespace(vocab=VOCAB, window=0),
         )
-        self.speakers = Speakers(rows, dict.fromkeys(MODELS, opened), self.holding, CACHE)
+        self.text_engines = TextEngines(rows, dict.fromkeys(MODELS, opened), self.residency, CACHE)
 
-    async def stream(self, model: str, count: int = 5) -> AsyncGenerator[Spoken]:
+    async def stream(self, model: str, count: int = 5) -> AsyncGenerator[TokenBatch]:
         request = Request((1, 2, 3), count, Sampling(temperature=0))
         with contextlib.ExitStack() as stack:
-            engine = await self.speakers.hold(model, stack)
-            async with contextlib.aclosing(engine.generate(request, streamed=True)) as spoken:
-                async for batch in spoken:
+            engine = await self.text_engines.hold(model, stack)
+            async with contextlib.aclosing(engine.generate(request, streamed=True)) as batches:
+                async for batch in batches:
                     yield batch
 
     async def say(self, model: str, count: int = 5) -> list[int]:
@@ -130,7 +129,7 @@ class Replica:
 
     @property
     def engines(self) -> dict[str, SlotState]:
-        return {model: state for model, (state, _) in self.holding.slots.engines().items()}
+        return {model: state for model, (state, _) in self.residency.slots.engines().items()}
 
 
 Story = Callable[[Replica], Awaitable[None]]
@@ -144,11 +143,11 @@ def play(card: Card, story: Story, max_bytes: int = ROOM_FOR_ONE) -> None:
             replica = Replica(card, threads, max_bytes)
             async with asyncio.timeout(20):
                 await story(replica)
-                while replica.holding._loads:
-                    await asyncio.wait(replica.holding._loads.values())
-                await replica.holding.make_room(DeviceMemoryError("the end"))
+                while replica.residency._loads:
+                    await asyncio.wait(replica.residency._loads.values())
+                await replica.residency.make_room(DeviceMemoryError("the end"))
             assert set(replica.engines.values()) <= {SlotState.FAILED}
-            assert card.held == replica.holding.slots.nbytes == 0
+            assert card.held == replica.residency.slots.nbytes == 0
 
     asyncio.run(whole())
     assert not [t for t in threading.enumerate() if t.name == "rlx-engine"]

@@ -12,12 +12,12 @@ import httpx
 import numpy as np
 
 from rlx_ray.store import AotStore
-from rlx_serve.embedding import CallResult, Lane, Route
-from rlx_serve.ingress import make_app
-from rlx_serve.presence import Presence
-from rlx_serve.service import Service, served
+from rlx_serve.gateway.availability import Availability
+from rlx_serve.gateway.embedding import Lane
+from rlx_serve.gateway.service import Service, served
+from rlx_serve.http.routes import make_app
 from rlx_serve.table import open_table
-from rlx_serve.variants import Held
+from rlx_serve.wire import CallResult, Held, Route
 from tests.support.serving import tiny_model, write_config
 
 HIDDEN, VOCAB = 32, 120
@@ -54,7 +54,7 @@ class Site:
         self.backends = {target.name: Backend() for target in targets}
         self.backend = self.backends[targets[0].name]
         self.answers = True
-        self.presence = Presence("", list(self.backends), {})
+        self.availability = Availability("", list(self.backends), {})
         lanes = tuple(Lane(t.name, self.backends[t.name], table.routes("tiny", t)) for t in targets)
 
         async def board() -> Mapping[str, Held]:
@@ -69,7 +69,9 @@ class Site:
         models = {"tiny": served(table, "tiny", lanes)}
         self.table = table
         store = AotStore(config.store.url)
-        self.service = Service(config, table, models, store, board, ready, presence=self.presence)
+        self.service = Service(
+            config, table, models, store, board, ready, availability=self.availability
+        )
         self.app = make_app(self.service)
 
     def hurry(self) -> None:

@@ -1,0 +1,1 @@
+"""What a process holds and runs: variants, text engines, their memory."""
