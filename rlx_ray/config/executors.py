@@ -1,9 +1,9 @@
-"""The section `serve.executors` of a config: where the replicas for a target or a kind run."""
+"""The sections `serve.gateway` and `serve.executors` of a config: where replicas run."""
 
 from __future__ import annotations
 
 from rlx_ray.config.reader import ConfigNode
-from rlx_ray.config.serve import ExecutorSpec, ServeSpec
+from rlx_ray.config.serve import ExecutorSpec, GatewaySpec, ServeSpec
 from rlx_ray.errors import ConfigError
 from rlx_ray.target import TARGETS
 
@@ -37,6 +37,21 @@ def _executor(name: str, node: ConfigNode) -> ExecutorSpec:
         label_selector=_labels(nodes["label_selector"]) if "label_selector" in nodes else None,
         replicas=_replicas(nodes["replicas"]) if "replicas" in nodes else None,
         max_replicas=_replicas(nodes["max_replicas"]) if "max_replicas" in nodes else None,
+        max_slot_bytes=slot_bytes(nodes["max_slot_bytes"]) if "max_slot_bytes" in nodes else None,
+    )
+
+
+def read_gateway(node: ConfigNode) -> GatewaySpec:
+    """The HTTP deployment.
+
+    Raises:
+        ConfigError: a field that is not known, or a value that is invalid.
+    """
+    nodes = node.section(("replicas", "num_cpus", "label_selector", "max_slot_bytes"))
+    return GatewaySpec(
+        replicas=_replicas(nodes["replicas"]) if "replicas" in nodes else None,
+        num_cpus=_cpus(nodes["num_cpus"]) if "num_cpus" in nodes else 0.0,
+        label_selector=_labels(nodes["label_selector"]) if "label_selector" in nodes else (),
         max_slot_bytes=slot_bytes(nodes["max_slot_bytes"]) if "max_slot_bytes" in nodes else None,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rlx_ray.config.executors import check_executors, read_executors, slot_bytes
+from rlx_ray.config.executors import check_executors, read_executors, read_gateway, slot_bytes
 from rlx_ray.config.models import FindHost, read_models, read_targets
 from rlx_ray.config.reader import ConfigNode, absolute_path, store_url
 from rlx_ray.config.schema import Config, StoreSpec
@@ -155,6 +155,7 @@ _SERVE: Mapping[str, Callable[[ConfigNode], object]] = {
     "build_timeout_s": _seconds,
     "build_memory_bytes": _whole(1, _TERA),
     "warm": _texts,
+    "gateway": read_gateway,
     "executors": read_executors,
 }
 """How each field of ServeSpec is read; `tests/pure/test_config.py` holds it against the class."""

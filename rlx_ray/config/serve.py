@@ -50,6 +50,24 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewaySpec:
+    """What a config says of the HTTP deployment, whose replicas run CPU targets themselves.
+
+    Attributes:
+        replicas: how many there are; None for `serve.replicas`.
+        num_cpus: logical CPUs of a replica.
+        label_selector: node labels that a replica needs, as Ray spells them.
+        max_slot_bytes: what a replica may hold of each target that it runs; None for
+            `serve.max_slot_bytes`.
+    """
+
+    replicas: int | None = None
+    num_cpus: float = 0.0
+    label_selector: tuple[tuple[str, str], ...] = ()
+    max_slot_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServeSpec:
     """How the HTTP endpoint runs. Sizes are in bytes, times in seconds.
 
@@ -57,7 +75,8 @@ class ServeSpec:
     which has up to `kv_cache_bytes`. None: a share of the memory that there is.
     A build may take `build_timeout_s` of wall time, and `build_memory_bytes` resident: its process
     and the compilers that it starts, together.
-    `executors` holds what is said of executors by target name or kind (`cpu`, `cuda`).
+    `gateway` is the HTTP deployment; `executors` holds what is said of executors by target name or
+    kind (`cpu`, `cuda`). A CPU target that it names has executors; gateways run the others.
     """
 
     host: str = "127.0.0.1"
@@ -75,7 +94,17 @@ class ServeSpec:
     build_timeout_s: float = 300.0
     build_memory_bytes: int = 4 << 30
     warm: tuple[str, ...] = ()
+    gateway: GatewaySpec = GatewaySpec()
     executors: tuple[tuple[str, ExecutorSpec], ...] = ()
+
+    @property
+    def gateways(self) -> int:
+        """Replicas of the HTTP deployment."""
+        return self.gateway.replicas or self.replicas
+
+    def names_executor(self, wanted: Target) -> bool:
+        """Whether the config says something of a target's executors."""
+        return bool({name for name, _ in self.executors} & {wanted.kind, wanted.name})
 
     def placement(self, wanted: Target) -> Placement:
         """How a target's replicas are placed: by its own entry, then its kind's, then so.
@@ -83,9 +112,10 @@ class ServeSpec:
         A replica claims no logical CPUs: builds are Ray tasks of one CPU each and must find room.
         One for a CUDA target claims a device.
         """
-        found = Placement(
-            0.0, float(wanted.can.gpus), (), self.replicas, max_slot_bytes=self.max_slot_bytes
-        )
+        most = self.max_slot_bytes
+        if not (wanted.can.gpus or self.names_executor(wanted)):
+            most = self.gateway.max_slot_bytes or most
+        found = Placement(0.0, float(wanted.can.gpus), (), self.replicas, max_slot_bytes=most)
         for name in (wanted.kind, wanted.name):
             found = found.changed(dict(self.executors).get(name, ExecutorSpec()))
         return found

@@ -18,7 +18,7 @@ from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import InputError, RlxError
 from rlx_ray.inference.fallback import PASSED_ON
-from rlx_ray.routing.buckets import Batch, ShapeBucket, assign, pad_waste
+from rlx_ray.routing.buckets import Batch, ShapeBucket, assign
 from rlx_ray.runtime.executable import pad_tokens
 
 OUTPUT = "embedding"
@@ -65,7 +65,7 @@ class Embedded:
         vectors: float32 [texts, hidden].
         tokens: tokens of each text, special ones included.
         truncated: how many texts were cut to the model's limit.
-        runs: what ran, in order.
+        runs: what ran, in order; items are places in the list of all texts that shared it.
         tiers: for each call where its artifact came from: memory, disk, store or compiled.
         pad_waste: padded rows over all rows.
     """
@@ -138,18 +138,51 @@ def plan(
 
 def merge(texts: Sequence[Encoded], done: Sequence[tuple[ForwardPass, Ran]]) -> Embedded:
     """The answer of a request from its calls."""
+    return merge_shared(texts, done, (len(texts),))[0]
+
+
+def merge_shared(
+    texts: Sequence[Encoded], done: Sequence[tuple[ForwardPass, Ran]], counts: Sequence[int]
+) -> list[Embedded]:
+    """The answers of some requests that shared calls.
+
+    A call's padding is shared out by the rows that each request has in it.
+
+    Args:
+        texts: of all of them, one request after the other.
+        done: the calls, and how they ended.
+        counts: texts of each request, at least one.
+    """
     lengths = tuple(len(text.ids) for text in texts)
     vectors = np.empty((len(texts), done[0][1].rows.shape[1]), np.float32)
+    owner = [number for number, count in enumerate(counts) for _ in range(count)]
+    runs: list[list[tuple[ForwardPass, Ran]]] = [[] for _ in counts]
+    padded, real = [0.0] * len(counts), [0] * len(counts)
     for call, ran in done:
-        vectors[list(call.batch.items)] = ran.rows[: len(call.batch.items)]
-    return Embedded(
-        vectors,
-        lengths,
-        sum(text.truncated for text in texts),
-        tuple(call for call, _ in done),
-        tuple(ran.tier for _, ran in done),
-        pad_waste([call.batch for call, _ in done], lengths),
-    )
+        items = call.batch.items
+        vectors[list(items)] = ran.rows[: len(items)]
+        rows = sum(lengths[i] for i in items)
+        waste = call.batch.computed_rows(lengths) / rows - 1
+        for number in dict.fromkeys(owner[i] for i in items):
+            runs[number].append((call, ran))
+        for i in items:
+            padded[owner[i]] += lengths[i] * waste
+            real[owner[i]] += lengths[i]
+    found, first = [], 0
+    for number, count in enumerate(counts):
+        own = slice(first, first + count)
+        first += count
+        found.append(
+            Embedded(
+                vectors[own],
+                lengths[own],
+                sum(text.truncated for text in texts[own]),
+                tuple(call for call, _ in runs[number]),
+                tuple(ran.tier for _, ran in runs[number]),
+                padded[number] / (padded[number] + real[number]),
+            )
+        )
+    return found
 
 
 def drive(calls: Plan, run: Callable[[ForwardPass], Ran]) -> list[tuple[ForwardPass, Ran]]:

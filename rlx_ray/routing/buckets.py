@@ -101,7 +101,21 @@ def assign(
         InputError: an item is longer than the largest variant.
     """
     ordered = sorted(set(buckets), key=lambda r: (r.variant.seq, r.rows, r.variant.batch))
-    longest = max((min(r.variant.seq, r.rows) for r in ordered), default=0)
+    check_lengths(lengths, ordered, model, path)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches = []
+    start = 0
+    for bucket, count in _cheapest([lengths[i] for i in order], ordered):
+        batches.append(Batch(bucket, tuple(order[start : start + count])))
+        start += count
+    return tuple(batches)
+
+
+def check_lengths(
+    lengths: Sequence[int], buckets: Iterable[ShapeBucket], model: str, path: str
+) -> None:
+    """Check that every item fits some variant; the arguments and errors are those of `assign`."""
+    longest = max((min(r.variant.seq, r.rows) for r in buckets), default=0)
     for item, length in enumerate(lengths):
         if length > longest:
             raise InputError(
@@ -110,13 +124,6 @@ def assign(
                 f"Add a row such as {{phase: encoder, batch: 1, seq: {_round(length)}}} to "
                 f"{path}.matrix of the config.",
             )
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batches = []
-    start = 0
-    for bucket, count in _cheapest([lengths[i] for i in order], ordered):
-        batches.append(Batch(bucket, tuple(order[start : start + count])))
-        start += count
-    return tuple(batches)
 
 
 def _cheapest(
@@ -146,10 +153,3 @@ def _cheapest(
 def _round(length: int) -> int:
     """The next multiple of 64, as a seq to suggest."""
     return -(-length // 64) * 64
-
-
-def pad_waste(batches: Sequence[Batch], lengths: Sequence[int]) -> float:
-    """Padded rows over all rows that a request computes, between 0 and 1."""
-    total = sum(b.computed_rows(lengths) for b in batches)
-    real = sum(lengths[i] for b in batches for i in b.items)
-    return (total - real) / total if total else 0.0

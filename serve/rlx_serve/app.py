@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.config import BackpressureConfig
@@ -23,24 +21,30 @@ from rlx_ray.errors import ConfigError, RlxError
 from rlx_ray.job.build import BuildLimits
 from rlx_ray.job.cluster import connected, named
 from rlx_ray.runtime.loaders import host_for
-from rlx_ray.store import check_shared, open_store
+from rlx_ray.store import check_shared
 from rlx_serve.coordinator.coordinator import Coordinator
-from rlx_serve.deployed import Deployed
-from rlx_serve.gateway.availability import LOGS, Availability, wait_until_served
-from rlx_serve.gateway.lanes import lanes
-from rlx_serve.gateway.service import Service, served
-from rlx_serve.gateway.text_models import text_models
-from rlx_serve.http.routes import make_app
+from rlx_serve.endpoint import Gateway
+from rlx_serve.gateway.availability import LOGS, wait_until_served
+from rlx_serve.gateway.lanes import Executors
 from rlx_serve.listening import await_route, listen, url_of
-from rlx_serve.placement import Cluster, Fleet, choose, deployment_options, executor_name
+from rlx_serve.placement import (
+    Cluster,
+    Fleet,
+    choose,
+    deployment_options,
+    executor_name,
+    gateway_options,
+)
 from rlx_serve.ports import free_port
 from rlx_serve.replica.budget import budget_of, check_budget
 from rlx_serve.replica.executor import Executor
 from rlx_serve.table import Table, open_table
-from rlx_serve.wire import Handle, Held
 
 APP = "rlx"
 """Name of the Serve application."""
+
+_UNBOUNDED = 100_000
+"""Requests that Ray hands to a replica at once, where the replica bounds them itself."""
 
 _STARTS = 3
 """Times that a replica's start is tried before its executor is given up."""
@@ -60,53 +64,6 @@ class AppArgs(BaseModel):
 
     config: str
     store: str | None = None
-
-
-class Gateway:
-    """The HTTP deployment: opens the models' tokenizers and ladders, loads no weights.
-
-    Args:
-        config: the whole config.
-        executors: a handle for each target name.
-        builds: handle of the cluster's `Coordinator`.
-        passed_over: why the config's other targets have no executor, by name.
-        deployed: what is served of each model, by its name.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        executors: Mapping[str, Handle],
-        coordinator: Handle,
-        passed_over: Mapping[str, str],
-        deployed: Mapping[str, Deployed],
-    ) -> None:
-        table = open_table(config, deployed)
-        models = {
-            name: served(table, name, found)
-            for name in table.models
-            if (found := lanes(table, name, executors))
-        }
-        app = serve.get_replica_context().app_name
-        self._availability = Availability(app, list(executors), passed_over)
-
-        async def board() -> Mapping[str, Held]:
-            found: Mapping[str, Held] = await coordinator.board.remote()
-            return found
-
-        async def ready(target: str, model: str) -> bool:
-            return bool(await executors[target].ready.remote(model))
-
-        store = open_store(config.store.url, config.store.storage_options)
-        said = text_models(table, executors, self._availability)
-        self._service = Service(
-            config, table, models, store, board, ready, said, self._availability
-        )
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """The routes; Serve calls it in the replica's loop once the constructor is through."""
-        self._watch = asyncio.get_running_loop().create_task(self._availability.watch())
-        return make_app(self._service)
 
 
 def build_app(args: AppArgs | dict[str, object]) -> serve.Application:
@@ -139,18 +96,24 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
     spec = config.serve
     limits = BuildLimits(spec.build_timeout_s, spec.build_memory_bytes)
     one = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
-    coordinator = _deploy(Coordinator, "Coordinator", spec, 100_000, one).bind(config.store, limits)
+    builder = _deploy(Coordinator, "Coordinator", spec, _UNBOUNDED, one)
+    coordinator = builder.bind(config.store, limits)
     executors = {}
-    ongoing = spec.max_queued_requests
-    for target in fleet.targets:
+    for target in fleet.executors:
         placement = spec.placement(target)
-        ongoing += spec.max_ongoing_requests * (placement.max_replicas or placement.replicas)
         options = deployment_options(spec, placement)
         name = executor_name(target.name)
         deployment = _deploy(Executor, name, spec, spec.max_ongoing_requests, options)
-        executors[target.name] = deployment.bind(config, target, coordinator, table.deployed)
-    gateway = _deploy(serve.ingress()(Gateway), "Gateway", spec, ongoing, one)
-    return gateway.bind(config, executors, coordinator, fleet.passed_over, table.deployed)
+        text_alone = target in fleet.local
+        # Serve hands over a handle in its place.
+        handle: Any = deployment.bind(config, target, coordinator, table.deployed, text_alone)
+        replicas = placement.max_replicas or placement.replicas
+        executors[target.name] = Executors(handle, replicas)
+    options = gateway_options(spec)
+    gateway = _deploy(serve.ingress()(Gateway), "Gateway", spec, _UNBOUNDED, options)
+    return gateway.bind(
+        config, fleet.local, executors, coordinator, fleet.passed_over, table.deployed
+    )
 
 
 def _deploy(
@@ -160,7 +123,7 @@ def _deploy(
         declare = serve.deployment(
             name=name,
             max_ongoing_requests=ongoing,
-            max_queued_requests=spec.max_queued_requests,
+            max_queued_requests=max(ongoing, spec.max_queued_requests),
             backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
             graceful_shutdown_wait_loop_s=0.5,
             graceful_shutdown_timeout_s=10,
@@ -177,13 +140,14 @@ def _deploy(
 
 
 def _fleet(config: Config, table: Table, cluster: Cluster) -> Fleet:
-    """The targets to place executors for.
+    """What runs the targets.
 
     Raises:
-        ConfigError: there is none, or what a replica of one must hold does not fit.
+        ConfigError: nothing runs any, or what a replica of one must hold does not fit.
     """
     targets = table.all_targets
-    fleet = choose(targets, config.serve, host_for(targets), cluster)
+    texts = {t for name in table.models if table.generates(name) for t in table.targets(name)}
+    fleet = choose(targets, texts, config.serve, host_for(targets), cluster)
     if not fleet.targets:
         raise ConfigError(
             f"$.targets: this host can run none of them: {dict(fleet.passed_over)}.",
@@ -253,11 +217,12 @@ def serving(
 
 
 def _start(config: Config, table: Table, fleet: Fleet) -> None:
-    """Deploy, wait until every model has an executor, and say which targets have none."""
+    """Deploy, wait until every model is served, and say which targets nothing runs."""
     target = serve.RunTarget(_bind(config, table, fleet), name=APP, route_prefix="/")
     try:
         serve.run_many([target], wait_for_applications_running=False)
-        absent = wait_until_served(APP, _models(table, fleet))
+        executors = [target.name for target in fleet.executors]
+        absent = wait_until_served(APP, _models(table, fleet), executors)
     except (RuntimeError, ray.exceptions.RayError) as error:
         raise RlxError(f"serving {config.path} did not start: {error}", LOGS) from error
     for name, why in {**fleet.passed_over, **absent}.items():
@@ -265,12 +230,15 @@ def _start(config: Config, table: Table, fleet: Fleet) -> None:
 
 
 def _models(table: Table, fleet: Fleet) -> dict[str, tuple[str, ...]]:
-    """The targets of each model that has executors."""
+    """The targets of each model that executors alone run."""
     found = {}
     for name in table.models:
         targets = [t for t in table.targets(name) if t in fleet.targets and table.select(t)]
-        if targets:
+        here = set(fleet.local)
+        if table.generates(name):  # where a target has executors, they are what its text runs on
+            here -= set(fleet.executors)
+        if not targets:
+            _log.warning("model %r is not served: nothing runs its targets", name)
+        elif not here & set(targets):
             found[name] = tuple(t.name for t in targets)
-        else:
-            _log.warning("model %r is not served: it has no executor", name)
     return found

@@ -1,9 +1,9 @@
-"""Which targets get executors, what their replicas claim, and which of them answer. Pure."""
+"""What runs each target, what replicas claim, and which executors answer. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,22 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The targets with executors, and why each of the others has none, by its name."""
+    """What runs the targets of a config.
 
-    targets: tuple[Target, ...]
+    Attributes:
+        local: those that gateways run themselves.
+        executors: those that executors run. One that is local too has them for text alone.
+        passed_over: why nothing runs one of the others, by its name.
+    """
+
+    local: tuple[Target, ...]
+    executors: tuple[Target, ...]
     passed_over: Mapping[str, str]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All that are run."""
+        return tuple(dict.fromkeys((*self.local, *self.executors)))
 
 
 def executor_name(target: str) -> str:
@@ -50,20 +62,31 @@ def executor_name(target: str) -> str:
     return f"Executor-{target}"
 
 
-def choose(targets: Iterable[Target], spec: ServeSpec, host: Host, cluster: Cluster) -> Fleet:
-    """The targets to place executors for.
+def choose(
+    targets: Iterable[Target],
+    texts: Collection[Target],
+    spec: ServeSpec,
+    host: Host,
+    cluster: Cluster,
+) -> Fleet:
+    """What runs each target.
 
-    On a cluster of several nodes that is all of them: Ray finds the nodes, or waits for them. A
-    single node may be the first of more; then a CUDA target also stays if the node has a GPU, or
-    if the config says where its executor runs.
+    Gateways run the CPU targets of this machine, but for those that `serve.executors` names. All
+    streams of a language model share one engine, so with several gateways it has executors there.
+
+    Executors run the rest. On a cluster of several nodes that is every other target: Ray finds the
+    nodes, or waits for them. A single node may be the first of more; then a CUDA target stays if
+    the node has a GPU, or if the config says where its executor runs.
 
     Args:
         targets: those that the config serves, in serving order.
+        texts: those of them that language models run on.
         spec: its section `serve`.
         host: this machine.
         cluster: where they are to run.
     """
-    kept: list[Target] = []
+    local: list[Target] = []
+    executors: list[Target] = []
     passed_over: dict[str, str] = {}
     room = float(len(host.devices))
     for target in targets:
@@ -74,17 +97,20 @@ def choose(targets: Iterable[Target], spec: ServeSpec, host: Host, cluster: Clus
         if why:
             passed_over[target.name] = why
             continue
-        kept.append(target)
         room -= claim
-    return Fleet(tuple(kept), passed_over)
+        here = not (target.can.gpus or spec.names_executor(target) or host.refusal(target))
+        if here:
+            local.append(target)
+        if not here or (target in texts and spec.gateways > 1):
+            executors.append(target)
+    return Fleet(tuple(local), tuple(executors), passed_over)
 
 
 def _refusal(target: Target, spec: ServeSpec, host: Host, cluster: Cluster) -> str:
     if cluster.nodes > 1:
         return ""
     if target.can.gpus and not cluster.own:
-        named = {name for name, _ in spec.executors}
-        if cluster.gpus or named & {target.kind, target.name}:
+        if cluster.gpus or spec.names_executor(target):
             return ""
         return "the cluster has no GPU, and serve.executors does not say where to wait for one"
     return host.refusal(target)
@@ -106,6 +132,14 @@ def deployment_options(spec: ServeSpec, placement: Placement) -> dict[str, Any]:
         "target_ongoing_requests": max(1, spec.max_ongoing_requests / 2),
     }
     return {"ray_actor_options": actor, "autoscaling_config": scaling}
+
+
+def gateway_options(spec: ServeSpec) -> dict[str, Any]:
+    """What `serve.deployment` is told of the gateway's replicas."""
+    actor: dict[str, Any] = {"num_cpus": spec.gateway.num_cpus}
+    if spec.gateway.label_selector:
+        actor["label_selector"] = dict(spec.gateway.label_selector)
+    return {"ray_actor_options": actor, "num_replicas": spec.gateways}
 
 
 def absences(app: ApplicationStatusOverview, targets: Iterable[str]) -> dict[str, str]:

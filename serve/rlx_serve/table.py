@@ -9,6 +9,7 @@ from rlx_ray.component import CompilationMode, ModelPhase, ModelVariant
 from rlx_ray.config.schema import Config
 from rlx_ray.errors import ConfigError, nearest
 from rlx_ray.inference.catalog import OpenModel, open_model
+from rlx_ray.inference.text_engine import PHASES
 from rlx_ray.matrix.expand import expand
 from rlx_ray.spec import BuildSpec
 from rlx_ray.target import Target
@@ -66,6 +67,10 @@ class Table:
     def select(self, target: Target) -> tuple[ServedVariant, ...]:
         """The rows for a target that can be built."""
         return tuple(r for r in self.rows if r.spec.target == target and not r.unsupported)
+
+    def generates(self, model: str) -> bool:
+        """Whether a model is a language model."""
+        return any(r.variant.phase in PHASES for r in self.rows if r.route.model == model)
 
     @property
     def all_targets(self) -> tuple[Target, ...]:

@@ -81,9 +81,9 @@ def test_only_cuda_replicas_fit_gpu_pods_and_each_has_a_gpu(
 
 def test_a_head_that_is_alone_at_first_waits_for_the_gpu_pods(config: Config) -> None:
     head = Host("x86_64", frozenset(target("cpu-x86_64-v3").features), "head")
-    fleet = choose(config.targets, config.serve, head, Cluster(1, 0, own=False))
-    assert fleet.targets == config.targets
-    assert fleet.targets[0] == CUDA
+    fleet = choose(config.targets, (), config.serve, head, Cluster(1, 0, own=False))
+    assert fleet.executors == (CUDA,)
+    assert fleet.local == tuple(t for t in config.targets if t != CUDA)
 
 
 def test_job_and_endpoint_have_the_overlays_config(docs: list[Doc], config: Config) -> None:

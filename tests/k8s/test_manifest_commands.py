@@ -82,14 +82,11 @@ def test_drain_times_grow_from_config_to_serve_to_pod(config: Config) -> None:
 def test_deployments_of_the_serve_config_are_those_of_the_config(config: Config) -> None:
     (app,) = serve_config()["applications"]
     named = {d["name"]: d for d in app["deployments"]}
-    assert named.keys() == {
-        "Gateway",
-        "Coordinator",
-        *(f"Executor-{t.name}" for t in config.targets),
-    }
+    assert named.keys() == {"Gateway", "Coordinator"}  # gateways run the CPU target themselves
+    assert named["Gateway"]["num_replicas"] == config.serve.gateways
     for row in named.values():
         assert row["ray_actor_options"]["num_cpus"] > 0  # none fits the head, which has 0
-    assert named["Executor-cpu-x86_64-v3"]["ray_actor_options"]["num_cpus"] == config.serve.threads
+    assert named["Gateway"]["ray_actor_options"]["num_cpus"] == config.serve.threads
     (group,) = one(base(), "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert sum(d["ray_actor_options"]["num_cpus"] for d in named.values()) <= int(limits["cpu"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -10,12 +11,19 @@ from hypothesis import strategies as st
 
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import InputError
-from rlx_ray.routing.buckets import Batch, ShapeBucket, assign, pad_waste
+from rlx_ray.routing.buckets import Batch, ShapeBucket, assign
 
 LADDER = tuple(
     ModelVariant.encoder(b, s) for b in (1, 2, 4, 8, 16, 32) for s in (16, 32, 64, 128, 256)
 )
 RAGGED = tuple(ModelVariant.encoder(64, 256).with_extra(2, rows) for rows in (256, 1024))
+
+
+def pad_waste(batches: Sequence[Batch], lengths: Sequence[int]) -> float:
+    """Padded rows over all rows that a request computes, between 0 and 1."""
+    total = sum(b.computed_rows(lengths) for b in batches)
+    real = sum(lengths[i] for b in batches for i in b.items)
+    return (total - real) / total if total else 0.0
 
 
 def cut(lengths: list[int], variants=LADDER, *, packed: bool = True) -> tuple[Batch, ...]:

@@ -24,6 +24,7 @@ from tests.support.configs import (
     BASE,
     DECODE,
     EXECUTORS,
+    GATEWAY,
     MODEL,
     ROW,
     Drop,
@@ -225,6 +226,12 @@ def test_the_demo_config_has_thirty_variants_for_this_host() -> None:
         ),
         ([(("serve",), {"warm": "minilm"})], "$.serve.warm:", ["a list"]),
         ([(("serve",), [])], "$.serve:", ["a mapping"]),
+        # gateway
+        ([(GATEWAY, [])], "$.serve.gateway:", ["a mapping"]),
+        ([(GATEWAY, {"replica": 2})], "$.serve.gateway.replica ", ["'replicas'"]),
+        ([(GATEWAY, {"replicas": 0})], "$.serve.gateway.replicas:", ["0"]),
+        ([(GATEWAY, {"num_cpus": True})], "$.serve.gateway.num_cpus:", ["True"]),
+        ([(GATEWAY, {"label_selector": {"a": 1}})], "$.serve.gateway.label_selector.a:", ["1"]),
         # executors
         ([(EXECUTORS, [])], "$.serve.executors:", ["a mapping"]),
         ([(EXECUTORS, {"cuda-sm90": {}})], "$.serve.executors.cuda-sm90 ", ["'cuda-sm_90'"]),

@@ -80,7 +80,7 @@ def test_serve_reads_every_field(tmp_path: Path) -> None:
     assert set(_SERVE) == {f.name for f in dataclasses.fields(ServeSpec)}
     values = {
         f.name: getattr(ServeSpec(), f.name) for f in dataclasses.fields(ServeSpec)
-    } | {"port": 9000, "warm": ["minilm"], "request_timeout_s": 2, "executors": {},
+    } | {"port": 9000, "warm": ["minilm"], "request_timeout_s": 2, "executors": {}, "gateway": {},
          "max_slot_bytes": 5}  # fmt: skip
     serve = loaded(tmp_path, (("serve",), values)).serve
     assert serve == dataclasses.replace(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlx_ray.errors import DeviceError, DeviceLost, EngineError, Failure
+from rlx_ray.errors import DeviceError, DeviceLost, EngineError
 from rlx_serve.replica.health import DeviceHealth
 from rlx_serve.replica.residency import Residency
 from rlx_serve.replica.text_engines import TextEngines
@@ -17,9 +17,9 @@ from rlx_serve.replica.text_engines import TextEngines
 
 def test_only_a_lost_device_fails_the_health_check() -> None:
     health = DeviceHealth()
-    assert health.failure(DeviceError("refused.")) == Failure("DeviceError", "refused.", "")
+    health.note(DeviceError("refused."))
     health.check()
-    assert health.failure(DeviceLost("gone.")) == Failure("DeviceLost", "gone.", "")
+    health.note(DeviceLost("gone."))
     with pytest.raises(DeviceLost, match="gone"):
         health.check()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
-from rlx_ray.config.serve import ExecutorSpec, Placement, ServeSpec
+from rlx_ray.config.serve import ExecutorSpec, GatewaySpec, Placement, ServeSpec
 from rlx_ray.host import Host
 from rlx_ray.target import target
 from rlx_serve.placement import (
@@ -14,6 +14,7 @@ from rlx_serve.placement import (
     choose,
     deployment_options,
     failure,
+    gateway_options,
     serves,
     settled,
 )
@@ -30,7 +31,7 @@ def box(*devices: str) -> Host:
 
 
 def test_one_machine_gets_what_it_runs_and_reasons_for_the_rest() -> None:
-    fleet = choose(ALL, ServeSpec(), box(), OWN)
+    fleet = choose(ALL, (), ServeSpec(), box(), OWN)
     assert fleet.targets == (V3,)
     assert {name: fleet.passed_over[name] for name in ("cuda-sm_90", "cpu-aarch64")} == {
         "cuda-sm_90": NO_GPU,
@@ -40,32 +41,63 @@ def test_one_machine_gets_what_it_runs_and_reasons_for_the_rest() -> None:
 
 
 def test_executors_here_claim_no_more_devices_than_there_are() -> None:
-    fleet = choose(ALL, ServeSpec(), box("sm_90"), OWN)
-    assert fleet.targets == (H100, V3)
+    fleet = choose(ALL, (), ServeSpec(), box("sm_90"), OWN)
+    assert set(fleet.targets) == {H100, V3}
     assert fleet.passed_over[PTX.name] == "GPUs left here: 0, it claims 1"
     halves = ServeSpec(executors=(("cuda", ExecutorSpec(num_gpus=0.5)),))
-    assert choose(ALL, halves, box("sm_90"), OWN).targets == (H100, PTX, V3)
+    assert choose(ALL, (), halves, box("sm_90"), OWN).executors == (H100, PTX)
     two = ServeSpec(executors=(("cuda", ExecutorSpec(replicas=2)),))
-    assert choose(ALL, two, box("sm_90"), OWN).targets == (V3,)
+    assert choose(ALL, (), two, box("sm_90"), OWN).targets == (V3,)
 
 
 def test_a_head_without_a_gpu_places_all_on_several_nodes() -> None:
-    assert choose(ALL, ServeSpec(), box(), Cluster(2, 0, own=False)).targets == ALL
+    assert choose(ALL, (), ServeSpec(), box(), Cluster(2, 0, own=False)).targets == (
+        V3,
+        *(t for t in ALL if t is not V3),
+    )
 
 
 def test_a_lone_node_gets_cuda_with_a_gpu_or_if_placed() -> None:
     lone = Cluster(1, 0, own=False)
-    fleet = choose(ALL, ServeSpec(), box(), lone)
+    fleet = choose(ALL, (), ServeSpec(), box(), lone)
     assert fleet.targets == (V3,)
     assert "serve.executors" in fleet.passed_over[H100.name]
-    assert choose(ALL, ServeSpec(), box(), Cluster(1, 1, own=False)).targets == (
+    assert choose(ALL, (), ServeSpec(), box(), Cluster(1, 1, own=False)).executors == (
         *(H100, A100, PTX),
-        V3,
     )
     named = ServeSpec(executors=(("cuda-sm_90", ExecutorSpec(num_gpus=1)),))
-    assert choose(ALL, named, box(), lone).targets == (H100, V3)
+    assert choose(ALL, (), named, box(), lone).executors == (H100,)
     kind = ServeSpec(executors=(("cuda", ExecutorSpec()),))
-    assert choose(ALL, kind, box(), lone).targets == (H100, A100, PTX, V3)
+    assert choose(ALL, (), kind, box(), lone).executors == (H100, A100, PTX)
+
+
+def test_gateways_run_cpu_targets_that_have_no_executors() -> None:
+    lone, many = Cluster(1, 0, own=False), Cluster(3, 0, own=False)
+    for where in (OWN, lone, many):
+        fleet = choose((V3, ARM), (), ServeSpec(), box(), where)
+        assert fleet.local == (V3,)
+        assert fleet.executors == ((ARM,) if where is many else ())
+    for name in ("cpu", V3.name):
+        spec = ServeSpec(executors=((name, ExecutorSpec(replicas=2)),))
+        fleet = choose((V3,), (V3,), spec, box(), OWN)
+        assert (fleet.local, fleet.executors) == ((), (V3,))
+
+
+def test_text_has_executors_where_gateways_are_several() -> None:
+    one, two = ServeSpec(), ServeSpec(gateway=GatewaySpec(replicas=2))
+    assert choose((V3,), (V3,), one, box(), OWN).executors == ()
+    fleet = choose((V3,), (V3,), two, box(), OWN)
+    assert fleet.local == fleet.executors == fleet.targets == (V3,)
+    assert choose((V3,), (), two, box(), OWN).executors == ()
+    assert choose((V3,), (V3,), ServeSpec(replicas=2), box(), OWN).executors == (V3,)
+
+
+def test_the_gateway_is_placed_as_the_config_says() -> None:
+    actor = {"num_cpus": 0.0}
+    assert gateway_options(ServeSpec()) == {"num_replicas": 1, "ray_actor_options": actor}
+    spec = ServeSpec(replicas=3, gateway=GatewaySpec(None, 2, (("pool", "cpu"),)))
+    actor = {"num_cpus": 2, "label_selector": {"pool": "cpu"}}
+    assert gateway_options(spec) == {"num_replicas": 3, "ray_actor_options": actor}
 
 
 def test_options_are_those_that_serve_knows() -> None:

@@ -33,11 +33,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["lazy"])
+@pytest.fixture(params=["lazy Executor"])
 def site(request: pytest.FixtureRequest, folder: Path, port: int) -> Iterator[Site]:
-    models = [tiny_model(folder, "ann", 1, mode=request.param)]
-    config = write_config(folder, models, replicas=2, max_ongoing_requests=2)
-    if request.param == "aot":
+    """Two replicas, of the deployment that the parameter names behind the mode."""
+    mode, kind = request.param.split()
+    models = [tiny_model(folder, "ann", 1, mode=mode)]
+    two = {"executors": {"cpu": {"replicas": 2}}} if kind == "Executor" else {"replicas": 2}
+    config = write_config(folder, models, max_ongoing_requests=2, **two)
+    if mode == "aot":
         for spec in specs(config, "ann"):
             AotStore(config.store.url).put(build(spec))
     yield deploy(config, "changed", port)
@@ -55,24 +58,24 @@ def swap(folder: Path) -> None:
     os.replace(folder / "ann" / "next", folder / "ann" / "model.safetensors")
 
 
-def replicas() -> list[str]:
-    """The names of the application's executor actors."""
+def replicas(kind: str) -> list[str]:
+    """The names of the application's actors of a deployment."""
     found = ray.util.list_named_actors(all_namespaces=True)
-    return sorted(a["name"] for a in found if "SERVE_REPLICA::changed#Executor" in a["name"])
+    return sorted(a["name"] for a in found if f"SERVE_REPLICA::changed#{kind}" in a["name"])
 
 
-def kill_one() -> None:
-    victim = replicas()[0]
+def kill_one(kind: str = "Executor") -> None:
+    victim = replicas(kind)[0]
     ray.kill(ray.get_actor(victim, namespace="serve"))
     until = time.monotonic() + DEADLINE_S
-    while victim in replicas():
+    while victim in replicas(kind):
         assert time.monotonic() < until
         time.sleep(0.1)
 
 
-def wait_for_two() -> None:
+def wait_for_two(kind: str = "Executor") -> None:
     until = time.monotonic() + DEADLINE_S
-    while serve.status().applications["changed"].status != "RUNNING" or len(replicas()) != 2:
+    while serve.status().applications["changed"].status != "RUNNING" or len(replicas(kind)) != 2:
         assert time.monotonic() < until, serve.status().applications["changed"]
         time.sleep(0.2)
 
@@ -104,18 +107,24 @@ def all_answers(site: Site, count: int = 60) -> list[tuple[np.ndarray, str]]:
 
 
 @pytest.mark.parametrize(
-    ("site", "change"), [("lazy", overwrite), ("aot", swap)], indirect=["site"]
+    ("site", "change", "kind"),
+    [
+        ("lazy Executor", overwrite, "Executor"),
+        ("aot Executor", swap, "Executor"),
+        ("lazy Gateway", swap, "Gateway"),
+    ],
+    indirect=["site"],
 )
 def test_a_restarted_replica_serves_what_was_deployed(
-    site: Site, folder: Path, change: Callable[[Path], None]
+    site: Site, folder: Path, change: Callable[[Path], None], kind: str
 ) -> None:
     before, weights = ask(site)
     (model,) = site.config.models
     assert weights == open_model(model).weights_digest()[:16]
     change(folder)
     assert open_model(model).weights_digest()[:16] != weights
-    kill_one()
-    wait_for_two()
+    kill_one(kind)
+    wait_for_two(kind)
     for vectors, name in all_answers(site):
         np.testing.assert_array_equal(vectors, before)
         assert name == weights

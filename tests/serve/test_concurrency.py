@@ -32,11 +32,13 @@ def rows(reply: httpx.Response) -> np.ndarray:
     return np.array([row["embedding"] for row in reply.json()["data"]], np.float32)
 
 
-def test_concurrent_first_requests_for_one_variant_compile_once(pair: Site) -> None:
+def test_concurrent_first_requests_compile_each_variant_once(pair: Site) -> None:
     replies = post_all(pair, ["a fox"] * 32)
     assert len({rows(reply).tobytes() for reply in replies}) == 1
-    assert {reply.headers["x-rlx-variant"] for reply in replies} == {"encoder:b1:s8"}
-    assert pair.builds() == 1
+    ran = {v for reply in replies for v in reply.headers["x-rlx-variant"].split(", ")}
+    assert "encoder:b1:s8" in ran
+    assert ran <= {"encoder:b1:s8", "encoder:b4:s8"}  # what gathered meanwhile runs together
+    assert pair.builds() == len(ran)
 
 
 def test_many_mixed_requests_get_the_answers_of_one_at_a_time(pair: Site) -> None:
@@ -49,8 +51,8 @@ def test_many_mixed_requests_get_the_answers_of_one_at_a_time(pair: Site) -> Non
     singles = {text: pair.embed("ann", text) for text in {t for b in bodies[:8] for t in b}}
     together = post_all(pair, bodies * 10)
     for body, one, many in zip(bodies * 10, alone * 10, together, strict=True):
-        assert many.headers["x-rlx-variant"] == one.headers["x-rlx-variant"]
-        assert np.array_equal(rows(many), rows(one))
+        same = many.headers["x-rlx-variant"] == one.headers["x-rlx-variant"]
+        assert np.abs(rows(many) - rows(one)).max() <= (0 if same else 2e-6)
         for row, text in zip(rows(many), body, strict=True):
             if text in singles:
                 single = singles[text]

@@ -29,6 +29,7 @@ BASE: dict[str, Any] = {
 MODEL = ("models", 0)
 ROW = ("models", 0, "matrix", 0)
 EXECUTORS = ("serve", "executors")
+GATEWAY = ("serve", "gateway")
 DECODE = {"phase": "decode", "batch": 1, "seq": 1, "past_seq": [256, 1024]}
 
 

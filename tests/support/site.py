@@ -14,7 +14,8 @@ import numpy as np
 from rlx_ray.store import AotStore
 from rlx_serve.gateway.availability import Availability
 from rlx_serve.gateway.embedding import Lane
-from rlx_serve.gateway.service import Service, served
+from rlx_serve.gateway.served import served
+from rlx_serve.gateway.service import Service
 from rlx_serve.http.routes import make_app
 from rlx_serve.table import open_table
 from rlx_serve.wire import CallResult, Held, Route

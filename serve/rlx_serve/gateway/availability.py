@@ -87,12 +87,15 @@ class Availability:
         self._looked = asyncio.Event()
 
 
-def wait_until_served(app: str, models: Mapping[str, tuple[str, ...]]) -> Mapping[str, str]:
-    """Wait until every model has an executor, and a little for those that are still starting.
+def wait_until_served(
+    app: str, models: Mapping[str, tuple[str, ...]], executors: Sequence[str]
+) -> Mapping[str, str]:
+    """Wait until every model is served, and a little for executors that are still starting.
 
     Args:
         app: the application's name.
-        models: target names of each model's executors.
+        models: by model that gateways do not run, the target names of its executors.
+        executors: the target names of all executors.
 
     Returns:
         Why executors do not answer that nothing depends on, by target name.
@@ -100,7 +103,6 @@ def wait_until_served(app: str, models: Mapping[str, tuple[str, ...]]) -> Mappin
     Raises:
         RlxError: a model has no executor that could still start.
     """
-    targets = tuple(dict.fromkeys(t for names in models.values() for t in names))
     told, until = False, time.monotonic() + _PATIENCE_S
     while True:
         found: ApplicationStatusOverview | None = serve.status().applications.get(app)
@@ -108,8 +110,8 @@ def wait_until_served(app: str, models: Mapping[str, tuple[str, ...]]) -> Mappin
             why = failure(found, models)
             if why:
                 raise RlxError(f"serving did not start: {why}", LOGS)
-            absent, late = absences(found, targets), time.monotonic() > until
-            if serves(found, models) and (late or settled(found, targets)):
+            absent, late = absences(found, executors), time.monotonic() > until
+            if serves(found, models) and (late or settled(found, executors)):
                 return absent
             if late and not told:
                 _log.warning("still waiting: %s", absent)

@@ -1,9 +1,10 @@
-"""From a Serve handle to the callable that `dispatch` wants."""
+"""What runs a model for each of its targets: this process, or an executor by its Serve handle."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from ray.exceptions import RayActorError
@@ -12,17 +13,50 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from rlx_ray.errors import Busy, Failure
 from rlx_ray.target import Target
 from rlx_serve.gateway.embedding import Call, Lane
+from rlx_serve.replica.core import ReplicaCore
 from rlx_serve.table import Table
 from rlx_serve.wire import CallResult, Handle, Route
 
+_PASSES = 2
+"""Passes of a replica at once: while one runs, the next one is on its way."""
 
-def lanes(table: Table, model: str, handles: Mapping[str, Handle]) -> tuple[Lane, ...]:
-    """The executors of a model in serving order; handles are found by target name."""
-    return tuple(
-        Lane(target.name, handle_call(handles[target.name], target), routes)
-        for target in table.targets(model)
-        if target.name in handles and (routes := table.routes(model, target))
-    )
+
+@dataclass(frozen=True, slots=True)
+class Executors:
+    """The executors of a target.
+
+    Attributes:
+        handle: reaches one of them.
+        replicas: how many there may be.
+    """
+
+    handle: Handle
+    replicas: int
+
+
+def lanes(
+    table: Table, model: str, cores: Mapping[str, ReplicaCore], executors: Mapping[str, Executors]
+) -> tuple[Lane, ...]:
+    """What runs a model, in serving order.
+
+    Args:
+        table: what is served.
+        model: the model's name.
+        cores: what this process runs, by target name.
+        executors: what others run.
+    """
+    found = []
+    for target in table.targets(model):
+        routes = table.routes(model, target)
+        if routes and target.name in cores:
+            core = cores[target.name]
+            found.append(Lane(target.name, core.run, routes, core.loaded))
+        elif routes and target.name in executors:
+            there = executors[target.name]
+            passes = _PASSES * there.replicas
+            call = handle_call(there.handle, target)
+            found.append(Lane(target.name, call, routes, passes=passes))
+    return tuple(found)
 
 
 def handle_call(handle: Handle, target: Target) -> Call:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-from rlx_ray.checkpoint.tokenizer import Encoded, Tokenizer
+from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_ray.config.schema import Config
-from rlx_ray.errors import StoreError, UnknownModelError, nearest
+from rlx_ray.errors import Busy, StoreError, UnknownModelError, nearest
+from rlx_ray.routing.buckets import check_lengths
 from rlx_ray.store import Lookup, Store
 from rlx_serve.gateway.availability import Availability
-from rlx_serve.gateway.embedding import Answer, Lane, embed
+from rlx_serve.gateway.embedding import Answer, embed
 from rlx_serve.gateway.request_error import RequestError
+from rlx_serve.gateway.served import Served, check_tokens
+from rlx_serve.gateway.shared_passes import SharedPasses
 from rlx_serve.gateway.text_models import ServedTextModel
 from rlx_serve.gateway.variants import engine_rows, variant_row
 from rlx_serve.table import Table
@@ -29,47 +32,6 @@ Board = Callable[[], Awaitable[Mapping[str, Held]]]
 
 Ready = Callable[[str, str], Awaitable[bool]]
 """Whether the executor of a target serves a model."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A model as the routes see it.
-
-    Attributes:
-        name: its name.
-        hidden: length of a vector.
-        vocab: number of token ids.
-        token_types: number of token types.
-        limit: most tokens of a text.
-        path: where it stands in the config.
-        tokenizer: text to tokens.
-        lanes: its executors in serving order.
-    """
-
-    name: str
-    hidden: int
-    vocab: int
-    token_types: int
-    limit: int
-    path: str
-    tokenizer: Tokenizer
-    lanes: tuple[Lane, ...]
-
-
-def served(table: Table, name: str, lanes: tuple[Lane, ...]) -> Served:
-    """A model of a table, with its lanes."""
-    model = table.models[name]
-    info = model.info
-    return Served(
-        name,
-        info.hidden,
-        info.vocab,
-        info.token_types,
-        info.limits.max_tokens,
-        f"$.models[{list(table.models).index(name)}]",
-        model.tokenizer(),
-        lanes,
-    )
 
 
 class Service:
@@ -107,6 +69,16 @@ class Service:
         self._availability = availability or Availability("", (), {})
         self._found: tuple[float, Mapping[Route, Lookup]] = (float("-inf"), {})
         self._looking = asyncio.Lock()
+        lanes = [model.lanes[0] for model in models.values()]
+        self._passes = {
+            target: SharedPasses(
+                max(lane.passes for lane in lanes if lane.target == target), self._run
+            )
+            for target in dict.fromkeys(lane.target for lane in lanes)
+        }
+        """By the first target of the models that they run."""
+        self._most = self.limits.max_ongoing_requests + self.limits.max_queued_requests
+        self._requests = 0
 
     def model(self, name: str) -> Served:
         """A model by name.
@@ -167,11 +139,15 @@ class Service:
             RlxError: as `dispatch.embed` does.
         """
         self._check_count(len(texts))
+        begun = time.monotonic()
         if sum(map(len, texts)) > _TOKENISE_HERE:
             encoded = await asyncio.to_thread(model.tokenizer.encode_batch, texts)
         else:
             encoded = model.tokenizer.encode_batch(texts)
-        return await self.embed_tokens(model, encoded)
+        tokenised = time.monotonic() - begun
+        answer = await self.embed_tokens(model, encoded)
+        answer.times["tokenize"] = tokenised
+        return answer
 
     async def embed_tokens(self, model: Served, items: Sequence[Encoded]) -> Answer:
         """Vectors of token lists, which are taken as they are, special tokens included.
@@ -183,18 +159,52 @@ class Service:
         """
         self._check_count(len(items))
         for number, item in enumerate(items):
-            _check_tokens(model, number, item)
+            check_tokens(model, number, item)
+        lengths = [len(item.ids) for item in items]
+        buckets = [bucket for lane in model.lanes for bucket in lane.buckets]
+        check_lengths(lengths, buckets, model.name, model.path)
         seconds = self.limits.request_timeout_s
+        passes = self._passes[model.lanes[0].target]
         try:
             async with asyncio.timeout(seconds):
-                present = await self._availability.present([lane.target for lane in model.lanes])
-                lanes = [lane for lane in model.lanes if lane.target in present]
-                return await embed(items, lanes, model.name, model.path)
+                return await passes.embed(model.name, items, time.monotonic() + seconds)
         except TimeoutError:
             raise TimeoutError(
                 f"The answer took longer than {seconds:g} s. A first request may wait for a build: "
                 "try again, or raise serve.request_timeout_s."
             ) from None
+
+    async def _run(
+        self,
+        name: str,
+        texts: Sequence[Encoded],
+        counts: Sequence[int],
+        waits: Callable[[], None],
+    ) -> list[Answer]:
+        """A pass of requests for one model, on what answers now."""
+        model = self.models[name]
+        present = await self._availability.present([lane.target for lane in model.lanes])
+        lanes = [lane for lane in model.lanes if lane.target in present]
+        return await embed(texts, counts, lanes, model.name, model.path, waits)
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request while it is answered.
+
+        Raises:
+            Busy: there are as many as the limits allow.
+        """
+        if self._requests >= self._most:
+            raise Busy(
+                f"this gateway has {self._requests} requests at once, its limit "
+                "(serve.max_ongoing_requests and serve.max_queued_requests together).",
+                "Try again in a second.",
+            )
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
 
     async def model_ready(self, name: str) -> bool:
         """Whether at least one executor answers for a model.
@@ -266,29 +276,3 @@ class Service:
                 "Send fewer at a time, or raise serve.max_texts.",
                 param="input",
             )
-
-
-def _check_tokens(model: Served, number: int, item: Encoded) -> None:
-    where = f"input[{number}]"
-    if not item.ids:
-        raise RequestError(f"{where} has no tokens.", "Send at least one.", param="input")
-    if len(item.ids) > model.limit:
-        raise RequestError(
-            f"{where} has {len(item.ids)} tokens, the limit of {model.name!r} is {model.limit}.",
-            "Send fewer tokens, or text, which is truncated.",
-            param="input",
-        )
-    low, high = min(item.ids), max(item.ids)
-    if low < 0 or high >= model.vocab:
-        raise RequestError(
-            f"{where} has token id {low if low < 0 else high}.",
-            f"The ids of {model.name!r} are 0 to {model.vocab - 1}.",
-            param="input",
-        )
-    low, high = min(item.type_ids), max(item.type_ids)
-    if low < 0 or high >= model.token_types:
-        raise RequestError(
-            f"{where} has token type {low if low < 0 else high}.",
-            f"The types of {model.name!r} are 0 to {model.token_types - 1}.",
-            param="input",
-        )

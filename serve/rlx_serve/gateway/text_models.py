@@ -18,8 +18,9 @@ from rlx_ray.inference.fallback import PASSED_ON
 from rlx_ray.inference.text_engine import PHASES
 from rlx_ray.target import Target
 from rlx_serve.gateway.availability import Availability
-from rlx_serve.gateway.lanes import unavailable_is_busy
+from rlx_serve.gateway.lanes import Executors, unavailable_is_busy
 from rlx_serve.gateway.request_error import RequestError
+from rlx_serve.replica.core import ReplicaCore
 from rlx_serve.table import Table
 from rlx_serve.wire import Handle, Route, TokenBatch
 
@@ -109,9 +110,28 @@ class ServedTextModel:
 
 
 def text_models(
-    table: Table, handles: Mapping[str, Handle], availability: Availability
+    table: Table,
+    cores: Mapping[str, ReplicaCore],
+    executors: Mapping[str, Executors],
+    availability: Availability,
 ) -> dict[str, ServedTextModel]:
-    """The language models of a table that some executor serves, by name."""
+    """The language models of a table that are served, by name.
+
+    A model's streams share one engine: that of an executor where the target has one, else that of
+    this process, which is the only gateway then.
+
+    Args:
+        table: what is served.
+        cores: what this process runs, by target name.
+        executors: what others run.
+        availability: which of them answer.
+    """
+
+    def stream_of(target: Target, route: Route) -> Stream:
+        if target.name in executors:
+            return handle_stream(executors[target.name].handle, route, target)
+        return core_stream(cores[target.name], route)
+
     found = {}
     for name, model in table.models.items():
         routes: dict[Target, Route] = {}
@@ -119,7 +139,7 @@ def text_models(
         for target in table.targets(name):
             rows = [r for r in table.select(target) if r.route.model == name]
             rows = [r for r in rows if r.variant.phase in PHASES]
-            if rows and target.name in handles:
+            if rows and target.name in {*cores, *executors}:
                 decode = [r for r in rows if r.variant.phase is ModelPhase.DECODE] or rows
                 # One id for all of a model's streams: they share a replica until it spills.
                 routes[target] = max(decode, key=lambda r: r.variant.batch).route
@@ -132,10 +152,19 @@ def text_models(
                 model.tokenizer(),
                 model.template(),
                 tuple(t.name for t in routes),
-                tuple(handle_stream(handles[t.name], route, t) for t, route in routes.items()),
+                tuple(stream_of(t, route) for t, route in routes.items()),
                 availability.present,
             )
     return found
+
+
+def core_stream(core: ReplicaCore, route: Route) -> Stream:
+    """A callable that generates in this process."""
+
+    def stream(request: Request, streamed: bool) -> AsyncGenerator[TokenBatch]:
+        return core.generate(route, request, streamed=streamed)
+
+    return stream
 
 
 def handle_stream(handle: Handle, route: Route, target: Target) -> Stream:

@@ -13,9 +13,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr
 
 from rlx_ray.checkpoint.tokenizer import Encoded
+from rlx_ray.errors import RlxError
 from rlx_serve.gateway.embedding import Answer
 from rlx_serve.gateway.request_error import RequestError
-from rlx_serve.gateway.service import Served, Service
+from rlx_serve.gateway.served import Served
+from rlx_serve.gateway.service import Service
 
 
 class EmbeddingsBody(BaseModel):
@@ -120,11 +122,21 @@ async def _answer(service: Service, model: Served, given: Input) -> Answer:
 
 
 def encode(vectors: np.ndarray, encoding: str) -> Sequence[object]:
-    """Each vector as a list of numbers, or as base64 of little-endian float32."""
+    """Each vector as an array of float32, or as base64 of it, little-endian."""
+    check_finite(vectors)
     if encoding == "base64":
-        return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
-    rows: list[object] = vectors.tolist()
-    return rows
+        return [base64.b64encode(row.astype("<f4", copy=False)).decode() for row in vectors]
+    return list(vectors)
+
+
+def check_finite(vectors: np.ndarray) -> None:
+    """Check that vectors are numbers: JSON has none that are not.
+
+    Raises:
+        RlxError: they are not.
+    """
+    if not np.isfinite(vectors).all():
+        raise RlxError("the model's vector has numbers that are not finite.", "Check its weights.")
 
 
 def model_row(name: str, created: int) -> dict[str, object]:

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr
 from rlx_ray.checkpoint.tokenizer import Encoded
 from rlx_serve.gateway.embedding import Answer
 from rlx_serve.gateway.request_error import RequestError
-from rlx_serve.gateway.service import Served, Service
+from rlx_serve.gateway.served import Served
+from rlx_serve.gateway.service import Service
+from rlx_serve.http.embeddings import check_finite
 
 _MATRICES = ("input_ids", "token_type_ids", "attention_mask")
 _INPUTS = (*_MATRICES, "lengths")
@@ -76,11 +78,12 @@ async def infer(
             )
     answer = await service.embed_tokens(model, read_inputs(body.inputs))
     vectors = answer.embedded.vectors
+    check_finite(vectors)
     row = {
         "name": _OUTPUT,
         "datatype": "FP32",
         "shape": list(vectors.shape),
-        "data": vectors.ravel().tolist(),
+        "data": vectors.ravel(),
     }
     found: dict[str, object] = {"model_name": model.name, "outputs": [row]}
     return (found if body.id is None else {**found, "id": body.id}), answer

@@ -6,21 +6,21 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+import orjson
 from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.routing import Route
 
-from rlx_ray.errors import RlxError
 from rlx_serve.gateway.request_error import RequestError
 from rlx_serve.gateway.service import Service
-from rlx_serve.http import completions, oip
-from rlx_serve.http import embeddings as openai
-from rlx_serve.http import text_answers as answers
+from rlx_serve.http import completions, embeddings, oip, text_answers
 from rlx_serve.http.page import page
 from rlx_serve.http.problems import Problem, problem
 
@@ -31,94 +31,140 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 """Half of a surrogate pair; JSON may have one alone, Unicode text may not."""
 
 
-def make_app(service: Service) -> FastAPI:
-    """The whole HTTP application over a service."""
-    app = FastAPI(title="rlx-ray", docs_url=None, redoc_url=None, openapi_url=None)
-    created = int(time.time())
-    _add_openai(app, service, created)
-    _add_oip(app, service)
+_LONG = re.compile(rb"[0-9]{19}")
+"""A whole number that 64 bits may not hold: orjson would make it a float."""
 
-    @app.get("/variants")
-    async def variants() -> Response:
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(service: Service) -> Starlette:
+    """The whole HTTP application over a service."""
+
+    async def variants(request: Request) -> Response:
         return _json(await service.variants())
 
-    @app.get("/")
-    async def home() -> HTMLResponse:
+    async def home(request: Request) -> Response:
         return HTMLResponse(page(**await service.variants()))
 
-    for kind in (RlxError, TimeoutError, Exception):
-        app.add_exception_handler(kind, _on_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    return app
+    routes = [
+        *_openai(service, int(time.time())),
+        *_open_inference(service),
+        _get("/variants", variants),
+        _get("/", home),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
 
 
-def _add_openai(app: FastAPI, service: Service, created: int) -> None:
-    @app.post("/v1/embeddings")
-    async def embeddings(request: Request) -> Response:
-        body = await _read(request, openai.EmbeddingsBody, service.limits.max_body_bytes)
-        found, answer = await openai.embeddings(service, body)
+def _get(path: str, handler: Handler) -> Route:
+    return Route(path, _answered(handler), methods=["GET"])
+
+
+def _post(service: Service, path: str, handler: Handler) -> Route:
+    """A route of requests that count towards what the gateway takes at once."""
+
+    async def admitted(request: Request) -> Response:
+        with service.admitted():
+            return await handler(request)
+
+    return Route(path, _answered(admitted), methods=["POST"])
+
+
+def _answered(handler: Handler) -> Handler:
+    """A handler whose errors are answers."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except Exception as error:
+            found = problem(error)
+            if found.status == 500:
+                _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            return _problem(request, found)
+
+    return answered
+
+
+def _openai(service: Service, created: int) -> list[Route]:
+    limits = service.limits
+
+    async def embed(request: Request) -> Response:
+        body = await _read(request, embeddings.EmbeddingsBody, limits.max_body_bytes)
+        found, answer = await embeddings.embeddings(service, body)
         return _json(found, answer.headers())
 
-    @app.post("/v1/completions")
     async def completion(request: Request) -> Response:
-        body = await _read(request, completions.CompletionBody, service.limits.max_body_bytes)
+        body = await _read(request, completions.CompletionBody, limits.max_body_bytes)
         job = completions.completion(service.text_model(body.model), body)
-        return await _speak(job, bool(body.stream), service.limits.request_timeout_s)
+        return await _text(job, bool(body.stream), service.limits.request_timeout_s)
 
-    @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        body = await _read(request, completions.ChatBody, service.limits.max_body_bytes)
+        body = await _read(request, completions.ChatBody, limits.max_body_bytes)
         job = completions.chat(service.text_model(body.model), body)
-        return await _speak(job, bool(body.stream), service.limits.request_timeout_s)
+        return await _text(job, bool(body.stream), service.limits.request_timeout_s)
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        rows = [openai.model_row(name, created) for name in service.names]
+    async def models(request: Request) -> Response:
+        rows = [embeddings.model_row(name, created) for name in service.names]
         return _json({"object": "list", "data": rows})
 
-    @app.get("/v1/models/{name}")
-    async def model(name: str) -> Response:
-        return _json(openai.model_row(service.known(name), created))
+    async def model(request: Request) -> Response:
+        return _json(embeddings.model_row(service.known(_name(request)), created))
+
+    return [
+        _post(service, "/v1/embeddings", embed),
+        _post(service, "/v1/completions", completion),
+        _post(service, "/v1/chat/completions", chat),
+        _get("/v1/models", models),
+        _get("/v1/models/{name}", model),
+    ]
 
 
-async def _speak(job: completions.Job, stream: bool, seconds: float) -> Response:
+async def _text(job: completions.Job, stream: bool, seconds: float) -> Response:
     if not stream:
-        answer, headers = await answers.whole(job, seconds)
+        answer, headers = await text_answers.whole(job, seconds)
         return _json(answer, headers)
-    events, headers = await answers.begin(job, seconds)
+    events, headers = await text_answers.begin(job, seconds)
     headers["cache-control"] = "no-cache"
     return StreamingResponse(events, 200, headers, "text/event-stream")
 
 
-def _add_oip(app: FastAPI, service: Service) -> None:
-    @app.get("/v2")
-    async def server() -> Response:
+def _open_inference(service: Service) -> list[Route]:
+    async def server(request: Request) -> Response:
         return _json({"name": "rlx-ray", "version": _version(), "extensions": []})
 
-    @app.get("/v2/health/live")
-    async def live() -> Response:
+    async def live(request: Request) -> Response:
         return _json({"live": True})
 
-    @app.get("/v2/health/ready")
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         good = await service.all_ready()
         return _json({"ready": good}, status=200 if good else 503)
 
-    @app.get("/v2/models/{name}")
-    async def model(name: str) -> Response:
-        return _json(oip.metadata(service.model(name)))
+    async def model(request: Request) -> Response:
+        return _json(oip.metadata(service.model(_name(request))))
 
-    @app.get("/v2/models/{name}/ready")
-    async def model_ready(name: str) -> Response:
+    async def model_ready(request: Request) -> Response:
+        name = _name(request)
         good = await service.model_ready(name)
         return _json({"name": name, "ready": good}, status=200 if good else 503)
 
-    @app.post("/v2/models/{name}/infer")
-    async def infer(name: str, request: Request) -> Response:
-        model = service.model(name)
+    async def infer(request: Request) -> Response:
+        model = service.model(_name(request))
         body = await _read(request, oip.InferBody, service.limits.max_body_bytes)
         found, answer = await oip.infer(service, model, body)
         return _json(found, answer.headers())
+
+    return [
+        _get("/v2", server),
+        _get("/v2/health/live", live),
+        _get("/v2/health/ready", ready),
+        _get("/v2/models/{name}", model),
+        _get("/v2/models/{name}/ready", model_ready),
+        _post(service, "/v2/models/{name}/infer", infer),
+    ]
+
+
+def _name(request: Request) -> str:
+    name: str = request.path_params["name"]
+    return name
 
 
 async def _read(request: Request, kind: type[_Body], limit: int) -> _Body:
@@ -128,18 +174,13 @@ async def _read(request: Request, kind: type[_Body], limit: int) -> _Body:
         RequestError: it is too large (413), or not UTF-8, not JSON, no Unicode text or of wrong
             types (400).
     """
+    body = await _bytes(request, limit)
     try:
-        text = (await _bytes(request, limit)).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not UTF-8: {error}.", "Send JSON in UTF-8.") from None
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON: {error}.", "Send one JSON object.") from None
+        value = _loads(body) if _LONG.search(body) else orjson.loads(body)
+    except orjson.JSONDecodeError:
+        value = _loads(body)
     if not isinstance(value, dict):
         raise RequestError("the body is not a JSON object.", "Send one JSON object.")
-    if _HALF.search(text):
-        _check_halves(value)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -159,6 +200,25 @@ async def _bytes(request: Request, limit: int) -> bytes:
             )
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _loads(body: bytes) -> object:
+    """What Python's reader makes of a body that orjson does not take; its errors name the place.
+
+    Raises:
+        RequestError: see `_read`.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8: {error}.", "Send JSON in UTF-8.") from None
+    try:
+        value: object = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {error}.", "Send one JSON object.") from None
+    if _HALF.search(text):
+        _check_halves(value)
+    return value
 
 
 def _check_halves(value: object) -> None:
@@ -185,15 +245,8 @@ def _invalid(error: ValidationError) -> RequestError:
 
 
 def _json(value: object, headers: Mapping[str, str] = {}, status: int = 200) -> Response:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text, status, dict(headers), "application/json")
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    found = problem(error)
-    if found.status == 500:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _problem(request, found)
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status, dict(headers), "application/json")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

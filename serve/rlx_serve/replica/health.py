@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlx_ray.errors import DeviceLost, Failure, RlxError
+from rlx_ray.errors import DeviceLost, RlxError
 
 
 class DeviceHealth:
@@ -11,11 +11,10 @@ class DeviceHealth:
     def __init__(self) -> None:
         self._lost: DeviceLost | None = None
 
-    def failure(self, error: RlxError) -> Failure:
-        """An error as what is sent back, noted if it says that the device is lost."""
+    def note(self, error: RlxError) -> None:
+        """Take notice of an error: it may say that the device is lost."""
         if isinstance(error, DeviceLost):
             self._lost = error
-        return Failure.of(error)
 
     def check(self) -> None:
         """Nothing, while the device works.
