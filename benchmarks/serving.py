@@ -180,13 +180,17 @@ def in_process(path: str) -> float:
 
 def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] == "--child":
-        print(json.dumps({"ms": in_process(sys.argv[2])}))
+        if sys.argv[2] == "prepare":
+            encoder.prepare()
+            print("{}")
+        else:
+            print(json.dumps({"ms": in_process(sys.argv[2])}))
         return
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6, help="of a closed loop")
     parser.add_argument("--engines", default=",".join(ENGINES))
     args = parser.parse_args()
-    child("encoder.py", "--child", "prepare", timeout=900)
+    child("serving.py", "--child", "prepare", timeout=900)
     found: dict[str, list[dict[str, float]]] = {e: [] for e in args.engines.split(",")}
     calls: list[float] = []
     path = str(config("", args.threads))

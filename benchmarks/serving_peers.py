@@ -9,8 +9,6 @@ the least that puts this project's engine behind HTTP: one deployment, no valida
 no limits; what has gathered while a pass ran is the next batch. Prints READY once it answers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import sys
@@ -24,6 +22,17 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 api = FastAPI()
+
+
+def encode(vector: np.ndarray, encoding: str) -> object:
+    if encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return vector.tolist()
+
+
+def answer(model: str, vectors: list[object]) -> dict[str, object]:
+    rows = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
+    return {"object": "list", "model": model, "data": rows}
 
 
 class Body(BaseModel):
@@ -66,17 +75,6 @@ class OnnxRuntime:
         texts = [body.input] if isinstance(body.input, str) else body.input
         vectors = await asyncio.gather(*(self.run(text) for text in texts))
         return answer(body.model, [encode(v, body.encoding_format) for v in vectors])
-
-
-def encode(vector: np.ndarray, encoding: str) -> object:
-    if encoding == "base64":
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return vector.tolist()
-
-
-def answer(model: str, vectors: list[object]) -> dict[str, object]:
-    rows = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
-    return {"object": "list", "model": model, "data": rows}
 
 
 class Prototype:

@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from rlx_ray.commands.output import config_options, err, write_json
@@ -27,21 +28,33 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--port", metavar="N", type=int, help="where to listen (default: serve.port; 0: any free)"
     )
+    parser.add_argument(
+        "--proxy",
+        choices=("haproxy", "python"),
+        help="what listens on a Ray of its own (default: haproxy, much the faster one)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     from rlx_ray.config.load import load
-    from rlx_serve.app import serving
+    from rlx_ray.job.cluster import named
+    from rlx_serve import haproxy
 
     config = load(args.config, store_override=args.store)
     stopped = threading.Event()
-    with serving(config, host=args.host, port=args.port) as url:
+    proxy = haproxy.chosen(args.proxy, named(None))
+    with ExitStack() as stack:
+        if proxy == "haproxy":
+            stack.enter_context(haproxy.before_gateways())
+        from rlx_serve.app import serving  # reads the environment
+
+        url = stack.enter_context(serving(config, host=args.host, port=args.port))
         try:
             # After the start, since Ray has handlers of its own.
             signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-            _announce(url, config, args.json)
+            _announce(url, config, proxy, args.json)
             while not stopped.wait(0.5):  # finite waits let Ctrl-C through
                 pass
         finally:
@@ -50,12 +63,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _announce(url: str, config: Config, as_json: bool) -> None:
+def _announce(url: str, config: Config, proxy: str, as_json: bool) -> None:
     models = [model.name for model in config.models]
     if as_json:
-        write_json({"url": url, "models": models})
+        write_json({"url": url, "models": models, "proxy": proxy})
         return
-    err.print(f"serving {', '.join(models)} at {url} (Ctrl-C stops)")
+    behind = {"haproxy": " behind HAProxy", "python": " behind Ray's Python proxy"}.get(proxy, "")
+    err.print(f"serving {', '.join(models)} at {url}{behind} (Ctrl-C stops)")
     err.print(f"try: {example(url, config.models[0])}")
 
 

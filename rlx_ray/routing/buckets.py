@@ -7,7 +7,7 @@ is found by dynamic programming over the model's variants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlx_ray.component import ModelVariant
 from rlx_ray.errors import InputError
@@ -34,15 +34,19 @@ class ShapeBucket:
         variant: an encoder variant.
         packed: whether it runs on the real token rows alone; one that is not computes all rows that
             it has, but a ragged one has no attention between sequences.
+        rows: the most token rows of a call.
+        ragged: whether sequences share the rows.
     """
 
     variant: ModelVariant
     packed: bool = True
+    rows: int = field(init=False, compare=False)
+    ragged: bool = field(init=False, compare=False)
 
-    @property
-    def rows(self) -> int:
-        """The most token rows of a call."""
-        return self.variant.ragged_rows or self.variant.batch * self.variant.seq
+    def __post_init__(self) -> None:
+        rows = self.variant.ragged_rows
+        object.__setattr__(self, "ragged", rows is not None)
+        object.__setattr__(self, "rows", rows or self.variant.batch * self.variant.seq)
 
     def takes(self, lengths: Sequence[int]) -> int:
         """How many texts from the first on one call takes; `lengths` falls."""
@@ -58,13 +62,12 @@ class ShapeBucket:
 
     def cost(self, lengths: Sequence[int]) -> float:
         """What one call for texts of some lengths costs, in rows of a short sequence."""
-        ragged = self.variant.ragged_rows is not None
         attended = sum(n * n for n in lengths) / _ATTENTION_ROWS
         if not self.packed:
             padded = self.rows * self.variant.seq / _ATTENTION_ROWS
-            return self.rows + (attended if ragged else padded) + _CALL_ROWS
+            return self.rows + (attended if self.ragged else padded) + _CALL_ROWS
         real = sum(lengths) + attended
-        even = self.variant.batch == 1 or ragged
+        even = self.variant.batch == 1 or self.ragged
         loose = _LOOSE_EVEN if even else _LOOSE
         return real + loose * (self.rows - sum(lengths)) + _CALL_ROWS
 

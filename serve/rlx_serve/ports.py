@@ -30,6 +30,14 @@ def free_port(host: str, port: int) -> int:
     return choices[-1]
 
 
+def free_ports(host: str, count: int) -> list[int]:
+    """Some ports that are free, each another one."""
+    found: dict[int, None] = {}
+    while len(found) < count:
+        found[free_port(host, 0)] = None
+    return list(found)
+
+
 def _refusal(host: str, port: int) -> str:
     """Why a port cannot be listened on; empty if it can."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

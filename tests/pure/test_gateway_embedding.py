@@ -48,7 +48,7 @@ class Fake:
 
 def lane(call: Call, target: str = "cpu-a", variants: Sequence[ModelVariant] = VARIANTS) -> Lane:
     routes = {v: Route("m", str(v), f"{v.key:016x}", f"{target}{v}", "a5" * 32) for v in variants}
-    return Lane(target, call, routes)
+    return Lane(target, call, routes, calls=8)
 
 
 def texts(*lengths: int) -> list[Encoded]:

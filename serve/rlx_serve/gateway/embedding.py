@@ -23,10 +23,6 @@ from rlx_ray.inference.embedding import (
 from rlx_ray.routing.buckets import ShapeBucket
 from rlx_serve.wire import CallResult, Route
 
-_CALLS_AT_ONCE = 8
-"""Calls of one request in flight: enough for every replica to work, too few to crowd others out."""
-
-
 Call = Callable[[Route, Mapping[str, np.ndarray]], Awaitable[CallResult]]
 """Runs a variant. Raises Busy if it takes no more work, VariantMissing if it has no artifact."""
 
@@ -41,6 +37,9 @@ class Lane:
         routes: the variants that texts can be routed to.
         loaded: whether a variant is in memory; an executor's always counts as such.
         passes: how many passes it takes at once.
+        buckets: the same variants, with what routing has to know of them.
+        calls: how many calls of a pass: a processor runs one after the other fastest, several
+            replicas are to have work each.
     """
 
     target: str
@@ -48,11 +47,12 @@ class Lane:
     routes: Mapping[ModelVariant, Route]
     loaded: Callable[[Route], bool] = lambda route: True
     passes: int = 1
+    calls: int = 1
+    buckets: tuple[ShapeBucket, ...] = field(init=False)
 
-    @property
-    def buckets(self) -> list[ShapeBucket]:
-        """The same variants, with what routing has to know of them."""
-        return [ShapeBucket(variant, route.packed) for variant, route in self.routes.items()]
+    def __post_init__(self) -> None:
+        found = [ShapeBucket(variant, route.packed) for variant, route in self.routes.items()]
+        object.__setattr__(self, "buckets", tuple(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ async def embed(
         RlxError: one of `fallback.PASSED_ON` as the first lane says it, once none is left.
         CompileError, StoreError: as a lane says.
     """
-    limit = asyncio.Semaphore(_CALLS_AT_ONCE)
+    limits = [asyncio.Semaphore(lane.calls) for lane in lanes]
     begun = time.monotonic()
 
     def route_of(call: ForwardPass) -> Route:
@@ -156,7 +156,7 @@ async def embed(
         lane, route = lanes[call.lane], route_of(call)
         if not lane.loaded(route):
             waits()
-        async with limit:
+        async with limits[call.lane]:
             result = await lane.call(route, call.inputs(texts))
         return Ran(result.outputs[OUTPUT], result.tier)
 

@@ -17,6 +17,9 @@ from rlx_serve.replica.core import ReplicaCore
 from rlx_serve.table import Table
 from rlx_serve.wire import CallResult, Handle, Route
 
+_CALLS = 8
+"""Calls of a pass at once: enough for every replica to work, too few to crowd others out."""
+
 _PASSES = 2
 """Passes of a replica at once: while one runs, the next one is on its way."""
 
@@ -55,7 +58,7 @@ def lanes(
             there = executors[target.name]
             passes = _PASSES * there.replicas
             call = handle_call(there.handle, target)
-            found.append(Lane(target.name, call, routes, passes=passes))
+            found.append(Lane(target.name, call, routes, passes=passes, calls=_CALLS))
     return tuple(found)
 
 
