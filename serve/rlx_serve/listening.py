@@ -44,7 +44,7 @@ def listen(spec: ServeSpec, cluster: RayConnection, undo: ExitStack) -> None:
         except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             raise ClusterError(
                 f"Ray Serve does not listen on {spec.host}:{spec.port}: "
-                f"{first(getattr(error, 'cause', error))}",
+                f"{_why(getattr(error, 'cause', error))}",
                 "Check that the port is free there, or set serve.port or --port.",
             ) from error
         if cluster.own:  # one that did not come up ends with Ray
@@ -57,6 +57,12 @@ def listen(spec: ServeSpec, cluster: RayConnection, undo: ExitStack) -> None:
             f"{spec.host}:{spec.port}.",
             f"Set serve.host or --host to {there.host} and serve.port or --port to {there.port}.",
         )
+
+
+def _why(error: BaseException) -> str:
+    """What went wrong, in a line: HAProxy says it behind notices of its version."""
+    alerts = [line for line in str(error).splitlines() if "[ALERT]" in line]
+    return alerts[0].partition(" : ")[2].strip() if alerts else first(error)
 
 
 def _end_serve(cluster: RayConnection) -> None:
