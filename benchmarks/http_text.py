@@ -1,6 +1,6 @@
 """SmolLM2-135M Q4_1 over HTTP against the same engine in process: what serving costs.
 
-    .venv/bin/python benchmarks/http_text.py [--json] [--rounds 3] [--threads 2] [--haproxy]
+    .venv/bin/python benchmarks/http_text.py [--json] [--rounds 3] [--threads 2] [--proxy python]
 
 `one stream`: tokens a second of a single stream between its first and its last token; `gap` is the
 95th percentile of the milliseconds between two of its events. `whole answer`: the same request not
@@ -222,10 +222,10 @@ def main() -> None:
         print(json.dumps({"engine": engine, "http": served}[sys.argv[2]](Path(sys.argv[3]))))
         return
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--haproxy", action="store_true", help="HAProxy before the gateway")
+    parser.add_argument("--proxy", choices=("haproxy", "python"), default="haproxy")
     args = parser.parse_args()
     path = prepare(args.threads)
-    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if args.haproxy else "0"
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if args.proxy == "haproxy" else "0"
     found: dict[str, list[dict[str, float]]] = {"engine": [], "http": []}
     for _ in range(args.rounds):
         for side, rounds in found.items():
@@ -239,7 +239,7 @@ def main() -> None:
             more["gap_ms"] = round(statistics.median(r["gap"] for r in found["http"]) * 1e3, 1)
         peers = {"engine": round(peer * scale, 1)}
         rows.append(row(case, unit, round(ours * scale, 1), peers, better, **more))
-    report("http_text", rows, args.json, threads=args.threads, haproxy=args.haproxy)
+    report("http_text", rows, args.json, threads=args.threads, proxy=args.proxy)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,18 @@ def test_a_cancelled_request_is_not_run_and_takes_nobody_along() -> None:
     story(check)
 
 
+def test_one_that_leaves_before_its_pass_begins_frees_the_lane() -> None:
+    async def check(model: Model, passes: SharedPasses) -> None:
+        model.gate.set()
+        gone = ask(passes, 1)
+        await asyncio.sleep(0)  # its pass is a task that has not run yet
+        gone.cancel()
+        assert ids_of(await ask(passes, 2)) == [2]
+        assert model.passes == [("m", [2])]
+
+    story(check)
+
+
 def test_what_is_late_is_not_run() -> None:
     async def check(model: Model, passes: SharedPasses) -> None:
         first, late = ask(passes, 1), ask(passes, 2, seconds=0)

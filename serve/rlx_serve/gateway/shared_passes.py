@@ -116,22 +116,25 @@ class SharedPasses:
         for one in self._batcher.late(time.monotonic()):
             self._parts[one.key].fail(TimeoutError("it waited too long for a free lane."))
         while taken := self._batcher.next():
-            task = asyncio.get_running_loop().create_task(self._pass(taken))
+            parts = [self._parts[one.key] for one in taken]
+            task = asyncio.get_running_loop().create_task(self._pass(taken[0].model, parts))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass(self, taken: Sequence[Waiting]) -> None:
-        parts = [self._parts[one.key] for one in taken]
+    async def _pass(self, model: str, parts: Sequence[_Part]) -> None:
         free = _Once(self._done)
         timer = asyncio.get_running_loop().call_later(_LONG_S, free)
         try:
-            await self._run_parts(taken[0].model, parts, free)
+            await self._run_parts(model, parts, free)
         finally:
             timer.cancel()
             free()
 
     async def _run_parts(self, model: str, parts: Sequence[_Part], free: _Once) -> None:
         started = time.monotonic()
+        parts = [part for part in parts if part.wanted()]
+        if not parts:
+            return
         texts = [text for part in parts for text in part.texts]
         try:
             answers = await self._run(model, texts, [len(part.texts) for part in parts], free)
@@ -142,8 +145,7 @@ class SharedPasses:
                 return
             _log.warning("a pass of %d requests failed, each is tried alone: %s", len(parts), error)
             for part in parts:
-                if part.wanted():
-                    await self._run_parts(model, [part], free)
+                await self._run_parts(model, [part], free)
             return
         for part, answer in zip(parts, answers, strict=True):
             answer.times["queue"] = started - part.added
