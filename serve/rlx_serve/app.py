@@ -110,15 +110,22 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
         replicas = placement.max_replicas or placement.replicas
         executors[target.name] = Executors(handle, replicas)
     options = gateway_options(spec)
-    gateway = _deploy(serve.ingress()(Gateway), "Gateway", spec, _UNBOUNDED, options)
+    body = serve.ingress()(Gateway)
+    gateway = _deploy(body, "Gateway", spec, _UNBOUNDED, options, spec.request_timeout_s)
     return gateway.bind(
         config, fleet.local, executors, coordinator, fleet.passed_over, table.deployed
     )
 
 
 def _deploy(
-    body: type, name: str, spec: ServeSpec, ongoing: int, options: Mapping[str, Any]
+    body: type,
+    name: str,
+    spec: ServeSpec,
+    ongoing: int,
+    options: Mapping[str, Any],
+    grace: float = 10,
 ) -> serve.Deployment:
+    """A deployment; one that ends has so many seconds for the requests that it answers."""
     try:
         declare = serve.deployment(
             name=name,
@@ -126,7 +133,7 @@ def _deploy(
             max_queued_requests=max(ongoing, spec.max_queued_requests),
             backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
             graceful_shutdown_wait_loop_s=0.5,
-            graceful_shutdown_timeout_s=10,
+            graceful_shutdown_timeout_s=grace,
             max_constructor_retry_count=_STARTS,
             **options,
         )
@@ -208,8 +215,7 @@ def serving(
         fleet = fleet or _fleet(found, table, seen)
         with ExitStack() as undo:
             listen(found.serve, cluster, undo)
-            if not cluster.own:
-                undo.callback(serve.delete, APP)
+            undo.callback(serve.delete, APP)  # first: what runs is answered, by the proxy too
             _start(found, table, fleet)
             url = url_of(found.serve.host, found.serve.port, cluster)
             await_route(url)

@@ -19,6 +19,9 @@ import sys
 HEADER_S = 10
 """Seconds that a client may take to send its headers."""
 
+_STAND_IN = re.compile(r"^\s*server \S+ \S+ check backup\n", re.MULTILINE)
+"""Ray's Python proxy, asked where no gateway is up: all that it says is that there is no path."""
+
 _CLOSED = "# Closed by rlx_serve.\n"
 _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 
@@ -39,6 +42,11 @@ def closed(text: str, page: str) -> str:
         (r"^(\s*bind) \*?:(\d+)$", r"\1 127.0.0.1:\2", 2),
         (r"^(\s*stats socket \S+ mode) 666\b", r"\1 600", 1),
         (r"^(\s*errorfile 50[234]) \S+$", rf"\1 {page}", 3),
+        (
+            r"^(backend default_backend\n\s*http-request return status) 404 .*$",
+            r"\1 503 default-errorfiles",
+            1,
+        ),
         (r"^(defaults\n\s*mode http)$", rf"\1\n    timeout http-request {HEADER_S}s", 1),
     )
     for pattern, new, count in changes:
@@ -48,7 +56,7 @@ def closed(text: str, page: str) -> str:
                 f"HAProxy's configuration has {found} lines like {pattern!r}, not {count}. Install "
                 "the Ray that pyproject.toml names, or serve with --proxy python."
             )
-    return _CLOSED + text
+    return _CLOSED + _STAND_IN.sub("", text)
 
 
 def main(binary: str, page: str, *arguments: str) -> None:

@@ -74,7 +74,7 @@ def test_drain_times_grow_from_config_to_serve_to_pod(config: Config) -> None:
         pod = template["spec"]
         pause = pod["containers"][0].get("lifecycle", {}).get("preStop")
         seconds = int(pause["exec"]["command"][1]) if pause else 0
-        drain = 10  # graceful_shutdown_timeout_s of rlx_serve.app
+        drain = 10  # of executors; a gateway's is request_timeout_s, within the limit
         assert pod["terminationGracePeriodSeconds"] > limit + seconds + drain, path
     assert one(base(), "RayService")["spec"]["rayClusterDeletionDelaySeconds"] > limit
 

@@ -27,6 +27,11 @@ frontend prometheus
     mode http
 frontend http_frontend
     bind 127.0.0.1:8000
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path not found."
+backend http-rlx
+    server gateway 127.0.0.1:30000 check observe layer4
+    server proxy 127.0.0.1:8500 check backup
 listen stats
   bind *:8404
 """
@@ -38,7 +43,10 @@ def test_what_ray_opens_is_closed_and_stays_so() -> None:
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
     assert "mode 600 level admin" in found
     assert "timeout http-request 10s" in found
+    assert [line.split()[1] for line in found.splitlines() if "server g" in line] == ["gateway"]
+    assert "backup" not in found
     assert found.count("/page") == 3
+    assert "http-request return status 503 default-errorfiles" in found
     assert closed(found, "/page") == found
 
 
@@ -57,6 +65,8 @@ def test_rays_template_has_the_lines_that_are_changed() -> None:
         "bind *:{{ config.stats_port }}",
         "stats socket {{ config.socket_path }} mode 666",
         "errorfile 502 {{ config.error_file_path }}",
+        "{{ backend.fallback_server.port }} check backup",
+        "backend default_backend\n    http-request return status 404 ",
     ):
         assert template.count(line) == 1, line
 

@@ -138,7 +138,7 @@ DOORS = (
     Door(
         r"^ray::ProxyActor",
         "GET /v2/health/live",
-        "ours: serve.host and serve.port with --proxy python; HAProxy's stand-in otherwise",
+        "ours: serve.host and serve.port with --proxy python; beside HAProxy nobody asks it",
         "the endpoint, which has no token",
         answers=OPEN,
     ),
