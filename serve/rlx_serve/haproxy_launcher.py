@@ -39,7 +39,8 @@ def closed(text: str, page: str) -> str:
     if text.startswith(_CLOSED):
         return text
     changes = (
-        (r"^(\s*bind) \*?:(\d+)$", r"\1 127.0.0.1:\2", 2),
+        (r"^(frontend prometheus\n\s*bind) \*?:(\d+)$", r"\1 127.0.0.1:\2", 1),
+        (r"^(listen stats\n\s*bind) \*?:(\d+)$", r"\1 127.0.0.1:\2", 1),
         (r"^(\s*stats socket \S+ mode) 666\b", r"\1 600", 1),
         (r"^(\s*errorfile 50[234]) \S+$", rf"\1 {page}", 3),
         (

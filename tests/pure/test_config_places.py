@@ -90,6 +90,15 @@ def test_serve_reads_every_field(tmp_path: Path) -> None:
     assert loaded(tmp_path, (("serve",), {"warm": []})).serve == ServeSpec()
 
 
+def test_a_gateways_bytes_are_for_what_it_runs(tmp_path: Path) -> None:
+    values = {"max_slot_bytes": 5, "gateway": {"max_slot_bytes": 7}}
+    serve = loaded(tmp_path, (("serve",), values)).serve
+    assert serve.placement(target("cpu-aarch64")).max_slot_bytes == 7
+    assert serve.placement(target("cuda-sm_90")).max_slot_bytes == 5
+    serve = loaded(tmp_path, (("serve",), {**values, "executors": {"cpu": {}}})).serve
+    assert serve.placement(target("cpu-aarch64")).max_slot_bytes == 5
+
+
 def test_a_targets_entry_wins_over_its_kinds_and_the_default(
     tmp_path: Path,
 ) -> None:

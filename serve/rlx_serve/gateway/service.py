@@ -46,6 +46,7 @@ class Service:
         ready: whether an executor answers.
         text_models: the language models that are served, by name.
         availability: which executors answer; all of them, where it is not said.
+        replicas: how many replicas run what this gateway is asked, itself among them.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Service:
         ready: Ready,
         text_models: Mapping[str, ServedTextModel] | None = None,
         availability: Availability | None = None,
+        replicas: int = 1,
     ) -> None:
         self.limits = config.serve
         self.text_models = text_models or {}
@@ -77,7 +79,7 @@ class Service:
             for target in dict.fromkeys(lane.target for lane in lanes)
         }
         """By the first target of the models that they run."""
-        self._most = self.limits.max_ongoing_requests + self.limits.max_queued_requests
+        self._most = self.limits.max_ongoing_requests * replicas + self.limits.max_queued_requests
         self._requests = 0
 
     def model(self, name: str) -> Served:
@@ -136,7 +138,7 @@ class Service:
         Raises:
             InputError: no texts, too many, or one longer than the largest variant.
             TimeoutError: it took longer than `serve.request_timeout_s`.
-            RlxError: as `dispatch.embed` does.
+            RlxError: as `embedding.embed` does.
         """
         self._check_count(len(texts))
         begun = time.monotonic()
@@ -197,7 +199,7 @@ class Service:
         if self._requests >= self._most:
             raise Busy(
                 f"this gateway has {self._requests} requests at once, its limit "
-                "(serve.max_ongoing_requests and serve.max_queued_requests together).",
+                "(serve.max_ongoing_requests of each replica, and serve.max_queued_requests).",
                 "Try again in a second.",
             )
         self._requests += 1

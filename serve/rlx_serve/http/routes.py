@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rlx_serve.gateway.request_error import RequestError
 from rlx_serve.gateway.service import Service
@@ -34,7 +36,8 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LONG = re.compile(rb"[0-9]{19}")
 """A whole number that 64 bits may not hold: orjson would make it a float."""
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[ASGIApp]]
+"""Answers a request: by an ASGI application, such as a response."""
 
 
 def make_app(service: Service) -> Starlette:
@@ -62,17 +65,30 @@ def _get(path: str, handler: Handler) -> Route:
 def _post(service: Service, path: str, handler: Handler) -> Route:
     """A route of requests that count towards what the gateway takes at once."""
 
-    async def admitted(request: Request) -> Response:
-        with service.admitted():
-            return await handler(request)
+    async def admitted(request: Request) -> ASGIApp:
+        with ExitStack() as stack:
+            stack.enter_context(service.admitted())
+            return _Written(await handler(request), stack.pop_all())
 
     return Route(path, _answered(admitted), methods=["POST"])
+
+
+class _Written:
+    """A response, and what is held until it is written: streams run while they are."""
+
+    def __init__(self, response: ASGIApp, held: ExitStack) -> None:
+        self._response = response
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await self._response(scope, receive, send)
 
 
 def _answered(handler: Handler) -> Handler:
     """A handler whose errors are answers."""
 
-    async def answered(request: Request) -> Response:
+    async def answered(request: Request) -> ASGIApp:
         try:
             return await handler(request)
         except Exception as error:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -101,7 +102,8 @@ class ReplicaCore:
             self._loaders,
             self._runners,
         )
-        rows = tuple(row for row in table.select(self.target) if wanted(row))
+        table = replace(table, rows=tuple(row for row in table.rows if wanted(row)))
+        rows = table.select(self.target)
         self._rows = {row.route.route_id: row for row in rows}
         for name in sorted({row.route.model for row in rows}):
             specs = [row.spec for row in rows if row.route.model == name]
